@@ -1,0 +1,1 @@
+"""Metrics, baselines and benchmark protocols that judge every release."""

@@ -1,0 +1,1 @@
+"""The domain: data contracts, market profiles, importers of public data sets, and the simulated world."""

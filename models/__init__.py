@@ -1,0 +1,1 @@
+"""Merlin models: the two-tower retriever and the multi-task DLRM ranker; training and export to ONNX."""

@@ -1,0 +1,1 @@
+"""NVTabular feature workflows, one per entity: fit, transform, and compile to an ONNX graph."""
