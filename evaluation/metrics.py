@@ -1,0 +1,235 @@
+"""Metrics of ranking, classification and regression, on whole batches at once.
+
+Ranking metrics work in steps: `top_k` turns scores into items, `hits` asks which of them are relevant, and
+`recall`, `hit_rate`, `ndcg` and `mrr` turn the hits of a query into one number. They agree with ranx, and a
+test says so. Classification metrics are scikit-learn's, with the errors of degenerate input made readable.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
+
+NO_ITEM = -1  # fills the end of a list that is shorter than k
+
+
+class Interval(NamedTuple):
+    """A mean (or a statistic) with the ends of its 95 % confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def top_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """The k best columns of each row, best first; of equal scores the lower column comes first.
+
+    Args:
+        scores: float32[B, I]; -inf marks an item that must not be listed.
+        k: length of the lists.
+
+    Returns:
+        int64[B, k]; `NO_ITEM` fills lists that run out of items.
+
+    Raises:
+        ValueError: a score is NaN, or k is below 1.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    scores = np.asarray(scores, dtype=np.float32)
+    if np.isnan(scores).any():
+        raise ValueError(f"{int(np.isnan(scores).sum())} of {scores.size} scores are NaN: the model diverged")
+    items = scores.shape[1]
+    result = np.full((len(scores), k), NO_ITEM, dtype=np.int64)
+    last = max(items - k, 0)
+    threshold = np.partition(scores, last, axis=1)[:, last]
+    # All at or above the k-th best score, ties included; columns ascend, and a stable sort keeps them so.
+    rows, columns = np.nonzero((scores >= threshold[:, None]) & (scores > -np.inf))
+    order = np.lexsort((-scores[rows, columns], rows))
+    rows, columns = rows[order], columns[order]
+    place = np.arange(len(rows)) - np.searchsorted(rows, np.arange(len(scores)))[rows]
+    listed = place < k
+    result[rows[listed], place[listed]] = columns[listed]
+    return result
+
+
+def hits(lists: np.ndarray, relevant: sp.csr_matrix) -> np.ndarray:
+    """Which entries of each list are relevant: bool[B, k] from int64[B, k] and a CSR matrix [B, I]."""
+    rows, items = relevant.shape
+    if len(lists) != rows:
+        raise ValueError(f"{len(lists)} lists for {rows} rows of relevant items")
+    row_of = np.repeat(np.arange(rows, dtype=np.int64), np.diff(relevant.indptr))
+    keys = np.unique(row_of * items + relevant.indices)
+    wanted = np.arange(rows, dtype=np.int64)[:, None] * items + lists
+    if not len(keys):
+        return np.zeros(lists.shape, dtype=bool)
+    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return (keys[place] == wanted) & (lists != NO_ITEM)
+
+
+def recall(hit: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+    """Recall@K per query: hits over all relevant items (not over min(K, relevant), as LightGCN has it).
+
+    Args:
+        hit: bool[B, K], as `hits` returns.
+        relevant: int64[B], number of relevant items, at least 1.
+    """
+    return hit.sum(axis=1) / relevant
+
+
+def hit_rate(hit: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+    """HR@K per query: 1 where the list holds a relevant item at all."""
+    return hit.any(axis=1).astype(np.float64)
+
+
+def ndcg(hit: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+    """nDCG@K per query, binary gains, against the ideal list of min(K, relevant) hits.
+
+    Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", TOIS 2002.
+    """
+    length = hit.shape[1]
+    discount = 1 / np.log2(np.arange(2, length + 2))
+    ideal = np.concatenate([[0.0], np.cumsum(discount)])[np.minimum(relevant, length)]
+    return hit @ discount / ideal
+
+
+def mrr(hit: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+    """Reciprocal rank per query: one over the place of the first hit, 0 where there is none."""
+    return np.where(hit.any(axis=1), 1 / (hit.argmax(axis=1) + 1), 0.0)
+
+
+RANKING: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "recall": recall,
+    "hr": hit_rate,
+    "ndcg": ndcg,
+    "mrr": mrr,
+}
+
+
+def ranking_metric(name: str) -> tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], int]:
+    """The function and the K of a name such as "recall@20".
+
+    Raises:
+        ValueError: the name is not `metric@K` with a known metric and K >= 1.
+    """
+    metric, _, k = name.partition("@")
+    if metric not in RANKING or not k.isdigit() or int(k) < 1:
+        raise ValueError(
+            f"unknown ranking metric {name!r}: write one of {sorted(RANKING)} as metric@K, K >= 1"
+        )
+    return RANKING[metric], int(k)
+
+
+def auc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Area under the ROC curve.
+
+    Raises:
+        ValueError: the labels are all of one class, where the area is undefined.
+    """
+    labels = np.asarray(labels).ravel()
+    if len(np.unique(labels)) != 2:
+        raise ValueError(f"AUC needs both classes, but all {len(labels)} labels are equal")
+    return float(sklearn_metrics.roc_auc_score(labels, np.asarray(scores).ravel()))
+
+
+def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Mean negative log likelihood, in nats, of binary labels under probabilities in [0, 1]."""
+    labels, probabilities = _probabilities(labels, probabilities)
+    return float(sklearn_metrics.log_loss(labels, probabilities, labels=[0, 1]))
+
+
+def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error over bins of equal mass.
+
+    The mean over predictions of |mean prediction - share of positives| of their bin. Equal mass, since the
+    rates of a feed are small and bins of equal width would put all predictions into the first. Naeini et al.,
+    "Obtaining well calibrated probabilities using Bayesian binning", AAAI 2015; equal mass after Nixon et
+    al., "Measuring calibration in deep learning", CVPR workshops 2019.
+
+    Args:
+        labels: 0 or 1, [N].
+        probabilities: in [0, 1], [N].
+        bins: number of bins; fewer where there are fewer predictions.
+    """
+    labels, probabilities = _probabilities(labels, probabilities)
+    order = np.argsort(probabilities, kind="stable")
+    gaps = labels[order] - probabilities[order]
+    parts = np.array_split(gaps, min(bins, len(gaps)))
+    return float(sum(abs(part.sum()) for part in parts) / len(gaps))
+
+
+def mean_absolute_error(truth: np.ndarray, predictions: np.ndarray) -> float:
+    """Mean absolute error, in the unit of the truth."""
+    return float(sklearn_metrics.mean_absolute_error(np.ravel(truth), np.ravel(predictions)))
+
+
+POOLED: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "auc": auc,
+    "logloss": log_loss,
+    "ece": calibration_error,
+    "mae": mean_absolute_error,
+}
+
+
+def interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
+    """The mean of independent values with its t interval; the ends are NaN for a single value.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if not len(values):
+        raise ValueError("no values: a mean over no queries is undefined")
+    mean = float(values.mean())
+    if len(values) == 1:
+        return Interval(mean, float("nan"), float("nan"))
+    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return Interval(mean, mean - float(half), mean + float(half))
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray, np.ndarray], float],
+    labels: np.ndarray,
+    scores: np.ndarray,
+    *,
+    seed: int,
+    resamples: int = 200,
+    confidence: float = 0.95,
+) -> Interval:
+    """A statistic of all queries together with its percentile bootstrap interval, over queries.
+
+    Args:
+        statistic: of labels and scores, such as `auc`.
+        labels: [Q] or [Q, C].
+        scores: the same shape.
+    """
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(0, len(labels), size=(resamples, len(labels)))
+    values = []
+    for draw in draws:
+        try:
+            values.append(statistic(labels[draw], scores[draw]))
+        except ValueError:  # a draw of one class only
+            continue
+    if not values:
+        return Interval(statistic(labels, scores), float("nan"), float("nan"))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return Interval(statistic(labels, scores), float(low), float(high))
+
+
+def _probabilities(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.asarray(labels, dtype=np.float64).ravel()
+    probabilities = np.asarray(probabilities, dtype=np.float64).ravel()
+    if not len(labels):
+        raise ValueError("no labels: a metric over no predictions is undefined")
+    outside = ~((probabilities >= 0) & (probabilities <= 1))
+    if outside.any():
+        raise ValueError(
+            f"{int(outside.sum())} of {len(outside)} predictions are no probabilities, such as "
+            f"{probabilities[outside][0]:g}: apply the sigmoid before this metric"
+        )
+    return labels, probabilities
