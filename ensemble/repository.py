@@ -1,0 +1,305 @@
+"""The Triton model repository of a release: generated from the cascade's steps, changed without a lost request.
+
+Each step is a model folder with its configuration and one folder per version. A version folder holds all that the
+version needs, hard links to the release where the file system allows, so a repository can be moved or mounted
+alone. The ensemble `feed` chains the steps, each pinned to one version, so a request never mixes two releases.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import tritonclient.grpc as grpc
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+from tritonclient.utils import InferenceServerException
+
+from ensemble.release import MANIFEST, Release
+from ensemble.steps import OnnxStep, Step, TensorSpec, check_wiring
+from ensemble.triton import RELEASE
+
+FEED = "feed"
+CONFIG = "config.pbtxt"
+TEMPLATES = Path(__file__).resolve().parents[1] / "triton_repo"
+
+
+class RepositoryError(RuntimeError):
+    """A repository that cannot be written or changed; the text says what stays as it was and what to do."""
+
+
+def write_repository(
+    path: str | os.PathLike[str],
+    release_path: str | os.PathLike[str],
+    steps: Sequence[Step],
+    request: Sequence[TensorSpec],
+    reply: Sequence[TensorSpec],
+    *,
+    version: int = 1,
+    max_batch: int = 64,
+    delay_us: int = 500,
+    instances: int = 1,
+    threads: int = 1,
+    stages: str = "ensemble.stages:build",
+    python_path: str | os.PathLike[str] | None = None,
+) -> None:
+    """Write the model repository that serves a release; it appears complete or not at all.
+
+    Args:
+        path: the new repository.
+        release_path: a release, verified first.
+        steps, request, reply: the cascade, and the tensors `feed` takes and gives.
+        version: of every step.
+        max_batch: rows that one run of a step may hold.
+        delay_us: microseconds a request may wait for others to share its run.
+        instances: processes of each stage.
+        threads: ONNX Runtime's threads in each graph's instance.
+        stages: "module:function" called as `function(step name, release)`, returning the stage.
+        python_path: folder to import that module from, where it is not installed.
+
+    Raises:
+        WiringError: the steps do not fit together.
+        ReleaseError: the release is damaged or lacks a step's graph.
+        RepositoryError: `path` exists already.
+    """
+    check_wiring(steps, request, reply)
+    release = _verified(release_path, steps)
+    target = Path(path)
+    if target.exists():
+        raise RepositoryError(f"{target} exists already; add a version to it, or choose another folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        for step in steps:
+            config = _step_config(step, max_batch, delay_us)
+            if isinstance(step, OnnxStep):
+                _set(config, intra_op_thread_count=str(threads), inter_op_thread_count="1")
+            else:
+                config.instance_group[0].count = instances
+                _set(config, stages=stages)
+                if python_path is not None:
+                    _set(config, python_path=str(Path(python_path).resolve()))
+            _write_config(temporary / step.name, config)
+        _place(temporary, release, steps, version)
+        _write_config(temporary / FEED, _feed_config(steps, request, reply, version, max_batch))
+        (temporary / FEED / "1").mkdir()
+        temporary.chmod(0o755)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def add_version(
+    path: str | os.PathLike[str],
+    release_path: str | os.PathLike[str],
+    steps: Sequence[Step],
+    request: Sequence[TensorSpec],
+    reply: Sequence[TensorSpec],
+    *,
+    url: str,
+    deadline_s: float = 60.0,
+    drain_s: float = 1.0,
+) -> int:
+    """Move a running server to another release without losing a request.
+
+    The new version of every step is loaded beside the old one; then `feed` is pinned to the new one; then, after
+    `drain_s` for requests under way, the old one is dropped. A failure before `feed` has moved undoes all of it.
+
+    Args:
+        path: the repository that the server at `url` serves, in explicit model-control mode.
+        release_path: the new release, verified before anything is touched.
+        steps, request, reply: the cascade, with the borders that the repository was written with.
+        url: the server's gRPC address, "host:port".
+        deadline_s: seconds that loading one step may take.
+        drain_s: seconds for which requests under way may still use the old version.
+
+    Returns:
+        The new version.
+
+    Raises:
+        WiringError: the steps do not fit together.
+        ReleaseError: the release is damaged, naming the file; nothing was touched.
+        RepositoryError: the steps differ from the repository's, or the server refused a step; the old release
+            keeps serving.
+    """
+    check_wiring(steps, request, reply)
+    release = _verified(release_path, steps)
+    target = Path(path)
+    old_feed = read_config(target, FEED)
+    _check_same(target, old_feed, steps, request, reply)
+    old = max(step.model_version for step in old_feed.ensemble_scheduling.step)
+    version = max(old, *(v for step in steps for v in versions(target, step.name))) + 1
+    feed = _feed_config(steps, request, reply, version, old_feed.max_batch_size)
+    client = grpc.InferenceServerClient(url)
+    try:
+        try:
+            _place(target, release, steps, version)
+            for step in steps:
+                client.load_model(step.name, client_timeout=deadline_s)
+            _write_config(target / FEED, feed)
+            client.load_model(FEED, client_timeout=deadline_s)
+        except (InferenceServerException, OSError) as error:
+            _write_config(target / FEED, old_feed)
+            _drop(client, target, steps, [version], deadline_s)
+            raise RepositoryError(
+                f"release '{release.name}' was not taken, version {old} keeps serving: {error}"
+            ) from error
+        time.sleep(drain_s)
+        stale = {v for step in steps for v in versions(target, step.name)} - {version}
+        _drop(client, target, steps, sorted(stale), deadline_s)
+    finally:
+        client.close()
+    return version
+
+
+def read_config(path: str | os.PathLike[str], model: str) -> pb.ModelConfig:
+    """The configuration of one model of a repository."""
+    file = Path(path) / model / CONFIG
+    try:
+        return text_format.Parse(file.read_text(encoding="utf-8"), pb.ModelConfig())
+    except (OSError, text_format.ParseError) as error:
+        raise RepositoryError(f"{file} cannot be read ({error}); write the repository again") from error
+
+
+def models(path: str | os.PathLike[str]) -> list[str]:
+    """Names of the models of a repository."""
+    return sorted(file.parent.name for file in Path(path).glob(f"*/{CONFIG}"))
+
+
+def versions(path: str | os.PathLike[str], model: str) -> list[int]:
+    """Versions of one model that lie in a repository, oldest first."""
+    return sorted(int(p.name) for p in (Path(path) / model).iterdir() if p.name.isdigit())
+
+
+def _verified(release_path: str | os.PathLike[str], steps: Sequence[Step]) -> Release:
+    release = Release.open(release_path)
+    for step in steps:
+        if isinstance(step, OnnxStep):
+            release.onnx_path(step.file)
+    return release
+
+
+def _step_config(step: Step, max_batch: int, delay_us: int) -> pb.ModelConfig:
+    onnx = isinstance(step, OnnxStep)
+    config = pb.ModelConfig(
+        name=step.name, backend="onnxruntime" if onnx else "python", max_batch_size=max_batch
+    )
+    config.version_policy.all.SetInParent()
+    config.dynamic_batching.max_queue_delay_microseconds = delay_us
+    kind = pb.ModelInstanceGroup.KIND_AUTO if onnx else pb.ModelInstanceGroup.KIND_CPU
+    config.instance_group.add(count=1, kind=kind)
+    _add_tensors(config, step.inputs, step.outputs)
+    if not onnx:
+        # A stage pads what differs in length; a graph is given requests of one length at a time.
+        for entry, spec in zip(config.input, step.inputs):
+            entry.allow_ragged_batch = spec.varies
+            if spec.pad != TensorSpec(spec.name, spec.dtype, spec.shape).pad:
+                _set(config, **{f"pad.{spec.name}": json.dumps(spec.pad)})
+    return config
+
+
+def _feed_config(
+    steps: Sequence[Step],
+    request: Sequence[TensorSpec],
+    reply: Sequence[TensorSpec],
+    version: int,
+    max_batch: int,
+) -> pb.ModelConfig:
+    config = pb.ModelConfig(name=FEED, platform="ensemble", max_batch_size=max_batch)
+    _add_tensors(config, request, reply)
+    read = {spec.name for spec in reply} | {spec.name for step in steps for spec in step.inputs}
+    for step in steps:
+        entry = config.ensemble_scheduling.step.add(model_name=step.name, model_version=version)
+        entry.input_map.update({spec.name: spec.name for spec in step.inputs})
+        entry.output_map.update({spec.name: spec.name for spec in step.outputs if spec.name in read})
+    return config
+
+
+def _add_tensors(config: pb.ModelConfig, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    for entries, specs in ((config.input, inputs), (config.output, outputs)):
+        for spec in specs:
+            kind = "TYPE_" + spec.triton_type.replace("BYTES", "STRING")
+            entry = entries.add(name=spec.name, data_type=pb.DataType.Value(kind), dims=spec.shape or (1,))
+            if not spec.shape and config.platform != "ensemble":
+                entry.reshape.SetInParent()
+
+
+def _set(config: pb.ModelConfig, **values: str) -> None:
+    for key, value in values.items():
+        config.parameters[key].string_value = value
+
+
+def _write_config(folder: Path, config: pb.ModelConfig) -> None:
+    folder.mkdir(exist_ok=True)
+    temporary = folder / f".{CONFIG}"
+    temporary.write_text(text_format.MessageToString(config), encoding="utf-8")
+    temporary.replace(folder / CONFIG)
+
+
+def _place(target: Path, release: Release, steps: Sequence[Step], version: int) -> None:
+    """Put one version of every step in the repository, each folder complete or absent."""
+    first: dict[
+        str, Path
+    ] = {}  # where the release is on another disk, it is copied once and linked from there
+    for step in steps:
+        folder = target / step.name
+        temporary = folder / f".{version}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        if isinstance(step, OnnxStep):
+            files = {step.file: "model.onnx"}
+        else:
+            shutil.copyfile(TEMPLATES / "stage" / "model.py", temporary / "model.py")
+            (temporary / RELEASE).mkdir()
+            files = {file: f"{RELEASE}/{file}" for file in (*release.files, MANIFEST)}
+        for file, place in files.items():
+            _link(first.get(file, release.path / file), temporary / place)
+            first[file] = folder / str(version) / place
+        temporary.rename(folder / str(version))
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _check_same(
+    target: Path,
+    feed: pb.ModelConfig,
+    steps: Sequence[Step],
+    request: Sequence[TensorSpec],
+    reply: Sequence[TensorSpec],
+) -> None:
+    """Refuse a cascade of other borders: one configuration serves all versions of a step."""
+    same = [(_feed_config(steps, request, reply, 0, 0), feed)]
+    same += [(_step_config(step, 0, 0), read_config(target, step.name)) for step in steps]
+    for new, old in same:
+        changed = list(new.input) != list(old.input) or list(new.output) != list(old.output)
+        order = [step.model_name for step in old.ensemble_scheduling.step]
+        if changed or [step.model_name for step in new.ensemble_scheduling.step] != order:
+            raise RepositoryError(
+                f"'{new.name}' has other tensors or steps than in {target}; the old release keeps serving; "
+                "write a new repository and start a server on it"
+            )
+
+
+def _drop(
+    client: grpc.InferenceServerClient,
+    target: Path,
+    steps: Sequence[Step],
+    stale: Sequence[int],
+    deadline_s: float,
+) -> None:
+    for step in steps:
+        for version in stale:
+            shutil.rmtree(target / step.name / f".{version}", ignore_errors=True)
+            shutil.rmtree(target / step.name / str(version), ignore_errors=True)
+    for model in (*(step.name for step in steps), FEED):
+        client.load_model(model, client_timeout=deadline_s)

@@ -1,0 +1,331 @@
+"""A real Triton server on this host, from the nvidia-pytriton wheel.
+
+The wheel brings Triton with the Python backend only; the project's own `onnxruntime` backend goes beside it, so the
+repository is the one that the GPU image serves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import platform
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import tenacity
+import tritonclient.grpc as grpc
+from tritonclient.utils import InferenceServerException
+
+from ensemble.repository import CONFIG, TEMPLATES, models, read_config
+from ensemble.steps import TensorSpec
+from ensemble.triton import CANARY
+
+_SHM = Path("/dev/shm")
+_CLASH = re.compile(r"address already in use|failed to start .* service", re.IGNORECASE)
+_FAULT = re.compile(r"^[EF]\d{4} |error|failed|exception", re.IGNORECASE)
+_DEAD = re.compile(r"stub process .*not healthy", re.IGNORECASE | re.DOTALL)
+_STOP_S = 10.0
+
+
+class ServerError(RuntimeError):
+    """A server that did not start; the text ends with the lines of its log that say why."""
+
+
+class _PortClash(ServerError):
+    pass
+
+
+class TritonServer:
+    """Serves a model repository while the context lasts.
+
+    with TritonServer("build/repository", log="build/triton.log") as server:
+        client = tritonclient.grpc.InferenceServerClient(server.grpc_url)
+
+    Args:
+        repository: a repository of `ensemble.repository`.
+        log: file that the server's output is appended to.
+        startup_deadline_s: seconds until every model must be ready; a stub that cannot start hangs for ever.
+        http_port, grpc_port, metrics_port: a free one each where None.
+        host: address to listen on.
+    """
+
+    def __init__(
+        self,
+        repository: str | os.PathLike[str],
+        *,
+        log: str | os.PathLike[str],
+        startup_deadline_s: float = 60.0,
+        http_port: int | None = None,
+        grpc_port: int | None = None,
+        metrics_port: int | None = None,
+        host: str = "127.0.0.1",
+    ) -> None:
+        self.repository = Path(repository).resolve()
+        self.log = Path(log)
+        self.host = host
+        self._deadline_s = startup_deadline_s
+        self._wanted = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
+        self._ports: dict[str, int] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._shm = f"pasar_{secrets.token_hex(6)}_"
+
+    @property
+    def grpc_url(self) -> str:
+        """Where clients send requests, "host:port"."""
+        return self._url("grpc")
+
+    @property
+    def http_url(self) -> str:
+        """Triton's HTTP endpoint, "host:port"."""
+        return self._url("http")
+
+    @property
+    def metrics_url(self) -> str:
+        """Prometheus metrics, "host:port"; the path is /metrics."""
+        return self._url("metrics")
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server."""
+        if self._process is None:
+            raise ServerError("the server is not running; start it first")
+        return self._process.pid
+
+    def __enter__(self) -> TritonServer:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> TritonServer:
+        """Start and wait until every model is ready.
+
+        Raises:
+            ServerError: the host cannot run it, a model does not load, or the deadline passed.
+        """
+        if self._process is not None:
+            raise ServerError("the server is running already; stop it first")
+        if not models(self.repository):
+            raise ServerError(f"{self.repository} holds no {CONFIG}; write a repository there first")
+        wheel = _wheel()
+        self._backends = Path(tempfile.mkdtemp(prefix="pasar-backends-"))
+        try:
+            _lay_out_backends(wheel, self._backends)
+            fixed = all(self._wanted.values())
+            tenacity.Retrying(
+                retry=tenacity.retry_if_exception_type(_PortClash),
+                stop=tenacity.stop_after_attempt(1 if fixed else 5),
+                reraise=True,
+            )(self._start_once, wheel)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """Stop the server: politely, then by force. Leaves no process and no shared memory."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # its own group: stubs that outlived it
+            self._process.wait()
+            self._process = None
+        for leftover in _SHM.glob(f"{self._shm}*"):
+            leftover.unlink(missing_ok=True)
+        if hasattr(self, "_backends"):
+            shutil.rmtree(self._backends, ignore_errors=True)
+
+    def revive(self, *, timeout_s: float = 5.0) -> list[str]:
+        """Send every step a sign of life and load those anew whose process died; returns their names.
+
+        Triton never restarts a dead stub and stays ready meanwhile.
+        """
+        dead = []
+        with contextlib.closing(grpc.InferenceServerClient(self.grpc_url)) as client:
+            for model in models(self.repository):
+                config = read_config(self.repository, model)
+                if config.platform == "ensemble":
+                    continue
+                inputs = [_blank(entry) for entry in config.input]
+                try:
+                    client.infer(model, inputs, parameters={CANARY: True}, client_timeout=timeout_s)
+                except InferenceServerException as error:
+                    if _DEAD.search(error.message() or ""):
+                        dead.append(model)
+            for model in dead:
+                client.unload_model(model)
+                client.load_model(model)
+        return dead
+
+    @contextlib.contextmanager
+    def watch(self, *, every_s: float = 0.5) -> Iterator[None]:
+        """Keep the steps alive from a thread of its own while the context lasts; see `revive`."""
+        ended = threading.Event()
+
+        def loop() -> None:
+            while not ended.wait(every_s):
+                # A server that is busy or on its way down is asked again at the next turn.
+                with contextlib.suppress(InferenceServerException):
+                    self.revive()
+
+        thread = threading.Thread(target=loop, name="triton-watch", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _url(self, service: str) -> str:
+        if self._process is None:
+            raise ServerError("the server is not running; start it first")
+        return f"{self.host}:{self._ports[service]}"
+
+    def _start_once(self, wheel: Path) -> None:
+        self._ports = _ports(self._wanted, self.host)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            start = log.tell()
+            self._process = subprocess.Popen(
+                self._command(wheel),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=_environment(wheel),
+                start_new_session=True,
+            )
+        try:
+            self._wait_until_ready(start)
+        except BaseException:
+            backends = self._backends
+            self.stop()
+            _lay_out_backends(wheel, backends)
+            raise
+
+    def _command(self, wheel: Path) -> list[str]:
+        ports = [f"--{name}-port={port}" for name, port in self._ports.items()]
+        return [
+            str(wheel / "bin" / "tritonserver"),
+            f"--model-repository={self.repository}",
+            f"--backend-directory={self._backends}",
+            f"--cache-directory={wheel / 'caches'}",
+            f"--backend-config=python,shm-region-prefix-name={self._shm}",
+            "--disable-auto-complete-config",
+            "--model-control-mode=explicit",
+            "--load-model=*",
+            *(f"--{name}-address={self.host}" for name in self._ports),
+            *ports,
+        ]
+
+    def _wait_until_ready(self, log_start: int) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + self._deadline_s
+        with contextlib.closing(grpc.InferenceServerClient(self.grpc_url)) as client:
+            while time.monotonic() < deadline:
+                if (status := self._process.poll()) is not None:
+                    text = self._log_from(log_start)
+                    kind = _PortClash if _CLASH.search(text) else ServerError
+                    raise kind(f"the server ended with status {status} before it was ready:\n{_why(text)}")
+                with contextlib.suppress(InferenceServerException):
+                    if client.is_server_ready(client_timeout=1.0):
+                        return
+                time.sleep(0.05)
+        text = self._log_from(log_start)
+        raise ServerError(f"the server was not ready after {self._deadline_s:g} s:\n{_why(text)}")
+
+    def _log_from(self, start: int) -> str:
+        with self.log.open("rb") as log:
+            log.seek(start)
+            return log.read().decode(errors="replace")
+
+
+def _wheel() -> Path:
+    """Triton's folder in the installed nvidia-pytriton wheel."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        raise ServerError(
+            f"the Triton wheel runs on Linux x86_64, this is {sys.platform} {platform.machine()}; "
+            "use the in-process cascade here, or a Linux host"
+        )
+    found = importlib.util.find_spec("pytriton")
+    if found is None or not found.submodule_search_locations:
+        raise ServerError("nvidia-pytriton is not installed; run `make setup`")
+    wheel = Path(found.submodule_search_locations[0]) / "tritonserver"
+    stub = _stub(wheel)
+    if not stub.is_file():
+        raise ServerError(f"Triton has no stub for Python {stub.parent.name}; use Python 3.10 or 3.11")
+    return wheel
+
+
+def _stub(wheel: Path) -> Path:
+    minor = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return wheel / "python_backend_stubs" / minor / "triton_python_backend_stub"
+
+
+def _lay_out_backends(wheel: Path, target: Path) -> None:
+    """Copy the backends to one folder: Triton refuses links to Python-based ones, and wheels drop run bits."""
+    python = target / "python"
+    shutil.copytree(wheel / "backends" / "python", python, dirs_exist_ok=True)
+    shutil.copy(_stub(wheel), python)
+    (python / "triton_python_backend_stub").chmod(0o755)
+    shutil.copytree(TEMPLATES / "backends", target, dirs_exist_ok=True)
+    server = wheel / "bin" / "tritonserver"
+    if not os.access(server, os.X_OK):
+        server.chmod(0o755)
+
+
+def _environment(wheel: Path) -> dict[str, str]:
+    libraries = [sysconfig.get_config_var("LIBDIR"), str(wheel.parents[1] / "nvidia_pytriton.libs")]
+    if "LD_LIBRARY_PATH" in os.environ:
+        libraries.append(os.environ["LD_LIBRARY_PATH"])
+    # The stub finds its packages through the first `python` on the path.
+    path = [str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)]
+    changed = {"LD_LIBRARY_PATH": ":".join(libraries), "PATH": ":".join(path), "VIRTUAL_ENV": sys.prefix}
+    return {**os.environ, **changed}
+
+
+def _ports(wanted: dict[str, int | None], host: str) -> dict[str, int]:
+    """The ports asked for, and free ones for the rest, all different."""
+    with contextlib.ExitStack() as held:
+        ports = {}
+        for name, port in wanted.items():
+            if port is None:
+                probe = held.enter_context(socket.socket())
+                probe.bind((host, 0))
+                port = probe.getsockname()[1]
+            ports[name] = port
+        return ports
+
+
+def _why(text: str) -> str:
+    """The last lines of a log that say what went wrong; else its last lines."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return "\n".join(([line for line in lines if _FAULT.search(line)] or lines)[-8:])
+
+
+def _blank(entry) -> grpc.InferInput:
+    """One row of zeros for an input of a model."""
+    shape = [1, *(max(n, 1) for n in entry.dims)]
+    dtype = TensorSpec.dtype_of(grpc.model_config_pb2.DataType.Name(entry.data_type))
+    blank = TensorSpec(entry.name, dtype)
+    tensor = grpc.InferInput(entry.name, shape, blank.triton_type)
+    return tensor.set_data_from_numpy(np.full(shape, blank.pad, dtype))

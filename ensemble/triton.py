@@ -1,0 +1,203 @@
+"""The code between Triton and a stage: the requests of one dynamic batch in, one run, their replies out.
+
+`StageModel` is the whole of a step's `model.py`. Triton checks little of what a Python model is given and nothing
+of what it returns, so both are checked here, and a caller never sees more than a typed message.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ensemble.errors import Code, RequestError
+from ensemble.release import Release
+from ensemble.steps import STRING, Arrays, TensorSpec, check_inputs
+
+CANARY = "pasar_canary"
+"""Request parameter of a sign of life: answered with zeros, without running the stage."""
+
+RELEASE = "release"
+"""Folder in a stage's version folder that holds the release it serves."""
+
+Stage = Callable[..., Any]
+"""A stage: arrays by keyword in, a mapping or a dataclass of arrays out, the batch first in each."""
+
+
+class BatchedStage:
+    """Runs one stage over the requests of one dynamic batch."""
+
+    def __init__(
+        self,
+        name: str,
+        stage: Stage,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        log: Callable[[str], None],
+    ) -> None:
+        self._name, self._stage, self._log = name, stage, log
+        self._inputs, self._outputs = tuple(inputs), tuple(outputs)
+
+    def run(self, requests: Sequence[Arrays]) -> list[dict[str, np.ndarray] | RequestError]:
+        """Answer each request, in order.
+
+        A request that breaks the contract of the inputs gets its error alone. The rest run at once; where that
+        run fails they run one by one, so only the culprit is refused.
+        """
+        replies: list[dict[str, np.ndarray] | RequestError] = []
+        sound: list[int] = []
+        checked: list[dict[str, np.ndarray]] = []
+        for i, request in enumerate(requests):
+            try:
+                checked.append(check_inputs(self._inputs, request))
+                sound.append(i)
+                replies.append({})
+            except RequestError as error:
+                replies.append(error)
+        for i, reply in zip(sound, self._answer(checked)):
+            replies[i] = reply
+        return replies
+
+    def _answer(
+        self, requests: list[dict[str, np.ndarray]]
+    ) -> Sequence[dict[str, np.ndarray] | RequestError]:
+        if not requests:
+            return []
+        try:
+            first = self._inputs[0].name
+            ends = np.cumsum([len(request[first]) for request in requests]).tolist()
+            joint = requests[0] if len(requests) == 1 else _join(self._inputs, requests)
+            outputs = self._run(joint, ends[-1])
+        except RequestError as error:
+            if len(requests) == 1:
+                return [error]
+            return [reply for request in requests for reply in self._answer([request])]
+        starts = [0, *ends[:-1]]
+        return [{name: array[a:b] for name, array in outputs.items()} for a, b in zip(starts, ends)]
+
+    def _run(self, arrays: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
+        try:
+            return self._check(self._stage(**arrays), rows)
+        except RequestError:
+            raise
+        except Exception as error:
+            self._log(f"stage '{self._name}' failed on {rows} rows\n{traceback.format_exc()}")
+            message = f"stage '{self._name}' failed; see the server log"
+            raise RequestError(Code.INTERNAL, message) from error
+
+    def _check(self, result: Any, rows: int) -> dict[str, np.ndarray]:
+        if dataclasses.is_dataclass(result):
+            result = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+        if not isinstance(result, Mapping):
+            raise TypeError(f"it returned {type(result).__name__}; return a mapping or a dataclass of arrays")
+        if set(result) != {spec.name for spec in self._outputs}:
+            raise ValueError(f"it returned {sorted(result)}, not {sorted(s.name for s in self._outputs)}")
+        outputs = {}
+        for spec in self._outputs:
+            array = np.asarray(result[spec.name])
+            if spec.dtype == STRING and array.dtype.kind in "SU":
+                array = array.astype(object)
+            fits = array.ndim == len(spec.shape) + 1 and array.shape[0] == rows
+            fits = fits and all(want in (-1, got) for want, got in zip(spec.shape, array.shape[1:]))
+            if array.dtype != spec.dtype or not fits:
+                raise ValueError(
+                    f"'{spec.name}' is {array.dtype}{list(array.shape)}, not {spec} with B = {rows}"
+                )
+            outputs[spec.name] = np.ascontiguousarray(array)
+        return outputs
+
+
+def _join(specs: Sequence[TensorSpec], requests: Sequence[Arrays]) -> dict[str, np.ndarray]:
+    """Concatenate requests along the batch, padding varying dimensions to the longest."""
+    joint = {}
+    for spec in specs:
+        arrays = [request[spec.name] for request in requests]
+        shape = (
+            np.max([array.shape[1:] for array in arrays], axis=0).astype(int).tolist() if spec.shape else []
+        )
+        if all(list(array.shape[1:]) == shape for array in arrays):
+            joint[spec.name] = np.concatenate(arrays)
+            continue
+        joint[spec.name] = np.full([sum(map(len, arrays)), *shape], spec.pad, spec.dtype)
+        start = 0
+        for array in arrays:
+            place = (slice(start, start + len(array)), *(slice(n) for n in array.shape[1:]))
+            joint[spec.name][place] = array
+            start += len(array)
+    return joint
+
+
+class StageModel:
+    """A Triton Python model that serves the stage of its own name from the release beside it.
+
+    Parameters of the model's configuration:
+        stages: "module:function"; called as `function(name, release)`, it returns the stage.
+        python_path: a folder to import that module from, where it is not installed.
+        pad.<tensor>: JSON of the pad value of an input, where it is not "", 0 or False.
+    """
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Build the stage; on failure the load is refused, naming what is wrong."""
+        import triton_python_backend_utils as pb  # Triton puts it on the path of a model's process only
+
+        self._pb = pb
+        config = json.loads(args["model_config"])
+        parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        inputs = [_spec(entry, parameters) for entry in config["input"]]
+        self._outputs = [_spec(entry, parameters) for entry in config["output"]]
+        folder = Path(args["model_repository"]) / args["model_version"]
+        try:
+            stage = self.build(config, parameters, folder)
+        except Exception as error:
+            pb.Logger.log_error(f"step '{config['name']}' cannot start\n{traceback.format_exc()}")
+            raise pb.TritonModelException(f"step '{config['name']}' cannot start: {error}") from error
+        self._inputs = inputs
+        self._stage = BatchedStage(config["name"], stage, inputs, self._outputs, pb.Logger.log_error)
+
+    def build(self, config: Mapping[str, Any], parameters: Mapping[str, str], folder: Path) -> Stage:
+        """The stage to run; `folder` is the model's version folder."""
+        if "python_path" in parameters and parameters["python_path"] not in sys.path:
+            sys.path.insert(0, parameters["python_path"])
+        module, _, function = parameters["stages"].partition(":")
+        registry = getattr(importlib.import_module(module), function)
+        return registry(config["name"], Release.open(folder / RELEASE))
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Answer the requests of one dynamic batch."""
+        canaries = [CANARY in request.parameters() for request in requests]
+        arrays = [self._read(request) for request, canary in zip(requests, canaries) if not canary]
+        replies = iter(self._stage.run(arrays))
+        return [self._respond(self._alive() if canary else next(replies)) for canary in canaries]
+
+    def _read(self, request: Any) -> dict[str, np.ndarray]:
+        tensors = {s.name: self._pb.get_input_tensor_by_name(request, s.name) for s in self._inputs}
+        return {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
+
+    def _alive(self) -> dict[str, np.ndarray]:
+        return {
+            spec.name: np.full(
+                [1, *(max(n, 1) for n in spec.shape)], "" if spec.dtype == STRING else 0, spec.dtype
+            )
+            for spec in self._outputs
+        }
+
+    def _respond(self, reply: Mapping[str, np.ndarray] | RequestError) -> Any:
+        pb = self._pb
+        if isinstance(reply, RequestError):
+            code = {Code.INVALID_ARGUMENT: "INVALID_ARG"}.get(reply.code, reply.code.value)
+            return pb.InferenceResponse(error=pb.TritonError(reply.message, getattr(pb.TritonError, code)))
+        return pb.InferenceResponse([pb.Tensor(name, array) for name, array in reply.items()])
+
+
+def _spec(entry: Mapping[str, Any], parameters: Mapping[str, str]) -> TensorSpec:
+    shape = entry["reshape"]["shape"] if "reshape" in entry else entry["dims"]
+    pad = parameters.get(f"pad.{entry['name']}")
+    dtype = TensorSpec.dtype_of(entry["data_type"])
+    return TensorSpec(entry["name"], dtype, tuple(map(int, shape)), None if pad is None else json.loads(pad))
