@@ -1,0 +1,250 @@
+"""A data set on disk: one folder of Parquet files that keep the contract of `market.tables`.
+
+    dataset.json                       name, feedback, split, markets, row counts, columns, format version
+    users.parquet, contents.parquet    and sellers.parquet where sellers are known
+    impressions/part-00000.parquet …   in the order of time where there is time
+
+A folder appears whole or not at all, and is never changed once it is there.
+"""
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+
+from market.tables import (
+    ContractError,
+    Feedback,
+    Problem,
+    Split,
+    arrow_schema,
+    validate_entities,
+    validate_impressions,
+)
+
+FORMAT_VERSION = 1
+_DESCRIPTION = "dataset.json"
+
+
+class DatasetError(ValueError):
+    """A folder that is no data set, or not one this version reads; the text says where and what to do."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `dataset.json` says. `rows` and `columns` are keyed by table."""
+
+    name: str
+    feedback: Feedback
+    split: Split
+    markets: list[str]
+    rows: dict[str, int]
+    columns: dict[str, list[str]]
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set on disk. Make one with `Dataset.open` or `write_dataset`."""
+
+    path: Path
+    description: Description
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Dataset":
+        """The data set in the folder `path`; raises `DatasetError` where there is none or it is broken."""
+        path = Path(path)
+        try:
+            content = json.loads((path / _DESCRIPTION).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DatasetError(
+                f"{path} is no data set: it has no {_DESCRIPTION}. Import or generate one there first."
+            ) from None
+        except ValueError as error:
+            raise DatasetError(f"{path / _DESCRIPTION} is not valid JSON ({error}); write it anew.") from None
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if version != FORMAT_VERSION:
+            raise DatasetError(
+                f"{path} has format version {version}; this version of Pasar reads {FORMAT_VERSION}. "
+                "Write the data set anew."
+            )
+        dataset = cls(path, Description(**content))
+        for table, rows in dataset.description.rows.items():
+            found = sum(_rows(file) for file in dataset._files(table))
+            if found != rows:
+                raise DatasetError(
+                    f"{path} is damaged: {table} has {found:,} rows instead of {rows:,}. Write it anew."
+                )
+        return dataset
+
+    @property
+    def name(self) -> str:
+        return self.description.name
+
+    @property
+    def feedback(self) -> Feedback:
+        return self.description.feedback
+
+    @property
+    def split(self) -> Split:
+        return self.description.split
+
+    @property
+    def markets(self) -> list[str]:
+        """Codes of the markets of its users and impressions, sorted."""
+        return self.description.markets
+
+    @property
+    def impression_columns(self) -> list[str]:
+        return self.description.columns["impressions"]
+
+    @property
+    def impression_files(self) -> list[Path]:
+        """The parts of the impressions, in the order of time where there is time."""
+        return sorted((self.path / "impressions").glob("part-*.parquet"))
+
+    def users(self) -> pd.DataFrame:
+        return _read(self._files("users"))
+
+    def contents(self) -> pd.DataFrame:
+        return _read(self._files("contents"))
+
+    def sellers(self) -> pd.DataFrame | None:
+        """The sellers, or None for a data set that knows none."""
+        return _read(self._files("sellers")) if "sellers" in self.description.rows else None
+
+    def impressions(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """All impressions, or those `columns` of them; ValueError for a column the data set lacks."""
+        unknown = [name for name in columns or () if name not in self.impression_columns]
+        if unknown:
+            raise ValueError(
+                f"the impressions of {self.name} have no {', '.join(unknown)}; "
+                f"they have {', '.join(self.impression_columns)}."
+            )
+        return _read(self.impression_files, columns)
+
+    def _files(self, table: str) -> list[Path]:
+        return self.impression_files if table == "impressions" else [self.path / f"{table}.parquet"]
+
+
+def write_dataset(
+    path: Path | str,
+    *,
+    name: str,
+    feedback: Feedback,
+    split: Split,
+    users: pd.DataFrame,
+    contents: pd.DataFrame,
+    sellers: pd.DataFrame | None = None,
+    impressions: Iterable[pd.DataFrame],
+    overwrite: bool = False,
+) -> Dataset:
+    """Validate the tables and write them as the data set `path`.
+
+    `impressions` come in parts, one file each, never all in memory. All parts have the same columns; where
+    they have `time`, a part is sorted by it and starts no earlier than the part before ended. Raises
+    `ContractError` for tables that break the contract, FileExistsError where `path` exists and may not be
+    replaced; then whatever was at `path` before is still there.
+    """
+    path = Path(path)
+    if path.exists() and not (overwrite and (path / _DESCRIPTION).is_file()):
+        raise FileExistsError(
+            f"{path} exists; choose another folder, or overwrite it (only a data set is ever overwritten)."
+        )
+    users, contents, sellers = validate_entities(users, contents, sellers)
+    entities = {"users": users, "contents": contents} | ({} if sellers is None else {"sellers": sellers})
+    with _replaced_whole(path) as folder:
+        for table, frame in entities.items():
+            _write(folder / f"{table}.parquet", table, frame)
+        rows = {table: len(frame) for table, frame in entities.items()} | {"impressions": 0}
+        columns = {table: list(frame.columns) for table, frame in entities.items()}
+        markets = set(users["market"])
+        (folder / "impressions").mkdir()
+        user_ids, content_ids = pd.Index(users["user_id"]), pd.Index(contents["content_id"])
+        ended = None
+        for part in impressions:
+            if part.empty:
+                continue
+            part = validate_impressions(
+                part, feedback=feedback, split=split, user_ids=user_ids, content_ids=content_ids
+            )
+            _expect_same_columns(columns.setdefault("impressions", list(part.columns)), part)
+            if "time" in part:
+                part = part.sort_values("time", kind="stable", ignore_index=True)
+                ended = _expect_later(ended, part)
+            number = len(list((folder / "impressions").iterdir()))
+            _write(folder / "impressions" / f"part-{number:05d}.parquet", "impressions", part)
+            rows["impressions"] += len(part)
+            markets |= set(part["market"].unique())
+        if not rows["impressions"]:
+            raise ContractError([Problem("impressions", "user_id", 0, None, "there are no impressions.")])
+        description = Description(name, feedback, split, sorted(markets), rows, columns)
+        text = json.dumps(asdict(description), indent=2, ensure_ascii=False)
+        (folder / _DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+        Dataset.open(folder)
+    return Dataset.open(path)
+
+
+def _expect_same_columns(expected: list[str], part: pd.DataFrame) -> None:
+    problems = [
+        Problem("impressions", name, 0, None, "some parts have this column, others lack it; give it to all.")
+        for name in sorted(set(expected) ^ set(part.columns))
+    ]
+    if problems:
+        raise ContractError(problems)
+
+
+def _expect_later(ended: int | None, part: pd.DataFrame) -> int:
+    """The time at which `part`, sorted, ends, once it is known not to start before `ended`."""
+    early = int((part["time"] < ended).sum()) if ended is not None else 0
+    if early:
+        first = int(part["time"].iloc[0])
+        remedy = f"earlier than the end of the part before ({ended}); give the parts in the order of time."
+        raise ContractError([Problem("impressions", "time", early, first, remedy)])
+    return int(part["time"].iloc[-1])
+
+
+@contextmanager
+def _replaced_whole(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path` that takes its place at the end, or vanishes if anything is raised."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex[:8]
+    new, old = path.with_name(f".{path.name}.{mark}.new"), path.with_name(f".{path.name}.{mark}.old")
+    new.mkdir()
+    try:
+        yield new
+        if path.exists():
+            path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(file: Path, table: str, frame: pd.DataFrame) -> None:
+    schema = arrow_schema(table, frame)
+    parquet.write_table(arrow.Table.from_pandas(frame, schema, preserve_index=False), file)
+
+
+def _rows(file: Path) -> int:
+    try:
+        return parquet.read_metadata(file).num_rows
+    except (OSError, arrow.ArrowInvalid) as error:
+        raise DatasetError(f"{file} is missing or damaged ({error}); write the data set anew.") from None
+
+
+def _read(files: Sequence[Path], columns: Sequence[str] | None = None) -> pd.DataFrame:
+    parts = [parquet.read_table(file, columns=None if columns is None else list(columns)) for file in files]
+    return arrow.concat_tables(parts).to_pandas()

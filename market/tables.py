@@ -1,0 +1,475 @@
+"""The contract of the tables that every data set is made of: users, contents, sellers, impressions.
+
+What a data set lacks is absent or null, never invented. `validate` runs once, at the border: what it returns
+has the declared types, and everything behind it relies on them. A column of whole numbers that misses some
+values is float64 with NaN in memory (pandas has no other plain way) and integers with nulls on disk.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pandera
+import pyarrow as arrow
+from pandas.api.types import infer_dtype, is_bool_dtype, is_float_dtype, is_integer_dtype, is_numeric_dtype
+
+from market.profiles import MARKETS
+
+Feedback = Literal["impressions", "positives"]
+Split = Literal["time", "leave_last", "given"]
+DType = Literal["str", "int64", "int32", "int16", "int8", "float32", "list<str>", "list<float32>"]
+
+KINDS = ("video", "live", "product")
+SPLITS = ("train", "valid", "test")
+FLAGS = ("click", "like", "follow", "comment", "share", "long_view", "cart", "order", "refund", "negative")
+"""Outcomes that happened or did not: int8 0 or 1."""
+OUTCOMES = ("watch_s", *FLAGS, "value", "rating")
+"""What may be logged after an exposure; none of them is ever a feature of the same exposure."""
+
+_YEAR_2100 = 4_102_444_800
+_ARROW: dict[DType, arrow.DataType] = {
+    "str": arrow.string(),
+    "int64": arrow.int64(),
+    "int32": arrow.int32(),
+    "int16": arrow.int16(),
+    "int8": arrow.int8(),
+    "float32": arrow.float32(),
+    "list<str>": arrow.list_(arrow.string()),
+    "list<float32>": arrow.list_(arrow.float32()),
+}
+
+Mask = Callable[[pd.Series], Any]
+"""Says of each value of a column whether it is right; what it says of null values is not looked at."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the values of a column must satisfy, and what to do where they do not."""
+
+    holds: Mask
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a contract. A column that is not `required` may be absent."""
+
+    dtype: DType
+    rule: Rule
+    required: bool = False
+    nullable: bool = True
+    unique: bool = False
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One way in which a table breaks its contract; `rows` is 0 where the column itself is at fault."""
+
+    table: str
+    column: str
+    rows: int
+    example: Any
+    remedy: str
+
+    def __str__(self) -> str:
+        where = (
+            f" in {self.rows:,} row{'s' * (self.rows != 1)} (such as {self.example!r})" if self.rows else ""
+        )
+        return f"{self.table}.{self.column}{where}: {self.remedy}"
+
+
+class ContractError(ValueError):
+    """Tables that break their contract; `problems` holds each one, and so does the text, a line apiece."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(["the tables break their contract:", *(f"- {p}" for p in self.problems)]))
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A whole data set in memory.
+
+    `feedback` is "positives" where every row of `impressions` is a positive interaction, "impressions" where
+    rows with and without outcomes were logged. `split` says how rows fall into train, validation and test:
+    "time" cuts all at the same times; "leave_last" takes of each (market, user) the last row by time as test
+    and the one before as validation; "given" reads the column `split`.
+    """
+
+    name: str
+    feedback: Feedback
+    split: Split
+    users: pd.DataFrame
+    contents: pd.DataFrame
+    impressions: pd.DataFrame
+    sellers: pd.DataFrame | None = None
+
+
+def _of_distinct(holds: Callable[[Any], bool]) -> Mask:
+    """A mask from a predicate of one value, asked once per distinct value."""
+
+    def mask(values: pd.Series) -> pd.Series:
+        codes, distinct = pd.factorize(values)
+        answers = np.array(
+            [holds(value) for value in distinct] + [True]
+        )  # the last answers for null, code -1
+        return pd.Series(answers[codes], index=values.index)
+
+    return mask
+
+
+def _between(low: float, high: float, remedy: str) -> Rule:
+    return Rule(lambda values: (values >= low) & (values <= high), remedy)
+
+
+def _one_of(allowed: Iterable[str]) -> Rule:
+    known = tuple(allowed)
+    return Rule(lambda values: values.isin(known), f"use one of {', '.join(known)}.")
+
+
+def _vectors(values: pd.Series) -> pd.Series:
+    """Vectors as long as the first one, all numbers finite."""
+    first = values.dropna()
+    length = len(first.iloc[0]) if len(first) else 0
+    return values.map(
+        lambda vector: (
+            isinstance(vector, list | tuple | np.ndarray)
+            and len(vector) == length > 0
+            and bool(np.isfinite(np.asarray(vector, np.float32)).all())
+        )
+    )
+
+
+_TEXT = Rule(_of_distinct(lambda text: text != ""), "empty text; leave the value null where it is not known.")
+_MARKET = Rule(_one_of(MARKETS).holds, f"not a known market; use one of {', '.join(MARKETS)}.")
+_MARKETS = Rule(
+    lambda lists: lists.map(lambda codes: len(codes) > 0 and all(code in MARKETS for code in codes)),
+    f"name at least one market, each one of {', '.join(MARKETS)}.",
+)
+_LANGUAGE = Rule(
+    _of_distinct(lambda code: re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", code) is not None),
+    "not a BCP 47 language code; write 'id', 'pt-BR', 'zh-Hant'.",
+)
+_CURRENCY = Rule(
+    _of_distinct(lambda code: re.fullmatch(r"[A-Z]{3}", code) is not None),
+    "not an ISO 4217 currency code; write 'IDR', 'EUR'.",
+)
+_TIME = _between(
+    0, _YEAR_2100, "not seconds since 1970 in UTC (and before 2100); divide milliseconds by 1,000."
+)
+_FINITE = Rule(lambda values: np.isfinite(values.astype(np.float32)), "not a finite number; use null.")
+_AMOUNT = _between(0, float(np.finfo(np.float32).max), "must be a finite number, 0 or more.")
+_COUNT = _between(0, np.iinfo(np.int32).max, "must be from 0 to 2,147,483,647.")
+_POSITION = _between(0, np.iinfo(np.int16).max, "must be from 0 (the first of the slate) to 32,767.")
+_INTEGER = _between(-(2**63), 2**63 - 1, "does not fit 64 bits.")
+_FLAG = _between(0, 1, "must be 1 (it happened) or 0 (it did not).")
+_PROPENSITY = Rule(lambda values: (values > 0) & (values <= 1), "must be a probability above 0, up to 1.")
+_VECTOR = Rule(_vectors, "must be as long as the first vector of the column and hold finite numbers alone.")
+
+_KEY = Column("str", _TEXT, required=True, nullable=False, unique=True)
+_REFERENCE = replace(_KEY, unique=False)
+_HOME = Column("str", _MARKET, required=True, nullable=False)
+
+CONTRACT: dict[str, dict[str, Column]] = {
+    "users": {
+        "user_id": _KEY,
+        "market": _HOME,
+        "language": Column("str", _LANGUAGE),
+        "age_band": Column("str", _TEXT),
+        "gender": Column("str", _TEXT),
+        "registered_at": Column("int64", _TIME),
+    },
+    "contents": {
+        "content_id": _KEY,
+        "kind": Column("str", _one_of(KINDS), required=True, nullable=False),
+        "markets": Column("list<str>", _MARKETS, required=True, nullable=False),
+        "seller_id": Column("str", _TEXT),
+        "category": Column("str", _TEXT),
+        "language": Column("str", _LANGUAGE),
+        "price": Column("float32", _AMOUNT),
+        "currency": Column("str", _CURRENCY),
+        "duration_s": Column("float32", _AMOUNT),
+        "created_at": Column("int64", _TIME),
+        "ended_at": Column("int64", _TIME),
+        "stock": Column("int32", _COUNT),
+    },
+    "sellers": {
+        "seller_id": _KEY,
+        "market": _HOME,
+        "category": Column("str", _TEXT),
+        "rating": Column("float32", _AMOUNT),
+        "followers": Column("int32", _COUNT),
+        "registered_at": Column("int64", _TIME),
+    },
+    "impressions": {
+        "user_id": _REFERENCE,
+        "content_id": _REFERENCE,
+        "market": _HOME,
+        "time": Column("int64", _TIME, nullable=False),
+        "request_id": Column("int64", _INTEGER, nullable=False),
+        "position": Column("int16", _POSITION, nullable=False),
+        "propensity": Column("float32", _PROPENSITY, nullable=False),
+        "split": Column("str", _one_of(SPLITS), nullable=False),
+        "watch_s": Column("float32", _AMOUNT),
+        **{flag: Column("int8", _FLAG, nullable=False) for flag in FLAGS},
+        "value": Column("float32", _AMOUNT),
+        "rating": Column("float32", _FINITE),
+    },
+}
+"""Each table's columns in their order. Users and contents may have more, see `columns_of`."""
+
+
+def columns_of(table: str, frame: pd.DataFrame) -> dict[str, Column]:
+    """The contract of the columns that `frame` has, declared ones first, in the order of the contract.
+
+    Extras are `x_<name>` on users and contents (text or whole numbers: a categorical attribute; float: a
+    continuous one) and `v_<name>` on contents (vectors of one length). Other columns are left out.
+    """
+    declared = {name: column for name, column in CONTRACT[table].items() if name in frame}
+    extras = {}
+    for name in frame.columns:
+        if name.startswith("x_") and table in ("users", "contents"):
+            extras[name] = _attribute(frame[name])
+        elif name.startswith("v_") and table == "contents":
+            extras[name] = Column("list<float32>", _VECTOR, nullable=False)
+    return declared | extras
+
+
+def arrow_schema(table: str, frame: pd.DataFrame) -> arrow.Schema:
+    """The types on disk of a validated `frame`."""
+    return arrow.schema([(name, _ARROW[column.dtype]) for name, column in columns_of(table, frame).items()])
+
+
+def validate(tables: Tables) -> Tables:
+    """The same tables in the contract's types, or `ContractError` with every problem found.
+
+    Checks each column, that keys are unique, that users, contents and sellers referred to exist, and that the
+    columns which `feedback` and `split` rely on are there.
+    """
+    problems: list[Problem] = []
+    users, contents, sellers = _entities(tables.users, tables.contents, tables.sellers, problems)
+    impressions = _impressions(
+        tables.impressions,
+        tables.feedback,
+        tables.split,
+        _ids(users, "user_id"),
+        _ids(contents, "content_id"),
+        problems,
+    )
+    if problems:
+        raise ContractError(problems)
+    return replace(tables, users=users, contents=contents, sellers=sellers, impressions=impressions)
+
+
+def validate_entities(
+    users: pd.DataFrame, contents: pd.DataFrame, sellers: pd.DataFrame | None
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame | None]:
+    """`validate` for the tables of things, where the impressions come in parts; raises `ContractError`."""
+    problems: list[Problem] = []
+    tables = _entities(users, contents, sellers, problems)
+    if problems:
+        raise ContractError(problems)
+    return tables
+
+
+def validate_impressions(
+    part: pd.DataFrame, *, feedback: Feedback, split: Split, user_ids: pd.Index, content_ids: pd.Index
+) -> pd.DataFrame:
+    """`validate` for one part of the impressions, against the known ids; raises `ContractError`."""
+    problems: list[Problem] = []
+    part = _impressions(part, feedback, split, user_ids, content_ids, problems)
+    if problems:
+        raise ContractError(problems)
+    return part
+
+
+def _entities(
+    users: pd.DataFrame, contents: pd.DataFrame, sellers: pd.DataFrame | None, problems: list[Problem]
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame | None]:
+    users = _check("users", users, problems)
+    contents = _check("contents", contents, problems)
+    if sellers is not None:
+        sellers = _check("sellers", sellers, problems)
+        _resolve("contents", contents, "seller_id", _ids(sellers, "seller_id"), "sellers", problems)
+    if "price" in contents:
+        priced = contents["price"].notna()
+        bare = priced & contents["currency"].isna() if "currency" in contents else priced
+        if bare.any():
+            example = contents.loc[bare, "price"].iloc[0]
+            problems.append(
+                Problem("contents", "price", int(bare.sum()), example, "a price needs its `currency`.")
+            )
+    return users, contents, sellers
+
+
+def _impressions(
+    frame: pd.DataFrame,
+    feedback: Feedback,
+    split: Split,
+    user_ids: pd.Index,
+    content_ids: pd.Index,
+    problems: list[Problem],
+) -> pd.DataFrame:
+    frame = _check("impressions", frame, problems)
+    _resolve("impressions", frame, "user_id", user_ids, "users", problems)
+    _resolve("impressions", frame, "content_id", content_ids, "contents", problems)
+
+    def missing(column: str, remedy: str) -> None:
+        problems.append(Problem("impressions", column, 0, None, remedy))
+
+    if not any(name in frame for name in OUTCOMES):
+        missing("outcomes", f"the table has none; add at least one of {', '.join(OUTCOMES)}.")
+    if split == "given" and "split" not in frame:
+        missing("split", f"missing, and the split is 'given'; add it ({', '.join(SPLITS)}) or split by time.")
+    if split != "given" and "time" not in frame:
+        missing(
+            "time", f"missing, and the split is {split!r}; add it, or a column `split` and split 'given'."
+        )
+    positive = [
+        flag for flag in FLAGS if flag in frame and flag != "negative" and is_numeric_dtype(frame[flag])
+    ]
+    if feedback == "positives" and positive:
+        none = ~(frame[positive] == 1).any(axis=1)
+        if none.any():
+            remedy = (
+                "no outcome is 1, yet the feedback is 'positives'; drop these rows or call it 'impressions'."
+            )
+            example = {flag: 0 for flag in positive}
+            problems.append(Problem("impressions", positive[0], int(none.sum()), example, remedy))
+    return frame
+
+
+def _check(table: str, frame: pd.DataFrame, problems: list[Problem]) -> pd.DataFrame:
+    """`frame` in the contract's types and order if all of it is right; else as it is, with new `problems`."""
+    twice = frame.columns[frame.columns.duplicated()]
+    if len(twice):
+        problems += [Problem(table, name, 0, None, "the column occurs more than once.") for name in twice]
+        return frame
+    frame = frame.reset_index(drop=True)
+    for name in frame.columns:
+        if isinstance(frame[name].dtype, pd.CategoricalDtype | pd.StringDtype):
+            frame[name] = frame[name].astype(object)
+    columns = columns_of(table, frame)
+    absent = {name: c for name, c in CONTRACT[table].items() if c.required and name not in frame}
+    schema = pandera.DataFrameSchema(
+        {name: _pandera_column(column) for name, column in (columns | absent).items()}, strict=True
+    )
+    try:
+        schema.validate(frame, lazy=True)
+    except pandera.errors.SchemaErrors as error:
+        problems += _problems(table, error.failure_cases)
+        return frame
+    return pd.DataFrame({name: _cast(frame[name], column) for name, column in columns.items()})
+
+
+def _pandera_column(column: Column) -> pandera.Column:
+    typed = _TYPED[column.dtype]
+
+    def rule(values: pd.Series) -> pd.Series:
+        # Values of a wrong type are one problem, not two, and no rule is asked about them.
+        right = typed.holds(values) | values.isna()
+        return column.rule.holds(values) if right.all() else ~right | True
+
+    checks = [
+        pandera.Check(typed.holds, error=typed.remedy, name="type"),
+        pandera.Check(rule, error=column.rule.remedy, name="rule"),
+    ]
+    return pandera.Column(
+        checks=checks, required=column.required, nullable=column.nullable, unique=column.unique
+    )
+
+
+def _integers(values: pd.Series) -> pd.Series:
+    if is_integer_dtype(values) or is_bool_dtype(values):
+        return pd.Series(True, index=values.index)
+    if is_float_dtype(values):
+        return values % 1 == 0
+    return pd.Series(False, index=values.index)
+
+
+def _strings(values: pd.Series) -> pd.Series:
+    if infer_dtype(values, skipna=True) in ("string", "empty"):
+        return pd.Series(True, index=values.index)
+    return values.map(lambda value: isinstance(value, str)).astype(bool)
+
+
+def _string_lists(values: pd.Series) -> pd.Series:
+    return values.map(
+        lambda value: (
+            isinstance(value, list | tuple | np.ndarray) and all(isinstance(text, str) for text in value)
+        )
+    ).astype(bool)
+
+
+_WHOLE = Rule(_integers, "not whole numbers; convert the column to integers.")
+_TYPED: dict[DType, Rule] = {
+    "str": Rule(_strings, "not text; convert the column to str (identifiers too)."),
+    **dict.fromkeys(("int64", "int32", "int16", "int8"), _WHOLE),
+    "float32": Rule(
+        lambda values: pd.Series(is_numeric_dtype(values), index=values.index),
+        "not numbers; convert the column to float32.",
+    ),
+    "list<str>": Rule(_string_lists, "not a list of texts; write ['ID', 'MY'] also for one value."),
+    "list<float32>": Rule(
+        lambda values: values.map(lambda value: isinstance(value, list | tuple | np.ndarray)).astype(bool),
+        "not a vector; write a list of float32.",
+    ),
+}
+
+
+def _attribute(values: pd.Series) -> Column:
+    if is_integer_dtype(values) or is_bool_dtype(values):
+        return Column("int64", _INTEGER, nullable=False)
+    if is_float_dtype(values):
+        return Column("float32", _FINITE)
+    return Column("str", _TEXT)
+
+
+def _cast(values: pd.Series, column: Column) -> pd.Series:
+    if column.dtype in ("str", "list<str>", "list<float32>"):
+        values = values.astype(object)
+        return values.where(values.notna(), None)
+    if column.dtype == "float32":
+        return values.astype(np.float32)
+    dtype: Any = "float64" if values.isna().any() else column.dtype
+    return values.astype(dtype)
+
+
+_STRUCTURAL = {
+    "column_in_dataframe": "the column is missing and required.",
+    "column_in_schema": "no such column in the contract; rename or drop it. Further attributes are named "
+    "x_<name> (on users and contents), vectors v_<name> (on contents).",
+    "not_nullable": "the value is missing and required; drop these rows or fill it at its source.",
+    "field_uniqueness": "occurs more than once; keep one row per key.",
+}
+
+
+def _problems(table: str, failures: pd.DataFrame) -> list[Problem]:
+    problems = []
+    for (column, check), cases in failures.groupby(["column", "check"], sort=False, dropna=False):
+        example = cases["failure_case"].iloc[0]
+        if check in ("column_in_dataframe", "column_in_schema"):
+            problems += [Problem(table, name, 0, None, _STRUCTURAL[check]) for name in cases["failure_case"]]
+        else:
+            problems.append(Problem(table, column, len(cases), example, _STRUCTURAL.get(check, check)))
+    return problems
+
+
+def _ids(frame: pd.DataFrame, column: str) -> pd.Index:
+    return pd.Index(frame[column].dropna().unique() if column in frame else [], dtype=object)
+
+
+def _resolve(
+    table: str, frame: pd.DataFrame, column: str, ids: pd.Index, target: str, problems: list[Problem]
+) -> None:
+    if column not in frame or any((p.table, p.column) == (table, column) for p in problems):
+        return
+    codes, distinct = pd.factorize(frame[column])
+    lost = np.append(ids.get_indexer(pd.Index(distinct, dtype=object)) < 0, False)[codes]
+    if lost.any():
+        example = frame[column].to_numpy()[lost][0]
+        remedy = f"not in {target}; add it there (unknown attributes stay null) or drop the rows."
+        problems.append(Problem(table, column, int(lost.sum()), example, remedy))
