@@ -1,0 +1,91 @@
+"""The cascade, declared: the same steps run here in one process and in the Triton ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnxruntime
+
+from ensemble.plan import Plan
+from ensemble.release import Release
+from ensemble.stages import build
+from ensemble.stages.reordering import Reordering
+from ensemble.stages.retrieval import Retrieval
+from ensemble.stages.user_state import REQUEST, UserState
+from ensemble.steps import OnnxStep, StageStep, Step, TensorSpec, check_inputs
+
+
+def cascade_steps(plan: Plan) -> tuple[Step, ...]:
+    """The cascade as an ordered list of steps."""
+    history = TensorSpec("query_lists", np.int64, (plan.query_lists, plan.history_length))
+    packed = (
+        TensorSpec("query_ids", np.int64, (plan.query_ids,)),
+        history,
+        TensorSpec("query_numbers", np.float32, (plan.query_numbers,)),
+    )
+    user_state, retrieval = UserState.step(plan), Retrieval.step(plan)
+    raw = tuple(spec for spec in user_state.outputs if spec.name.startswith("raw_"))
+    vector = TensorSpec("query_vector", np.float32, (plan.dim,))
+    contents = tuple(s for s in retrieval.outputs if s.name in ("content_ids", "content_numbers"))
+    size, tasks = plan.config.candidates, len(plan.tasks)
+    return (
+        user_state,
+        OnnxStep("query", "query.onnx", raw, (vector, *packed)),
+        retrieval,
+        OnnxStep(
+            "ranking",
+            "ranking.onnx",
+            (*packed, *contents),
+            (TensorSpec("probabilities", np.float32, (size, tasks)),),
+        ),
+        Reordering.step(plan),
+    )
+
+
+def reply(plan: Plan) -> tuple[TensorSpec, ...]:
+    """The tensors of a slate, in the order a client reads them."""
+    return Reordering.step(plan).outputs
+
+
+class Cascade:
+    """The served cascade in this process: for tests, the simulator and offline evaluation."""
+
+    def __init__(self, release: Release, threads: int = 1) -> None:
+        self.plan = Plan.of(release)
+        self.steps = cascade_steps(self.plan)
+        self.run = {
+            step.name: build(step.name, release)
+            if isinstance(step, StageStep)
+            else onnx_function(release, step, threads)
+            for step in self.steps
+        }
+
+    def __call__(self, request: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The slates of a batch of requests.
+
+        Args:
+            request: the tensors of `REQUEST`, each [B, ...].
+
+        Returns:
+            The tensors of `reply`.
+
+        Raises:
+            RequestError: as the server would answer.
+        """
+        made = dict(check_inputs(REQUEST, request))
+        for step in self.steps:
+            result = self.run[step.name](**{spec.name: made[spec.name] for spec in step.inputs})
+            made.update(result)
+        return {spec.name: made[spec.name] for spec in reply(self.plan)}
+
+
+def onnx_function(release: Release, step: OnnxStep, threads: int):
+    """A graph of the release as a function of arrays by name."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        str(release.onnx_path(step.file)), options, providers=["CPUExecutionProvider"]
+    )
+    names = [spec.name for spec in step.outputs]
+    return lambda **arrays: dict(zip(names, session.run(names, arrays)))

@@ -1,0 +1,25 @@
+"""Ids to row numbers, in batches: binary search in a sorted array of text, which may be memory-mapped."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class IdIndex:
+    """Finds rows by id.
+
+    Args:
+        ids: <U[N], in row order, distinct.
+    """
+
+    def __init__(self, ids: np.ndarray) -> None:
+        self.order = np.argsort(ids, kind="stable")
+        self.sorted = np.asarray(ids)[self.order]
+
+    def __call__(self, ids: np.ndarray) -> np.ndarray:
+        """Rows of `ids` (text, any shape), int64 of that shape; -1 where unknown."""
+        if not len(self.sorted) or not ids.size:
+            return np.full(ids.shape, -1, np.int64)
+        wanted = ids.astype(str)
+        place = np.minimum(np.searchsorted(self.sorted, wanted), len(self.sorted) - 1)
+        return np.where(self.sorted[place] == wanted, self.order[place], -1)

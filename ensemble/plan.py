@@ -1,0 +1,120 @@
+"""What a release says about its cascade: sizes, weights, columns. `cascade.json`, read into dataclasses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ensemble.release import Release
+
+FILE = "cascade.json"
+
+
+@dataclass(frozen=True)
+class CascadeConfig:
+    """Knobs of the served cascade.
+
+    Attributes:
+        candidates: contents ranked for each request (contents).
+        trending_quota: of these, at most so many come from the trending channel first (contents).
+        pool: best-valued contents that re-ordering chooses from (contents).
+        slate: places in a reply (contents).
+        seller_cap: places one seller may take in a slate (contents).
+        category_cap: places one category may take in a slate (contents).
+        weights: worth of a certain outcome, by task; a task without one counts 0.
+    """
+
+    candidates: int = 200
+    trending_quota: int = 40
+    pool: int = 60
+    slate: int = 10
+    seller_cap: int = 2
+    category_cap: int = 4
+    weights: Mapping[str, float] = field(
+        default_factory=lambda: {
+            "relevant": 1.0,
+            "click": 1.0,
+            "watch": 1.0,
+            "like": 2.0,
+            "follow": 3.0,
+            "long_view": 1.0,
+            "cart": 5.0,
+            "order": 20.0,
+            "negative": -10.0,
+        }
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("candidates", "pool", "slate", "seller_cap", "category_cap"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"cascade.{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.slate <= self.pool <= self.candidates:
+            raise ValueError(
+                f"cascade: slate {self.slate} <= pool {self.pool} <= candidates {self.candidates} must hold"
+            )
+        if not 0 <= self.trending_quota <= self.candidates:
+            raise ValueError(
+                f"cascade.trending_quota is {self.trending_quota}; it lies between 0 and candidates "
+                f"({self.candidates})"
+            )
+
+
+@dataclass(frozen=True)
+class Column:
+    """A raw query column as the compiled workflow reads it.
+
+    Attributes:
+        kind: "string", "integer" or "number".
+        source: "user" (a column of the user table), "context" (the moment), "history" (the content column of
+            the same name, followed through the history) or "request".
+    """
+
+    name: str
+    kind: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the stages need to know beside arrays.
+
+    Attributes:
+        markets: codes; everything that is "by market" is in this order.
+        tasks: of the ranker, in the order of its output.
+        history_length: events of the past that a query carries.
+        dim: size of the query and content vectors.
+        query_ids, query_lists, query_numbers, content_ids, content_numbers: widths of the packed tensors;
+            `content_numbers` counts the pair features too.
+        as_of: end of the log that the release was built from (s since the epoch); 0 where it had no time.
+    """
+
+    markets: tuple[str, ...]
+    tasks: tuple[str, ...]
+    columns: tuple[Column, ...]
+    history_length: int
+    dim: int
+    query_ids: int
+    query_lists: int
+    query_numbers: int
+    content_ids: int
+    content_numbers: int
+    as_of: int
+    config: CascadeConfig
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, release: Release) -> Plan:
+        """The plan of a release."""
+        body = release.json(FILE)
+        return cls(
+            **{
+                **body,
+                "markets": tuple(body["markets"]),
+                "tasks": tuple(body["tasks"]),
+                "columns": tuple(Column(**column) for column in body["columns"]),
+                "config": CascadeConfig(**body["config"]),
+            }
+        )

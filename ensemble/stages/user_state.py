@@ -1,0 +1,139 @@
+"""Who asks, where and when: the user's stored state and the moment, as the raw columns of a query."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ensemble.errors import Code, RequestError
+from ensemble.lookup import IdIndex
+from ensemble.plan import Plan
+from ensemble.release import Release
+from ensemble.steps import StageStep, TensorSpec
+from market.calendar import local_context
+
+NULL_INTEGER = np.iinfo(np.int64).min
+#: Moments a calendar can be asked about: 1970 to 2100.
+LATEST_S = 4_102_444_800
+
+REQUEST = (
+    TensorSpec("user_id", object),
+    TensorSpec("market", object),
+    TensorSpec("time", np.int64),
+    TensorSpec("history", object, (-1,)),
+    TensorSpec("exclude", object, (-1,)),
+    TensorSpec("diversity", np.float32),
+)
+"""What a client sends: ids as text; `time` in s since the epoch; `history`, ids wanted in this session that
+the stored state does not know yet, oldest first, "" fills; `exclude`, ids never to be shown, "" fills;
+`diversity` from 0 (value alone) to 1 (difference alone)."""
+
+_DTYPE = {"string": object, "integer": np.int64, "number": np.float32}
+
+
+class UserState:
+    """Looks users up and writes the raw columns that the compiled query workflow reads.
+
+    An unknown user is served as one without attributes and history; an unknown market is refused, since
+    nothing may be shown there.
+    """
+
+    name = "user_state"
+
+    def __init__(self, release: Release) -> None:
+        self.plan = Plan.of(release)
+        self.users = IdIndex(release.array("user_id.npy"))
+        self.contents = IdIndex(release.array("content_id.npy"))
+        self.markets = np.array(self.plan.markets)
+        self.history = release.array("user_history.npy")
+        self.attributes = {
+            column.name: release.array(f"user_{column.name}.npy")
+            for column in self.plan.columns
+            if column.source == "user"
+        }
+        self.followed = {
+            column.name: release.array(f"content_{column.name.removeprefix('hist_')}.npy")
+            for column in self.plan.columns
+            if column.source == "history"
+        }
+
+    @staticmethod
+    def step(plan: Plan) -> StageStep:
+        """Border of the stage."""
+        raw = tuple(
+            TensorSpec(
+                f"raw_{column.name}", _DTYPE[column.kind], (-1,) if column.source == "history" else ()
+            )
+            for column in plan.columns
+        )
+        made = (*raw, TensorSpec("market_index", np.int64), TensorSpec("seen", np.int64, (-1,), pad=-1))
+        inputs = tuple(spec for spec in REQUEST if spec.name != "diversity")
+        return StageStep(UserState.name, inputs, made)
+
+    def __call__(
+        self,
+        user_id: np.ndarray,
+        market: np.ndarray,
+        time: np.ndarray,
+        history: np.ndarray,
+        exclude: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        """Raw query columns by name (`raw_…`), market_index int64[B] and seen int64[B, S], -1 fills.
+
+        Raises:
+            RequestError: an unknown market, or a time outside 1970 to 2100.
+        """
+        market_index = self._market_index(market)
+        if ((time < 0) | (time > LATEST_S)).any():
+            row = int(np.flatnonzero((time < 0) | (time > LATEST_S))[0])
+            raise RequestError(
+                Code.INVALID_ARGUMENT,
+                f"tensor 'time' holds {int(time[row])} at row {row}; send seconds since 1970, until 2100",
+            )
+        row = self.users(user_id)
+        past = self._history(row, self.contents(history))
+        columns: dict[str, np.ndarray] = {}
+        context = local_context(market.astype(str), time)
+        for column in self.plan.columns:
+            if column.source == "user":
+                values = self._attribute(column.name, column.kind, row)
+            elif column.source == "context":
+                values = getattr(context, column.name)
+            elif column.source == "history":
+                texts = self.followed[column.name]
+                values = np.where(past >= 0, texts[np.maximum(past, 0)], "").astype(object)
+            else:
+                values = {
+                    "user_id": user_id,
+                    "market": market,
+                    "history_length": (past >= 0).sum(axis=1).astype(np.float32),
+                }[column.name]
+            columns[f"raw_{column.name}"] = values
+        seen = np.concatenate([past, self.contents(exclude)], axis=1)
+        return columns | {"market_index": market_index, "seen": seen}
+
+    def _market_index(self, market: np.ndarray) -> np.ndarray:
+        place = IdIndex(self.markets)(market)
+        if (place < 0).any():
+            row = int(np.flatnonzero(place < 0)[0])
+            raise RequestError(
+                Code.NOT_FOUND,
+                f"unknown market {market[row]!r} at row {row}; this release serves {', '.join(self.markets)}",
+            )
+        return place
+
+    def _attribute(self, name: str, kind: str, row: np.ndarray) -> np.ndarray:
+        null = {"string": "", "integer": NULL_INTEGER, "number": np.float32(0)}[kind]
+        if not len(self.attributes[name]):
+            return np.full(len(row), null, _DTYPE[kind])
+        return np.where(row >= 0, self.attributes[name][np.maximum(row, 0)], null).astype(_DTYPE[kind])
+
+    def _history(self, row: np.ndarray, session: np.ndarray) -> np.ndarray:
+        """Stored history and the session's, oldest first, the last L, left-aligned, int64[B, L], -1 fills."""
+        length = self.plan.history_length
+        stored = np.full((len(row), length), -1, np.int64)
+        known = row >= 0
+        stored[known] = self.history[row[known]]
+        both = np.concatenate([stored, session], axis=1)
+        # A stable sort by "absent" moves absences to the front and keeps the order of events.
+        both = np.take_along_axis(both, np.argsort(both >= 0, axis=1, kind="stable"), axis=1)[:, -length:]
+        return np.take_along_axis(both, np.argsort(both < 0, axis=1, kind="stable"), axis=1)

@@ -1,0 +1,67 @@
+"""Statistics of contents that training and serving share: popularity by market, and how old a content is.
+
+Numpy alone: a served request reads them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+DAY_S = 86_400
+#: Names of the columns that `pair_features` returns, in order.
+PAIR_FEATURES = ("popularity_market", "popularity_world", "age")
+
+
+class EventCounts:
+    """How often each (market, content) was wanted before a given time, by binary search in sorted events.
+
+    Args:
+        market, content: int[E], places of the events.
+        time: int64[E], seconds since the epoch.
+        contents: number of contents.
+        window_s: only events of the last `window_s` seconds count.
+    """
+
+    def __init__(
+        self, market: np.ndarray, content: np.ndarray, time: np.ndarray, contents: int, window_s: int
+    ) -> None:
+        self.contents, self.window_s = contents, window_s
+        self.start = int(time.min(initial=0)) if len(time) else 0
+        self.span = (int(time.max()) - self.start if len(time) else 0) + 2
+        cell = market.astype(np.int64) * contents + content
+        self.by_market = np.sort(cell * self.span + (time - self.start))
+        self.by_world = np.sort(content.astype(np.int64) * self.span + (time - self.start))
+
+    def _count(self, keys: np.ndarray, cell: np.ndarray, time: np.ndarray) -> np.ndarray:
+        base = cell.astype(np.int64) * self.span
+        until = np.clip(time - self.start, 0, self.span - 1)
+        since = np.clip(time - self.start - self.window_s, 0, self.span - 1)
+        return (np.searchsorted(keys, base + until) - np.searchsorted(keys, base + since)).astype(np.float32)
+
+    def __call__(
+        self, market: np.ndarray, content: np.ndarray, time: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Events strictly before `time` and inside the window: in the market and in all, float32[P] each."""
+        here = self._count(self.by_market, market.astype(np.int64) * self.contents + content, time)
+        return here, self._count(self.by_world, content.astype(np.int64), time)
+
+
+def pair_features(
+    in_market: np.ndarray, in_world: np.ndarray, created_at: np.ndarray | None, time: np.ndarray | None
+) -> np.ndarray:
+    """Features of a (query, content) pair that neither side has alone, scaled to about [0, 3].
+
+    Args:
+        in_market, in_world: float32[...], wanted outcomes of the content, in the query's market and in all.
+        created_at: int64[...], seconds since the epoch; None where the data set has none.
+        time: int64[...], when the query was made; None where the data set has none.
+
+    Returns:
+        float32[..., 3], columns as in `PAIR_FEATURES`; age is 0 where unknown.
+    """
+    if created_at is None or time is None:
+        age = np.zeros(np.shape(in_market), np.float32)
+    else:
+        age = np.log1p(np.maximum(time - created_at, 0) / DAY_S)
+    columns = (np.log1p(in_market) / 3, np.log1p(in_world) / 3, age / 2)
+    return np.stack([np.asarray(c, np.float32) for c in columns], axis=-1)

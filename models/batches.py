@@ -1,0 +1,193 @@
+"""Batches for training, gathered from arrays: no data frame and no loader thread between disk and model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from market.statistics import PAIR_FEATURES, EventCounts, pair_features
+from workflows.examples import NO_TIME, TRAIN, Examples
+from workflows.features import Features
+
+LOG_Q = "log_q"
+
+
+@dataclass(frozen=True)
+class Popularity:
+    """Wanted outcomes of each content as a training pair may know them.
+
+    With one cut by time, what happened in the trailing window before the query; otherwise the count over the
+    training part, less the pair's own event.
+    """
+
+    totals: np.ndarray
+    events: EventCounts | None
+
+    def __call__(
+        self, market: np.ndarray, content: np.ndarray, time: np.ndarray, own: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if self.events is not None:
+            return self.events(market, content, time)
+        world = self.totals.sum(axis=0)
+        return self.totals[market, content] - own, world[content] - own
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Everything a batch is gathered from.
+
+    Attributes:
+        popularity: what a pair may know of its content's popularity.
+        latest: float32[M, N], popularity at the end of the training part, for serving.
+        created_at: int64[N] or None.
+    """
+
+    examples: Examples
+    features: Features
+    popularity: Popularity
+    latest: np.ndarray
+    created_at: np.ndarray | None
+
+    def query_arrays(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: _column(array[rows]) for name, array in self.features.query.arrays.items()}
+
+    def content_arrays(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: _column(array[rows]) for name, array in self.features.content.arrays.items()}
+
+    def pair_arrays(self, query: np.ndarray, content: np.ndarray, own: np.ndarray) -> dict[str, np.ndarray]:
+        """Pair features by name, float32[P, 1]."""
+        queries = self.examples.queries
+        time = queries.time[query]
+        here, world = self.popularity(queries.market[query], content, time, own)
+        known = self.created_at is not None and self.examples.has_time
+        columns = pair_features(
+            here, world, self.created_at[content] if known else None, time if known else None
+        )
+        return {name: columns[:, [place]] for place, name in enumerate(PAIR_FEATURES)}
+
+
+def _column(array: np.ndarray) -> np.ndarray:
+    """Scalars as [B, 1], which is what Merlin's blocks want; lists stay [B, L]."""
+    return array[:, None] if array.ndim == 1 else array
+
+
+def make_training_set(examples: Examples, features: Features, window_s: int) -> TrainingSet:
+    """Bind examples and features, and count popularity the way the split allows.
+
+    Args:
+        window_s: trailing window of popularity where the data set is cut by time (seconds).
+    """
+    contents = examples.contents
+    created_at = contents["created_at"].fillna(0).to_numpy(np.int64) if "created_at" in contents else None
+    events, latest = None, examples.popularity
+    if examples.split == "time":
+        pairs, queries = examples.pairs, examples.queries
+        wanted = pairs.positive
+        query, content = pairs.query[wanted], pairs.content[wanted]
+        events = EventCounts(
+            queries.market[query], content, queries.time[query], len(contents), window_s
+        )
+        end = queries.time[queries.rows(TRAIN)].max(initial=0)
+        markets, n = len(examples.markets), len(contents)
+        latest = np.stack(
+            [
+                events(np.full(n, market), np.arange(n), np.full(n, end + 1))[0]
+                for market in range(markets)
+            ]
+        )
+    return TrainingSet(examples, features, Popularity(examples.popularity, events), latest, created_at)
+
+
+class RankingBatches(tf.keras.utils.Sequence):
+    """Pairs with labels for the ranker; where only positives were logged, negatives are drawn for each.
+
+    Args:
+        rows: int64[P], rows of `Examples.pairs`.
+        labels: float32[P] by task.
+        negatives: contents drawn for each positive, uniformly from those shown in its market; 0 keeps the
+            logged impressions as they are.
+        shuffle: False keeps the order (and draws the same negatives each time).
+    """
+
+    def __init__(
+        self,
+        data: TrainingSet,
+        rows: np.ndarray,
+        labels: Mapping[str, np.ndarray],
+        *,
+        batch_size: int,
+        negatives: int = 0,
+        seed: int = 0,
+        shuffle: bool = True,
+    ) -> None:
+        self.data, self.batch_size = data, batch_size
+        random = np.random.default_rng(seed)
+        query, content = data.examples.pairs.query[rows], data.examples.pairs.content[rows]
+        own = data.examples.pairs.positive[rows] & (data.examples.pairs.split[rows] == TRAIN)
+        labels = {task: values[rows] for task, values in labels.items()}
+        if negatives:
+            drawn = draw_negatives(data.examples, query, negatives, random)
+            query, content = np.r_[query, np.repeat(query, negatives)], np.r_[content, drawn.ravel()]
+            own = np.r_[own, np.zeros(drawn.size, bool)]
+            labels = {task: np.r_[v, np.zeros(drawn.size, np.float32)] for task, v in labels.items()}
+        order = random.permutation(len(query)) if shuffle else np.arange(len(query))
+        self.query, self.content, self.own = query[order], content[order], own[order]
+        self.labels = {task: values[order] for task, values in labels.items()}
+
+    def __len__(self) -> int:
+        return -(-len(self.query) // self.batch_size)
+
+    def __getitem__(self, place: int) -> tuple[dict, dict]:
+        part = slice(place * self.batch_size, (place + 1) * self.batch_size)
+        query, content = self.query[part], self.content[part]
+        x = self.data.query_arrays(query) | self.data.content_arrays(content)
+        x |= self.data.pair_arrays(query, content, self.own[part])
+        return x, {task: values[part, None] for task, values in self.labels.items()}
+
+
+def draw_negatives(
+    examples: Examples, query: np.ndarray, count: int, random: np.random.Generator
+) -> np.ndarray:
+    """`count` contents for each query, uniform over those available in its market: int32[len(query), count]."""
+    market = examples.queries.market[query]
+    drawn = np.empty((len(query), count), np.int32)
+    for code in np.unique(market):
+        choices = np.flatnonzero(examples.available[code])
+        here = market == code
+        drawn[here] = random.choice(choices, (int(here.sum()), count))
+    return drawn
+
+
+class RetrievalBatches(tf.keras.utils.Sequence):
+    """Positives for the two-tower; every batch holds one market, so that negatives come from that market.
+
+    Each batch carries `log_q`, the log share of the content among its market's positives, for the logQ
+    correction (Yi et al., RecSys 2019).
+    """
+
+    def __init__(self, data: TrainingSet, rows: np.ndarray, *, batch_size: int, seed: int) -> None:
+        self.data = data
+        random = np.random.default_rng(seed)
+        self.query, self.content = data.examples.pairs.query[rows], data.examples.pairs.content[rows]
+        share = data.examples.popularity / np.maximum(data.examples.popularity.sum(axis=1, keepdims=True), 1)
+        market = data.examples.queries.market[self.query]
+        self.log_q = np.log(np.maximum(share[market, self.content], 1e-9)).astype(np.float32)
+        batches: list[np.ndarray] = []
+        for code in np.unique(market):
+            here = random.permutation(np.flatnonzero(market == code))
+            batches += np.array_split(here, max(1, round(len(here) / batch_size)))
+        self.batches = [batches[place] for place in random.permutation(len(batches))]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, place: int) -> tuple[dict, None]:
+        rows = self.batches[place]
+        x = self.data.query_arrays(self.query[rows]) | self.data.content_arrays(self.content[rows])
+        return x | {LOG_Q: self.log_q[rows, None]}, None
+
+
+__all__ = ["LOG_Q", "NO_TIME", "RankingBatches", "RetrievalBatches", "TrainingSet", "make_training_set"]

@@ -1,0 +1,203 @@
+"""Trained models as ONNX graphs: query tower, content tower, and the ranker with the user's part computed once.
+
+Encoded features travel packed, a few tensors instead of a few dozen: `query_ids` int64[B, Fu],
+`query_lists` int64[B, K, L], `query_numbers` float32[B, Gu], and for contents `content_ids` int64[.., Fi],
+`content_numbers` float32[.., Gi]. `Layout` names their columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from .batches import PAIR_FEATURES
+from .blocks import masked_mean
+from .ranker import head
+
+import merlin.models.tf as mm  # isort: skip
+import tensorflow as tf  # isort: skip
+import tf2onnx  # isort: skip
+from merlin.schema import Schema, Tags  # isort: skip
+
+OPSET = 17
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Column names of the packed tensors, in order; `widths` gives each list's length."""
+
+    query_ids: tuple[str, ...]
+    query_lists: tuple[str, ...]
+    query_numbers: tuple[str, ...]
+    content_ids: tuple[str, ...]
+    content_numbers: tuple[str, ...]
+    history_length: int
+
+    @classmethod
+    def of(cls, query: Schema, content: Schema) -> Layout:
+        """The layout of two encoded schemas."""
+
+        def numbers(schema: Schema) -> tuple[str, ...]:
+            return tuple(schema.select_by_tag(Tags.CONTINUOUS).column_names)
+
+        ids = query.select_by_tag(Tags.CATEGORICAL)
+        lists = tuple(column.name for column in ids if column.shape.is_list)
+        return cls(
+            query_ids=tuple(name for name in ids.column_names if name not in lists),
+            query_lists=lists,
+            query_numbers=numbers(query),
+            content_ids=tuple(content.select_by_tag(Tags.CATEGORICAL).column_names),
+            content_numbers=numbers(content),
+            history_length=int(query[lists[0]].shape.dims[1].max) if lists else 0,
+        )
+
+    def pack_contents(self, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Encoded contents as content_ids int64[N, Fi] and content_numbers float32[N, Gi]."""
+        rows = len(next(iter(arrays.values())))
+        ids = np.stack([arrays[name] for name in self.content_ids], axis=1)
+        if not self.content_numbers:
+            return ids, np.zeros((rows, 0), np.float32)
+        return ids, np.stack([arrays[name] for name in self.content_numbers], axis=1)
+
+
+def _convert(function, signature: list[tf.TensorSpec], outputs: tuple[str, ...]) -> onnx.ModelProto:
+    """Trace and convert; graph inputs and outputs bear the names of the specs and of `outputs`."""
+
+    @tf.function(input_signature=signature)
+    def traced(*inputs):
+        made = function(*inputs)
+        return tuple(tf.identity(made[name], name=name) for name in outputs)
+
+    model, _ = tf2onnx.convert.from_function(traced, input_signature=signature, opset=OPSET)
+    renamed = {value.name: spec.name for value, spec in zip(model.graph.input, signature)}
+    renamed |= {value.name: name for value, name in zip(model.graph.output, outputs)}
+    return rename(model, renamed)
+
+
+def rename(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProto:
+    """Give tensors of a graph new names, in place."""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
+        value.name = names.get(value.name, value.name)
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    return model
+
+
+def _specs(schema: Schema, layout: Layout) -> list[tf.TensorSpec]:
+    """One spec an encoded column, as the compiled workflow makes it: [B], or [B, L] for lists."""
+    specs = []
+    for column in schema:
+        number = Tags.CONTINUOUS in column.tags
+        shape = [None, layout.history_length] if column.name in layout.query_lists else [None]
+        specs.append(tf.TensorSpec(shape, tf.float32 if number else tf.int64, name=column.name))
+    return specs
+
+
+def _columns(schema: Schema, arrays: tuple) -> dict[str, tf.Tensor]:
+    """Tensors by name as Merlin wants them: scalars [B, 1]."""
+    named = dict(zip(schema.column_names, arrays))
+    return {name: x if x.shape.rank == 2 else x[:, tf.newaxis] for name, x in named.items()}
+
+
+def query_tower_to_onnx(model: mm.RetrievalModelV2, schema: Schema, layout: Layout) -> onnx.ModelProto:
+    """Encoded query columns → query_vector float32[B, D] and the packed query tensors."""
+
+    def call(*arrays: tf.Tensor) -> dict[str, tf.Tensor]:
+        named = dict(zip(schema.column_names, arrays))
+        batch = tf.shape(arrays[0])[0]
+        packed = {
+            "query_vector": model.query_encoder(_columns(schema, arrays), training=False),
+            "query_ids": tf.stack([named[name] for name in layout.query_ids], axis=1),
+            "query_lists": tf.stack([named[name] for name in layout.query_lists], axis=1),
+        }
+        numbers = [named[name] for name in layout.query_numbers]
+        packed["query_numbers"] = tf.stack(numbers, axis=1) if numbers else tf.zeros([batch, 1])
+        return packed
+
+    outputs = ("query_vector", "query_ids", "query_lists", "query_numbers")
+    return _convert(call, _specs(schema, layout), outputs)
+
+
+def content_tower_to_onnx(model: mm.RetrievalModelV2, schema: Schema, layout: Layout) -> onnx.ModelProto:
+    """Encoded content columns → content_vector float32[N, D]."""
+
+    def call(*arrays: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"content_vector": model.candidate_encoder(_columns(schema, arrays), training=False)}
+
+    return _convert(call, _specs(schema, layout), ("content_vector",))
+
+
+class RankerParts:
+    """The layers of a Merlin DLRM, to be called one by one.
+
+    Merlin's model embeds the query again for every candidate. Its layers, called apart, embed and average
+    each query once and share the result among the query's candidates; the numbers are the model's own.
+    """
+
+    def __init__(self, model: mm.Model) -> None:
+        body, self.heads = model.blocks[0], model.blocks[1]
+        inner, self.top = body.layers[0], body.layers[1]
+        inputs, self.interaction = inner.layers[0], inner.layers[2]
+        lookups, self.bottom = inputs.layers[0], inputs.layers[1]
+        self.tables = {
+            name: branch.table.embeddings
+            for branch in lookups.layers
+            for name in branch.schema.column_names
+        }
+
+    def __call__(
+        self, embedded: dict[str, tf.Tensor], numbers: dict[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        mixed = self.interaction({**embedded, "bottom_block": self.bottom(numbers)})
+        return self.heads(self.top(mixed), training=False)
+
+
+def ranker_to_onnx(model: mm.Model, layout: Layout, tasks: tuple[str, ...]) -> onnx.ModelProto:
+    """Packed queries [B, ..] and candidates [B, C, ..] → probabilities float32[B, C, T].
+
+    `content_numbers` holds the content's numbers and, after them, the pair features.
+    """
+    parts = RankerParts(model)
+    content_numbers = (*layout.content_numbers, *PAIR_FEATURES)
+
+    def call(query_ids, query_lists, query_numbers, content_ids, content_numbers_) -> dict[str, tf.Tensor]:
+        shape = tf.shape(content_ids)
+        batch, candidates = shape[0], shape[1]
+
+        def share(x: tf.Tensor) -> tf.Tensor:
+            """[B, D] → [B * C, D]."""
+            wide = tf.tile(x[:, tf.newaxis, :], [1, candidates, 1])
+            return tf.reshape(wide, [batch * candidates, x.shape[-1]])
+
+        embedded, numbers = {}, {}
+        for place, name in enumerate(layout.query_ids):
+            embedded[name] = share(tf.gather(parts.tables[name], query_ids[:, place]))
+        for place, name in enumerate(layout.query_lists):
+            ids = query_lists[:, place]
+            embedded[name] = share(masked_mean(tf.gather(parts.tables[name], ids), ids))
+        flat_ids = tf.reshape(content_ids, [-1, len(layout.content_ids)])
+        for place, name in enumerate(layout.content_ids):
+            embedded[name] = tf.gather(parts.tables[name], flat_ids[:, place])
+        shared = share(query_numbers) if layout.query_numbers else None
+        for place, name in enumerate(layout.query_numbers):
+            numbers[name] = shared[:, place : place + 1]
+        flat_numbers = tf.reshape(content_numbers_, [-1, len(content_numbers)])
+        for place, name in enumerate(content_numbers):
+            numbers[name] = flat_numbers[:, place : place + 1]
+        output = parts(embedded, numbers)
+        output = output if isinstance(output, dict) else {head(tasks[0]): output}
+        made = tf.concat([output[head(task)] for task in tasks], axis=1)
+        return {"probabilities": tf.reshape(made, [batch, candidates, len(tasks)])}
+
+    signature = [
+        tf.TensorSpec([None, len(layout.query_ids)], tf.int64, name="query_ids"),
+        tf.TensorSpec([None, len(layout.query_lists), layout.history_length], tf.int64, name="query_lists"),
+        tf.TensorSpec([None, max(len(layout.query_numbers), 1)], tf.float32, name="query_numbers"),
+        tf.TensorSpec([None, None, len(layout.content_ids)], tf.int64, name="content_ids"),
+        tf.TensorSpec([None, None, len(content_numbers)], tf.float32, name="content_numbers"),
+    ]
+    return _convert(call, signature, ("probabilities",))

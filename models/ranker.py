@@ -1,0 +1,173 @@
+"""The Merlin DLRM that ranks: one body, a head for each outcome the log holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from market.statistics import PAIR_FEATURES
+from workflows.examples import TRAIN, VALID, Examples
+
+from .batches import RankingBatches, TrainingSet
+from .blocks import embedding_tables, lookup_block
+from .training import Progress, TrainingState, quiet, set_seed, train
+
+import merlin.models.tf as mm  # isort: skip
+import tensorflow as tf  # isort: skip
+from merlin.schema import ColumnSchema, Schema, Tags  # isort: skip
+
+#: Tasks in the order of the ranker's output, and the outcome each predicts. `relevant` stands for any wanted
+#: outcome where the log holds positives alone.
+TASKS = ("relevant", "click", "watch", "like", "follow", "long_view", "cart", "order", "negative")
+WATCH_SCALE_S = 60.0
+
+
+@dataclass(frozen=True)
+class RankerConfig:
+    """Knobs of the ranker.
+
+    Attributes:
+        embedding_dim: size of every embedding, and of the bottom block's output.
+        bottom: widths of the hidden layers over numbers.
+        top: widths of the layers over the interactions.
+        batch_size: pairs in a batch (pairs).
+        learning_rate: of Adam on touched rows.
+        epochs: at most this many passes.
+        patience: epochs without a better validation AUC before training stops.
+        negatives: contents drawn for each positive where only positives were logged (contents).
+        min_outcomes: training rows with an outcome that a task needs to be learned (rows).
+    """
+
+    embedding_dim: int = 32
+    bottom: tuple[int, ...] = (64,)
+    top: tuple[int, ...] = (128, 64)
+    batch_size: int = 2048
+    learning_rate: float = 1e-3
+    epochs: int = 4
+    patience: int = 1
+    negatives: int = 4
+    min_outcomes: int = 100
+
+
+def task_labels(examples: Examples, min_outcomes: int) -> dict[str, np.ndarray]:
+    """Labels of every task the log can teach, float32[P] over all pairs.
+
+    Watch time becomes watch / (watch + 60 s), in [0, 1), which the long tail cannot rule.
+    """
+    pairs = examples.pairs
+    if examples.feedback == "positives":
+        return {"relevant": pairs.positive.astype(np.float32)}
+    train_rows = pairs.rows(TRAIN)
+    labels = {}
+    for task in TASKS:
+        values = pairs.outcomes.get("watch_s" if task == "watch" else task)
+        if values is None:
+            continue
+        values = np.nan_to_num(np.asarray(values))
+        if np.count_nonzero(values[train_rows]) < min_outcomes:
+            continue
+        labels[task] = (values / (values + WATCH_SCALE_S) if task == "watch" else values > 0).astype(np.float32)
+    if not labels:
+        raise ValueError(
+            f"no outcome has {min_outcomes} training rows, so there is nothing to rank by; train on a longer "
+            "log or lower ranker.min_outcomes"
+        )
+    return labels
+
+
+def pair_schema() -> Schema:
+    return Schema(
+        [ColumnSchema(name, dtype=np.float32, tags=[Tags.CONTINUOUS, "pair"]) for name in PAIR_FEATURES]
+    )
+
+
+def build_ranker(
+    query: Schema, content: Schema, tasks: tuple[str, ...], config: RankerConfig, seed: int
+) -> mm.Model:
+    """The DLRM, compiled, with a binary head for each task; watch time is a share and so binary too."""
+    schema = query + content + pair_schema()
+    tables = embedding_tables(schema, config.embedding_dim, seed)
+    model = mm.DLRMModel(
+        schema,
+        embeddings=lookup_block(schema, tables),
+        bottom_block=mm.MLPBlock([*config.bottom, config.embedding_dim]),
+        top_block=mm.MLPBlock(list(config.top)),
+        prediction_tasks=mm.ParallelBlock(*[mm.BinaryOutput(task) for task in tasks]),
+    )
+    model.compile(optimizer=mm.LazyAdam(config.learning_rate), metrics=[])
+    return model
+
+
+def head(task: str) -> str:
+    """Merlin's name of a task's output."""
+    return f"{task}/binary_output"
+
+
+def predict(
+    model: mm.Model, batches: RankingBatches, tasks: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions and labels of all batches, float32[P, T] each."""
+    call = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+    predicted, labels = [], []
+    for place in range(len(batches)):
+        x, y = batches[place]
+        output = call({name: tf.constant(array) for name, array in x.items()})
+        output = output if isinstance(output, dict) else {head(tasks[0]): output}
+        predicted.append(np.concatenate([output[head(task)].numpy() for task in tasks], axis=1))
+        labels.append(np.concatenate([y[task] for task in tasks], axis=1))
+    return np.concatenate(predicted), np.concatenate(labels)
+
+
+def train_ranker(
+    data: TrainingSet, config: RankerConfig, folder: Path, seed: int, progress: Progress = quiet
+) -> tuple[mm.Model, tuple[str, ...], TrainingState]:
+    """Fit the ranker; the mean AUC over its tasks on validation pairs decides when to stop.
+
+    Returns:
+        The model, its tasks in output order, and how training went.
+    """
+    set_seed(seed)
+    labels = task_labels(data.examples, config.min_outcomes)
+    tasks = tuple(labels)
+    model = build_ranker(data.features.query.schema, data.features.content.schema, tasks, config, seed)
+    negatives = config.negatives if data.examples.feedback == "positives" else 0
+    pairs = data.examples.pairs
+
+    def batches(split: int, seed: int, shuffle: bool) -> RankingBatches:
+        rows = np.arange(pairs.rows(split).start, pairs.rows(split).stop)
+        return RankingBatches(
+            data,
+            rows,
+            labels,
+            batch_size=config.batch_size,
+            negatives=negatives,
+            seed=seed,
+            shuffle=shuffle,
+        )
+
+    valid = batches(VALID, seed, False)
+
+    def validate(model: mm.Model) -> dict[str, float]:
+        predicted, truth = predict(model, valid, tasks)
+        scores = {}
+        for place, task in enumerate(tasks):
+            actual = truth[:, place] > (np.median(truth[:, place]) if task == "watch" else 0)
+            if 0 < actual.sum() < len(actual):
+                scores[f"auc_{task}"] = float(roc_auc_score(actual, predicted[:, place]))
+        return scores | {"auc": float(np.mean(list(scores.values()))) if scores else 0.5}
+
+    state = train(
+        "ranker",
+        model,
+        lambda epoch: batches(TRAIN, seed * 1000 + epoch, True),
+        validate,
+        monitor="auc",
+        epochs=config.epochs,
+        patience=config.patience,
+        folder=folder,
+        progress=progress,
+    )
+    return model, tasks, state

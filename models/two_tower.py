@@ -1,0 +1,169 @@
+"""The Merlin two-tower: a query's history, user and moment against a content, trained on in-batch negatives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .batches import LOG_Q, RetrievalBatches, TrainingSet
+from .blocks import embedding_tables, input_block
+from .training import Progress, TrainingState, quiet, set_seed, train
+
+import merlin.models.tf as mm  # isort: skip
+import tensorflow as tf  # isort: skip
+from merlin.models.tf.outputs.base import DotProduct  # isort: skip
+from merlin.schema import ColumnSchema, Schema, Tags  # isort: skip
+from workflows.examples import TRAIN, VALID
+
+
+@dataclass(frozen=True)
+class TwoTowerConfig:
+    """Knobs of the two-tower.
+
+    Attributes:
+        dim: size of the query and content vectors.
+        embedding_dim: size of every embedding.
+        hidden: width of each tower's hidden layers.
+        temperature: divides the logits; smaller sharpens.
+        batch_size: positives in a batch, each a negative to the others (positives).
+        learning_rate: of Adam on touched rows.
+        epochs: at most this many passes over the positives.
+        patience: epochs without a better validation recall before training stops.
+        logq: strength of the correction for popular negatives, 0 to 1.
+        validation_queries: validation queries scored after each epoch (queries).
+    """
+
+    dim: int = 64
+    embedding_dim: int = 48
+    hidden: tuple[int, ...] = (128,)
+    temperature: float = 0.07
+    batch_size: int = 1024
+    learning_rate: float = 2e-3
+    epochs: int = 8
+    patience: int = 2
+    logq: float = 1.0
+    validation_queries: int = 4_000
+
+
+@tf.keras.utils.register_keras_serializable(package="pasar")
+class LogQCorrection(mm.Block):
+    """Subtracts log q of each candidate from its logit, q being its share among the market's positives.
+
+    Merlin's `PopularityLogitsCorrection` knows one share for all markets, and the temperature that follows
+    divides it; this one reads the share from the batch and multiplies it by the temperature first.
+    """
+
+    def __init__(self, strength: float, temperature: float, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.strength, self.temperature = strength, temperature
+
+    def call(self, outputs, features=None, training=False, testing=False, **kwargs):
+        if not training:
+            return outputs
+        log_q = tf.reshape(features[LOG_Q], [-1, 1]) * (self.strength * self.temperature)
+        negatives = tf.repeat(tf.transpose(log_q), tf.shape(log_q)[0], axis=0)
+        return outputs.copy_with_updates(
+            outputs=outputs.outputs - tf.concat([log_q, negatives], axis=1)
+        )
+
+    def get_config(self) -> dict:
+        return super().get_config() | {"strength": self.strength, "temperature": self.temperature}
+
+
+def build_two_tower(query: Schema, content: Schema, config: TwoTowerConfig, seed: int) -> mm.RetrievalModelV2:
+    """The model, compiled; the history shares the content's embedding table."""
+    tables = embedding_tables(query + content, config.embedding_dim, seed)
+
+    def tower(schema: Schema) -> mm.Encoder:
+        layers = mm.MLPBlock([*config.hidden, config.dim], no_activation_last_layer=True)
+        return mm.Encoder(input_block(schema, tables), layers, post=mm.L2Norm())
+
+    output = mm.ContrastiveOutput(
+        to_call=DotProduct(),
+        negative_samplers="in-batch",
+        schema=content.select_by_tag(Tags.ITEM_ID),
+        logits_temperature=config.temperature,
+        store_negative_ids=True,
+        post=LogQCorrection(config.logq, config.temperature),
+    )
+    log_q = ColumnSchema(LOG_Q, dtype=np.float32, tags=[Tags.CONTINUOUS])
+    model = mm.TwoTowerModelV2(
+        tower(query), tower(content), outputs=output, schema=query + content + Schema([log_q])
+    )
+    model.compile(optimizer=mm.LazyAdam(config.learning_rate), metrics=[])
+    return model
+
+
+def encode(encoder: tf.keras.Model, arrays: dict[str, np.ndarray], batch_size: int = 8192) -> np.ndarray:
+    """Vectors of encoded rows, float32[R, dim]."""
+    rows = len(next(iter(arrays.values())))
+    call = tf.function(lambda x: encoder(x, training=False), reduce_retracing=True)
+    parts = [
+        call({name: tf.constant(array[start : start + batch_size]) for name, array in arrays.items()}).numpy()
+        for start in range(0, rows, batch_size)
+    ]
+    return np.concatenate(parts)
+
+
+def recall_in_market(
+    data: TrainingSet, query_vectors: np.ndarray, content_vectors: np.ndarray, pairs: np.ndarray, k: int
+) -> float:
+    """Share of pairs whose content is among the `k` nearest of its market, the query's history left out.
+
+    Args:
+        query_vectors: float32[len(pairs), D].
+        pairs: int64[P], rows of `Examples.pairs`.
+    """
+    query, content = data.examples.pairs.query[pairs], data.examples.pairs.content[pairs]
+    market, history = data.examples.queries.market[query], data.examples.queries.history[query]
+    hits = 0
+    for start in range(0, len(pairs), 1024):
+        part = slice(start, start + 1024)
+        scores = query_vectors[part] @ content_vectors.T
+        scores[~data.examples.available[market[part]]] = -np.inf
+        rows, places = np.nonzero(history[part] >= 0)
+        past = history[part][rows, places]
+        again = past == content[part][rows]
+        scores[rows[~again], past[~again]] = -np.inf
+        own = scores[np.arange(len(scores)), content[part]]
+        hits += int(((scores > own[:, None]).sum(axis=1) < k).sum())
+    return hits / max(len(pairs), 1)
+
+
+def train_two_tower(
+    data: TrainingSet, config: TwoTowerConfig, folder: Path, seed: int, progress: Progress = quiet
+) -> tuple[mm.RetrievalModelV2, TrainingState]:
+    """Fit the two-tower on training positives; recall@100 on validation positives decides when to stop."""
+    set_seed(seed)
+    pairs = data.examples.pairs
+    rows = np.flatnonzero(pairs.positive & (pairs.split == TRAIN))
+    model = build_two_tower(data.features.query.schema, data.features.content.schema, config, seed)
+    valid = np.flatnonzero(pairs.positive & (pairs.split == VALID))
+    valid = np.random.default_rng(seed).permutation(valid)[: config.validation_queries]
+    contents = data.content_arrays(np.arange(len(data.features.content)))
+    queries = data.query_arrays(pairs.query[valid])
+
+    def validate(model: mm.RetrievalModelV2) -> dict[str, float]:
+        content_vectors = encode(model.candidate_encoder, contents)
+        query_vectors = encode(model.query_encoder, queries)
+        return {
+            f"recall@{k}": recall_in_market(data, query_vectors, content_vectors, valid, k) for k in (20, 100)
+        }
+
+    def batches(epoch: int) -> RetrievalBatches:
+        return RetrievalBatches(data, rows, batch_size=config.batch_size, seed=seed * 1000 + epoch)
+
+    state = train(
+        "two-tower",
+        model,
+        batches,
+        validate,
+        monitor="recall@100",
+        epochs=config.epochs,
+        patience=config.patience,
+        folder=folder,
+        progress=progress,
+    )
+    return model, state

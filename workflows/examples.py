@@ -1,0 +1,462 @@
+"""From a data set to training examples: queries, histories, splits and (query, content) pairs.
+
+A *query* is what is known when a feed is asked for: the user, the market, the moment and the user's history
+up to that moment. A *pair* is a query with one content and what came of it. Strings become row numbers
+here, once; everything after this module works on arrays that are memory-mapped from `.npy` files, so the
+log may be larger than memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from npy_append_array import NpyAppendArray
+
+from market.calendar import local_context
+from market.dataset import Dataset
+from market.profiles import MARKETS
+
+SPLITS = ("train", "valid", "test")
+TRAIN, VALID, TEST = range(3)
+
+#: Outcomes that say a person wanted the content; any of them makes an impression a positive.
+POSITIVE_OUTCOMES = ("click", "like", "follow", "comment", "share", "long_view", "cart", "order")
+
+#: Every outcome that a log may hold.
+OUTCOME_NAMES = (*POSITIVE_OUTCOMES, "watch_s", "refund", "negative", "value", "rating")
+
+#: Categorical columns of a content that are also followed through a user's history.
+HISTORY_COLUMNS = ("content_id", "category", "seller_id")
+
+NO_TIME = np.iinfo(np.int64).min
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How a log is cut by time.
+
+    Attributes:
+        valid_fraction: share of the log, by time, kept for choices (fraction of impressions, 0 to 1).
+        test_fraction: share of the log, by time, kept for the report (fraction of impressions, 0 to 1).
+    """
+
+    valid_fraction: float = 0.1
+    test_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not (0 < self.valid_fraction and 0 < self.test_fraction) or (
+            self.valid_fraction + self.test_fraction >= 1
+        ):
+            raise ValueError(
+                f"valid_fraction={self.valid_fraction} and test_fraction={self.test_fraction} must be "
+                "positive and leave something to train on; the defaults are 0.1 and 0.1"
+            )
+
+
+@dataclass(frozen=True)
+class Log:
+    """The impressions of a data set as row numbers, one entry an impression, in file order.
+
+    Attributes:
+        user: int32[P], row of the users table.
+        content: int32[P], row of the contents table.
+        market: int16[P], place in `markets`.
+        time: int64[P], seconds since the epoch, or None where the data set has no time.
+        request: int64[P], request number, or None where requests were not logged.
+        split: int8[P], 0 train, 1 valid, 2 test.
+        outcomes: float32[P] by outcome name.
+    """
+
+    user: np.ndarray
+    content: np.ndarray
+    market: np.ndarray
+    split: np.ndarray
+    outcomes: dict[str, np.ndarray]
+    time: np.ndarray | None = None
+    request: np.ndarray | None = None
+
+    @property
+    def positive(self) -> np.ndarray:
+        """bool[P]: impressions that led to a wanted outcome."""
+        wanted = [name for name in POSITIVE_OUTCOMES if name in self.outcomes]
+        if not wanted:
+            return np.ones(len(self.user), dtype=bool)
+        return np.any([self.outcomes[name] > 0 for name in wanted], axis=0)
+
+
+@dataclass(frozen=True)
+class Queries:
+    """One row a query, ordered by split and, within it, as logged.
+
+    Attributes:
+        user: int32[R], row of the users table.
+        market: int16[R], place in the data set's list of markets.
+        time: int64[R], seconds since the epoch; `NO_TIME` throughout where the data set has no time.
+        split: int8[R].
+        history: int32[R, L], rows of the contents table, oldest first, left-aligned, -1 beyond the end.
+    """
+
+    user: np.ndarray
+    market: np.ndarray
+    time: np.ndarray
+    split: np.ndarray
+    history: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def rows(self, split: int) -> slice:
+        """The rows of one split, contiguous because queries are ordered by split."""
+        first, last = np.searchsorted(self.split, [split, split + 1])
+        return slice(int(first), int(last))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """One row a (query, content) pair with its outcomes, ordered by split.
+
+    Attributes:
+        query: int64[P], row of `Queries`.
+        content: int32[P], row of the contents table.
+        positive: bool[P].
+        outcomes: float32[P] by outcome name.
+        split: int8[P].
+    """
+
+    query: np.ndarray
+    content: np.ndarray
+    positive: np.ndarray
+    outcomes: dict[str, np.ndarray]
+    split: np.ndarray
+
+    def rows(self, split: int) -> slice:
+        first, last = np.searchsorted(self.split, [split, split + 1])
+        return slice(int(first), int(last))
+
+
+@dataclass(frozen=True)
+class Examples:
+    """All that features and models are made from.
+
+    Attributes:
+        users, contents: the tables, in row order.
+        markets: market codes; `Queries.market` are places in this list.
+        feedback, split: as the data set says, see `market.tables.Tables`.
+        available: bool[M, N], where a content may be shown.
+        popularity: float32[M, N], positives of the training part by market.
+    """
+
+    name: str
+    feedback: str
+    split: str
+    markets: tuple[str, ...]
+    users: pd.DataFrame
+    contents: pd.DataFrame
+    queries: Queries
+    pairs: Pairs
+    available: np.ndarray
+    popularity: np.ndarray
+    has_time: bool
+
+
+def _codes(values: pd.Series, index: pd.Index) -> np.ndarray:
+    """Row numbers of `values` in `index`; -1 where absent."""
+    return index.get_indexer(values)
+
+
+def read_log(dataset: Dataset, folder: Path, progress: Callable[[int], None] | None = None) -> Log:
+    """Read the impressions part by part into row-number arrays under `folder`.
+
+    Args:
+        dataset: an open data set.
+        folder: where the memory-mapped arrays go; made anew.
+        progress: called with the number of rows of each part.
+
+    Returns:
+        The log; `split` is filled by `assign_splits`, all zero here unless the data set gives it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    users = pd.Index(dataset.users()["user_id"])
+    contents = pd.Index(dataset.contents()["content_id"])
+    markets = pd.Index(dataset.markets)
+    present = dataset.impression_columns
+    outcomes = [c for c in OUTCOME_NAMES if c in present]
+    writers: dict[str, NpyAppendArray] = {}
+
+    def append(name: str, array: np.ndarray) -> None:
+        if name not in writers:
+            writers[name] = NpyAppendArray(str(folder / f"{name}.npy"), delete_if_exists=True)
+        writers[name].append(np.ascontiguousarray(array))
+
+    for file in dataset.impression_files:
+        part = pq.read_table(file).to_pandas()
+        append("user", _codes(part["user_id"], users).astype(np.int32))
+        append("content", _codes(part["content_id"], contents).astype(np.int32))
+        append("market", _codes(part["market"], markets).astype(np.int16))
+        if "split" in present:
+            append("split", _codes(part["split"], pd.Index(SPLITS)).astype(np.int8))
+        else:
+            append("split", np.zeros(len(part), np.int8))
+        if "time" in present:
+            append("time", part["time"].to_numpy(np.int64))
+        if "request_id" in present:
+            append("request", part["request_id"].to_numpy(np.int64))
+        for name in outcomes:
+            append(f"outcome_{name}", part[name].to_numpy(np.float32, na_value=np.nan))
+        if progress:
+            progress(len(part))
+    for writer in writers.values():
+        writer.close()
+
+    def load(name: str) -> np.ndarray:
+        return np.load(folder / f"{name}.npy", mmap_mode="r")
+
+    return Log(
+        user=load("user"),
+        content=load("content"),
+        market=load("market"),
+        split=load("split"),
+        outcomes={name: load(f"outcome_{name}") for name in outcomes},
+        time=load("time") if "time" in present else None,
+        request=load("request") if "request_id" in present else None,
+    )
+
+
+def _rank_within_user(user: np.ndarray, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """0-based rank of each row within its user by `key` (ties in row order), and rows per user."""
+    order = np.lexsort((np.arange(len(user)), key, user))
+    sorted_user = user[order]
+    first = np.r_[True, sorted_user[1:] != sorted_user[:-1]] if len(user) else np.zeros(0, bool)
+    start = np.maximum.accumulate(np.where(first, np.arange(len(user)), 0))
+    rank = np.empty(len(user), dtype=np.int64)
+    rank[order] = np.arange(len(user)) - start
+    return rank, np.bincount(user, minlength=int(user.max(initial=-1)) + 1)
+
+
+def assign_splits(log: Log, how: str, config: SplitConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split every impression and give it a place in its user's order of events.
+
+    Args:
+        how: "time" (one cut by time for all), "leave_last" (per user: last is test, second last is
+            validation) or "given" (the data set's own split; no order is known, so a seeded one is drawn).
+
+    Returns:
+        split int8[P]; order int64[P], the key by which a user's events are before or after one another.
+
+    Raises:
+        ValueError: when the log lacks what `how` needs.
+    """
+    if how == "time":
+        if log.time is None:
+            raise ValueError("split 'time' needs a `time` column in impressions; use split 'given'")
+        time = np.asarray(log.time)
+        cuts = np.quantile(time, [1 - config.valid_fraction - config.test_fraction, 1 - config.test_fraction])
+        return np.searchsorted(cuts, time, side="left").astype(np.int8), time
+    user = np.asarray(log.user)
+    if how == "leave_last":
+        if log.time is None:
+            raise ValueError("split 'leave_last' needs a `time` column in impressions; use split 'given'")
+        rank, count = _rank_within_user(user, np.asarray(log.time))
+        left = count[user] - rank
+        split = np.where((left == 1) & (rank >= 2), TEST, np.where((left == 2) & (rank >= 1), VALID, TRAIN))
+        return split.astype(np.int8), rank
+    if how == "given":
+        split = np.asarray(log.split)
+        drawn = np.random.default_rng(seed).permutation(len(user))
+        rank, _ = _rank_within_user(user, np.where(split == TRAIN, drawn, len(user)))
+        # Validation and test queries see the whole training history and never one another.
+        return split, np.where(split == TRAIN, rank, np.iinfo(np.int32).max)
+    raise ValueError(f"unknown split {how!r}; use 'time', 'leave_last' or 'given'")
+
+
+def build_history(
+    event_user: np.ndarray,
+    event_order: np.ndarray,
+    event_content: np.ndarray,
+    query_user: np.ndarray,
+    query_order: np.ndarray,
+    length: int,
+) -> np.ndarray:
+    """The last `length` events of each query's user strictly before the query.
+
+    Args:
+        event_user, event_order, event_content: int[E], positives; `event_order` is time or rank.
+        query_user, query_order: int[R].
+
+    Returns:
+        int32[R, length], oldest first, left-aligned, -1 beyond the end.
+    """
+    if len(event_order) == 0:
+        return np.full((len(query_user), length), -1, np.int32)
+    low = min(event_order.min(), query_order.min(initial=event_order.min()))
+    span = int(max(event_order.max(), query_order.max(initial=low)) - low) + 2
+    place = np.lexsort((event_order, event_user))
+    content = event_content[place].astype(np.int32)
+    key = event_user[place].astype(np.int64) * span + (event_order[place] - low)
+    base = query_user.astype(np.int64) * span
+    last = np.searchsorted(key, base + (query_order - low), side="left")
+    first = np.maximum(np.searchsorted(key, base, side="left"), last - length)
+    place = first[:, None] + np.arange(length)
+    return np.where(place < last[:, None], content[np.minimum(place, len(content) - 1)], -1).astype(np.int32)
+
+
+def build_examples(
+    dataset: Dataset,
+    folder: Path,
+    *,
+    history_length: int,
+    split: SplitConfig | None = None,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Examples:
+    """Turn a data set into queries and pairs, memory-mapped under `folder`.
+
+    Args:
+        history_length: events kept in a query's history.
+        seed: draws the order of events where the data set has no time.
+        progress: called with the number of impressions read.
+    """
+    log = read_log(dataset, folder / "log", progress)
+    split_of, order = assign_splits(log, dataset.split, split or SplitConfig(), seed)
+    users, contents = dataset.users(), dataset.contents()
+    markets = tuple(dataset.markets)
+    positive = log.positive
+    user, market, content = np.asarray(log.user), np.asarray(log.market), np.asarray(log.content)
+
+    # One query a request; where requests were not logged every impression is a query of its own.
+    if log.request is not None:
+        _, first, query_of = np.unique(np.asarray(log.request), return_index=True, return_inverse=True)
+    else:
+        first = query_of = np.arange(len(user))
+    by_split = np.argsort(split_of[first], kind="stable")
+    place = np.empty(len(first), np.int64)
+    place[by_split] = np.arange(len(first))
+    first = first[by_split]
+
+    # In a data set without time, held-out events carry no order and are nobody's history.
+    event = np.flatnonzero(positive & (order < np.iinfo(np.int32).max) if dataset.split == "given" else positive)
+    queries = Queries(
+        user=user[first],
+        market=market[first],
+        time=np.asarray(log.time)[first] if log.time is not None else np.full(len(first), NO_TIME),
+        split=split_of[first],
+        history=build_history(
+            user[event], order[event], content[event], user[first], order[first], history_length
+        ),
+    )
+    by_split = np.argsort(split_of, kind="stable")
+    pairs = Pairs(
+        query=place[query_of][by_split],
+        content=content[by_split],
+        positive=positive[by_split],
+        outcomes={name: np.asarray(values)[by_split] for name, values in log.outcomes.items()},
+        split=split_of[by_split],
+    )
+    train = positive & (split_of == TRAIN)
+    popularity = np.zeros((len(markets), len(contents)), np.float32)
+    np.add.at(popularity, (market[train], content[train]), 1.0)
+    codes = pd.Index(markets)
+    shown = contents["markets"].explode()
+    available = np.zeros((len(markets), len(contents)), bool)
+    rows, columns = codes.get_indexer(shown), np.repeat(np.arange(len(contents)), contents["markets"].map(len))
+    available[rows[rows >= 0], columns[rows >= 0]] = True
+    return Examples(
+        name=dataset.name,
+        feedback=dataset.feedback,
+        split=dataset.split,
+        markets=markets,
+        users=users,
+        contents=contents,
+        queries=queries,
+        pairs=pairs,
+        available=available,
+        popularity=popularity,
+        has_time=log.time is not None,
+    )
+
+
+def content_frame(contents: pd.DataFrame) -> pd.DataFrame:
+    """Raw features of contents, named as the schema names them; prices in US dollars."""
+    frame = pd.DataFrame({"content_id": contents["content_id"], "kind": contents["kind"]})
+    for name in ("seller_id", "category"):
+        if name in contents:
+            frame[name] = contents[name]
+    if "language" in contents:
+        frame["content_language"] = contents["language"]
+    if "duration_s" in contents:
+        frame["duration_s"] = contents["duration_s"].astype("float32")
+    if "price" in contents:
+        frame["price_usd"] = (contents["price"] * contents["currency"].map(_usd_per_unit())).astype("float32")
+    for name in _attributes(contents):
+        frame[f"content_{name}"] = contents[name]
+    return frame
+
+
+def user_frame(users: pd.DataFrame) -> pd.DataFrame:
+    """Raw features of users that do not change from query to query; the market comes with the query."""
+    names = [c for c in ("user_id", "language", "age_band", "gender") if c in users]
+    frame = users[names].copy()
+    for name in _attributes(users):
+        frame[f"user_{name}"] = users[name]
+    return frame
+
+
+def context_frame(markets: np.ndarray, times: np.ndarray) -> pd.DataFrame:
+    """Raw features of the moment, local to the market: one row a query."""
+    context = local_context(markets, times)
+    return pd.DataFrame({field.name: getattr(context, field.name) for field in fields(context)})
+
+
+def _attributes(table: pd.DataFrame) -> list[str]:
+    return [name for name in table.columns if name.startswith("x_")]
+
+
+def _usd_per_unit() -> dict[str, float]:
+    return {m.currency: m.usd_per_unit for m in MARKETS.values() if m.currency}
+
+
+def query_tables(examples: Examples, rows: slice, chunk: int = 100_000) -> Iterator[pa.Table]:
+    """Raw query features, `chunk` rows at a time: user columns, market, history lists and the moment."""
+    users = user_frame(examples.users)
+    contents = content_frame(examples.contents)
+    codes = np.asarray(examples.markets, dtype=object)
+    columns = {
+        name: pa.array(contents[name].to_numpy(), from_pandas=True)
+        for name in HISTORY_COLUMNS
+        if name in contents
+    }
+    for start in range(rows.start, rows.stop, chunk):
+        part = slice(start, min(start + chunk, rows.stop))
+        queries = examples.queries
+        frame = users.iloc[queries.user[part]].reset_index(drop=True)
+        market = codes[queries.market[part]]
+        frame["market"] = market
+        if examples.has_time:
+            frame = pd.concat([frame, context_frame(market.astype(str), queries.time[part])], axis=1)
+        history = queries.history[part]
+        known = history >= 0
+        frame["history_length"] = known.sum(axis=1).astype(np.float32)
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+        offsets = pa.array(np.r_[0, np.cumsum(known.sum(axis=1))].astype(np.int32))
+        flat = pa.array(history[known])
+        for name, values in columns.items():
+            table = table.append_column(
+                f"hist_{name}", pa.ListArray.from_arrays(offsets, values.take(flat).fill_null(""))
+            )
+        yield table
+
+
+def describe(examples: Examples) -> str:
+    """One line for people: how much there is of what."""
+    parts = {SPLITS[s]: int((examples.pairs.split == s).sum()) for s in range(3)}
+    return (
+        f"{examples.name}: {len(examples.users):,} users, {len(examples.contents):,} contents, "
+        f"{len(examples.markets)} markets, {len(examples.queries):,} queries, "
+        + ", ".join(f"{n:,} {name}" for name, n in parts.items())
+    )

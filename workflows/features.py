@@ -1,0 +1,316 @@
+"""NVTabular workflows, one an entity: what the schema's tags say becomes operators, statistics, arrays.
+
+The tags of a raw column decide its operators:
+
+=====================  ==========================================================
+CATEGORICAL            Categorify (ids from 3; 0 pads, 1 is null, 2 is unseen)
+CATEGORICAL + LIST     ListSlice to the last L, Categorify with the vocabulary of the
+                       content column it follows, so both share one embedding table
+CONTINUOUS             FillMissing(0), Clip, Normalize (float32)
+CONTINUOUS + "log"     FillMissing(0), Clip at 0, LogOp, Normalize (float32)
+=====================  ==========================================================
+
+Each fitted workflow is compiled to an ONNX graph at once, and the graph is what training's folder keeps:
+nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from npy_append_array import NpyAppendArray
+
+from . import runtime  # noqa: F401  (sets the environment before NVTabular is imported)
+
+import nvtabular as nvt  # isort: skip
+from merlin.schema import ColumnSchema, Schema, Tags  # isort: skip
+from nvtabular import ops  # isort: skip
+
+from .cluster import gpu_cluster
+from .compile import compile_workflow
+from .examples import HISTORY_COLUMNS, SPLITS, Examples, content_frame, query_tables
+
+LOG = "log"
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """Knobs of the features.
+
+    Attributes:
+        history_length: events of a user's past that a query carries (events).
+        content_min_count: training positives a content needs for an id of its own (events).
+        user_min_count: training queries a user needs for an id of its own (queries).
+        min_count: rows any other category needs for an id of its own (rows).
+        partition_mb: size of one Dask partition (MB).
+    """
+
+    history_length: int = 20
+    content_min_count: int = 2
+    user_min_count: int = 10
+    min_count: int = 2
+    partition_mb: int = 128
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Encoded features of one entity.
+
+    Attributes:
+        arrays: by column, int64[R], float32[R] or, for lists, int64[R, L] padded with 0 at the right.
+        schema: Merlin schema of these columns, with cardinalities and shared domains.
+        graph: ONNX graph from the raw columns to these.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    schema: Schema
+    graph: onnx.ModelProto
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+
+@dataclass(frozen=True)
+class Features:
+    """Encoded queries (all splits, in the order of `Examples.queries`) and contents (in table order)."""
+
+    query: Encoded
+    content: Encoded
+
+
+CONTENT_TAGS: dict[str, list] = {
+    "content_id": [Tags.CATEGORICAL, Tags.ITEM, Tags.ITEM_ID],
+    "kind": [Tags.CATEGORICAL, Tags.ITEM],
+    "seller_id": [Tags.CATEGORICAL, Tags.ITEM],
+    "category": [Tags.CATEGORICAL, Tags.ITEM],
+    "content_language": [Tags.CATEGORICAL, Tags.ITEM],
+    "duration_s": [Tags.CONTINUOUS, Tags.ITEM, LOG],
+    "price_usd": [Tags.CONTINUOUS, Tags.ITEM, LOG],
+}
+QUERY_TAGS: dict[str, list] = {
+    "user_id": [Tags.CATEGORICAL, Tags.USER, Tags.USER_ID],
+    "market": [Tags.CATEGORICAL, Tags.USER],
+    "language": [Tags.CATEGORICAL, Tags.USER],
+    "age_band": [Tags.CATEGORICAL, Tags.USER],
+    "gender": [Tags.CATEGORICAL, Tags.USER],
+    "history_length": [Tags.CONTINUOUS, Tags.USER, LOG],
+    "hour": [Tags.CATEGORICAL, Tags.USER, Tags.CONTEXT],
+    "weekday": [Tags.CATEGORICAL, Tags.USER, Tags.CONTEXT],
+    "is_weekend": [Tags.CATEGORICAL, Tags.USER, Tags.CONTEXT],
+    "is_holiday": [Tags.CATEGORICAL, Tags.USER, Tags.CONTEXT],
+    "is_payday_window": [Tags.CATEGORICAL, Tags.USER, Tags.CONTEXT],
+    "is_shopping_day": [Tags.CATEGORICAL, Tags.USER, Tags.CONTEXT],
+    "days_to_payday": [Tags.CONTINUOUS, Tags.USER, Tags.CONTEXT],
+}
+
+
+def raw_schema(table: pa.Schema, entity: Tags) -> Schema:
+    """Schema of an entity's raw columns with the tags that drive its workflow.
+
+    Args:
+        table: arrow schema of the raw table.
+        entity: Tags.USER (queries) or Tags.ITEM (contents).
+    """
+    tags = CONTENT_TAGS if entity == Tags.ITEM else QUERY_TAGS
+    columns = []
+    for field in table:
+        is_list = pa.types.is_list(field.type)
+        if field.name in tags:
+            column_tags = tags[field.name]
+        elif is_list:
+            column_tags = [Tags.CATEGORICAL, Tags.LIST, entity]
+        elif pa.types.is_floating(field.type):
+            column_tags = [Tags.CONTINUOUS, entity]
+        else:
+            column_tags = [Tags.CATEGORICAL, entity]
+        columns.append(ColumnSchema(field.name, tags=column_tags, is_list=is_list, is_ragged=is_list))
+    return Schema(columns)
+
+
+def build_workflow(
+    schema: Schema, config: FeatureConfig, stats: Path, vocabularies: Mapping[str, pd.Series] | None = None
+) -> nvt.Workflow:
+    """The workflow that a schema's tags describe, not fitted yet.
+
+    Args:
+        schema: raw columns with tags, see the module's table.
+        stats: folder for NVTabular's vocabulary files.
+        vocabularies: categories in id order, by list column, for columns that follow another one.
+    """
+    categorical, continuous = schema.select_by_tag(Tags.CATEGORICAL), schema.select_by_tag(Tags.CONTINUOUS)
+    lists = categorical.select_by_tag(Tags.LIST)
+    minimum = {c: config.min_count for c in categorical.column_names}
+    for tag, count in ((Tags.ITEM_ID, 0), (Tags.USER_ID, config.user_min_count)):
+        minimum.update({c: count for c in categorical.select_by_tag(tag).column_names})
+    outputs = None
+
+    def add(node):
+        nonlocal outputs
+        outputs = node if outputs is None else outputs + node
+
+    for column in categorical.excluding_by_tag(Tags.LIST).column_names:
+        add(
+            [column]
+            >> ops.Categorify(freq_threshold=minimum[column], out_path=str(stats), dtype=np.int64, split_out=1)
+        )
+    for column in lists.column_names:
+        if vocabularies is None or column not in vocabularies:
+            raise ValueError(f"list column {column!r} needs the vocabulary of the column it follows")
+        add(
+            [column]
+            >> ops.ListSlice(-config.history_length)
+            >> ops.Categorify(
+                vocabs={column: vocabularies[column]}, out_path=str(stats / column), dtype=np.int64
+            )
+        )
+    logs = continuous.select_by_tag(LOG).column_names
+    plain = [c for c in continuous.column_names if c not in logs]
+    if logs:
+        add(
+            logs
+            >> ops.FillMissing(0)
+            >> ops.Clip(min_value=0.0)
+            >> ops.LogOp()
+            >> ops.Normalize(out_dtype=np.float32)
+        )
+    if plain:
+        add(
+            plain
+            >> ops.FillMissing(0)
+            >> ops.Clip(min_value=-1e9, max_value=1e9)
+            >> ops.Normalize(out_dtype=np.float32)
+        )
+    return nvt.Workflow(outputs)
+
+
+def vocabulary(stats: Path, column: str) -> pd.Series:
+    """Categories of a fitted Categorify in id order, without the null and unseen entries."""
+    return pd.read_parquet(stats / "categories" / f"unique.{column}.parquet")[column].reset_index(drop=True)
+
+
+def fit_features(
+    examples: Examples,
+    folder: Path,
+    config: FeatureConfig,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Features:
+    """Fit both workflows on the training part alone, then transform every row, out of core.
+
+    Raw tables go to Parquet under `folder`, many files each; Dask streams them through NVTabular, on cudf
+    with a LocalCUDACluster where there is a GPU and on pandas where there is none.
+
+    Args:
+        folder: scratch space; made anew.
+        progress: called with the name of each step as it begins.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    stats = folder / "stats"
+    stats.mkdir(parents=True)
+    with gpu_cluster():
+        progress("contents: fit")
+        contents = content_frame(examples.contents)
+        seen = examples.popularity.sum(axis=0) >= config.content_min_count
+        if not seen.any():
+            raise ValueError(
+                f"no content has {config.content_min_count} positives in the training part; lower "
+                "features.content_min_count or train on a longer log"
+            )
+        raw = folder / "raw"
+        _write(iter([pa.Table.from_pandas(contents[seen], preserve_index=False)]), raw / "contents-train")
+        table = pa.Table.from_pandas(contents, preserve_index=False)
+        _write(iter([table]), raw / "contents")
+        schema = raw_schema(table.schema, Tags.ITEM)
+        workflow = build_workflow(schema, config, stats)
+        workflow.fit(_dataset(raw / "contents-train", schema, config))
+        progress("contents: transform")
+        item = _transform(workflow, [raw / "contents"], folder / "encoded" / "contents", config, {})
+
+        progress("queries: write")
+        for split, name in enumerate(SPLITS):
+            _write(query_tables(examples, examples.queries.rows(split)), raw / f"queries-{name}")
+        followed = {
+            f"hist_{name}": vocabulary(stats, name) for name in HISTORY_COLUMNS if name in contents.columns
+        }
+        schema = raw_schema(pq.read_schema(next((raw / "queries-train").glob("*.parquet"))), Tags.USER)
+        workflow = build_workflow(schema, config, stats, followed)
+        progress("queries: fit")
+        workflow.fit(_dataset(raw / "queries-train", schema, config))
+        progress("queries: transform")
+        parts = [raw / f"queries-{name}" for name in SPLITS if any((raw / f"queries-{name}").iterdir())]
+        lengths = {name: config.history_length for name in followed}
+        user = _transform(workflow, parts, folder / "encoded" / "queries", config, lengths)
+    return Features(query=user, content=item)
+
+
+def _write(tables: Iterator[pa.Table], folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for number, table in enumerate(tables):
+        pq.write_table(table, folder / f"part-{number:05d}.parquet")
+
+
+def _dataset(folder: Path, schema: Schema, config: FeatureConfig) -> nvt.Dataset:
+    files = sorted(str(file) for file in folder.glob("*.parquet"))
+    return nvt.Dataset(files, engine="parquet", schema=schema, part_size=f"{config.partition_mb}MB")
+
+
+def _transform(
+    workflow: nvt.Workflow,
+    parts: list[Path],
+    out: Path,
+    config: FeatureConfig,
+    list_lengths: Mapping[str, int],
+) -> Encoded:
+    """Transform Parquet folders one after another into one array a column."""
+    out.mkdir(parents=True)
+    writers: dict[str, NpyAppendArray] = {}
+    for part in parts:
+        encoded = out / part.name
+        workflow.transform(_dataset(part, workflow.input_schema, config)).to_parquet(
+            str(encoded), preserve_index=False
+        )
+        for file in sorted(encoded.glob("*.parquet"), key=lambda f: [int(n) for n in re.findall(r"\d+", f.name)]):
+            table = pq.read_table(file)
+            for name in workflow.output_schema.column_names:
+                array = _dense(table[name], list_lengths.get(name))
+                if name not in writers:
+                    writers[name] = NpyAppendArray(str(out / f"{name}.npy"), delete_if_exists=True)
+                writers[name].append(array)
+    for writer in writers.values():
+        writer.close()
+    graph = compile_workflow(workflow, list_lengths=dict(list_lengths), name=out.name)
+    arrays = {name: np.load(out / f"{name}.npy", mmap_mode="r") for name in writers}
+    return Encoded(arrays, _encoded_schema(workflow.output_schema, list_lengths), graph)
+
+
+def _dense(column: pa.ChunkedArray, length: int | None) -> np.ndarray:
+    """A column as int64 or float32; lists as [R, length], padded with 0 at the right."""
+    if length is None:
+        values = column.to_numpy()
+        return np.ascontiguousarray(values, np.float32 if values.dtype.kind == "f" else np.int64)
+    flat = column.combine_chunks()
+    counts = flat.value_lengths().to_numpy(zero_copy_only=False)
+    dense = np.zeros((len(flat), length), np.int64)
+    dense[np.arange(length) < counts[:, None]] = flat.flatten().to_numpy()
+    return dense
+
+
+def _encoded_schema(schema: Schema, list_lengths: Mapping[str, int]) -> Schema:
+    """The output schema with dense lists, and lists sharing the domain of the column they follow."""
+    columns = []
+    for column in schema:
+        if column.name in list_lengths:
+            column = column.with_shape((None, list_lengths[column.name]))
+        if Tags.CATEGORICAL in column.tags:
+            domain = dict(column.properties["domain"])
+            domain["name"] = column.name.removeprefix("hist_")
+            column = column.with_properties({"domain": domain})
+        columns.append(column)
+    return Schema(columns)
