@@ -1,18 +1,21 @@
-"""The Triton model repository of a release: generated from the cascade's steps, changed without a lost request.
+"""The Triton model repository of a release: generated from the steps, changed without a lost request.
 
-Each step is a model folder with its configuration and one folder per version. A version folder holds all that the
-version needs, hard links to the release where the file system allows, so a repository can be moved or mounted
-alone. The ensemble `feed` chains the steps, each pinned to one version, so a request never mixes two releases.
+Each step is a model folder with its configuration and one folder per version. A version folder holds all that
+the version needs, hard links to the release where the file system allows, so a repository can be moved or
+mounted alone. The ensemble `feed` chains the steps, each pinned to one version, so a request never mixes two
+releases.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tritonclient.grpc as grpc
@@ -21,10 +24,9 @@ from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
 from ensemble.release import MANIFEST, Release
-from ensemble.steps import OnnxStep, Step, TensorSpec, check_wiring
+from ensemble.steps import FEED, OnnxStep, Step, TensorSpec, check_wiring
 from ensemble.triton import RELEASE
 
-FEED = "feed"
 CONFIG = "config.pbtxt"
 TEMPLATES = Path(__file__).resolve().parents[1] / "triton_repo"
 
@@ -42,7 +44,7 @@ def write_repository(
     *,
     version: int = 1,
     max_batch: int = 64,
-    delay_us: int = 500,
+    delay_us: int = 100,
     instances: int = 1,
     threads: int = 1,
     stages: str = "ensemble.stages:build",
@@ -107,8 +109,9 @@ def add_version(
 ) -> int:
     """Move a running server to another release without losing a request.
 
-    The new version of every step is loaded beside the old one; then `feed` is pinned to the new one; then, after
-    `drain_s` for requests under way, the old one is dropped. A failure before `feed` has moved undoes all of it.
+    The new version of every step is loaded beside the old one; then `feed` is pinned to the new one; then,
+    after `drain_s` for requests under way, the old one is dropped. A failure before `feed` has moved undoes
+    all of it.
 
     Args:
         path: the repository that the server at `url` serves, in explicit model-control mode.
@@ -124,19 +127,18 @@ def add_version(
     Raises:
         WiringError: the steps do not fit together.
         ReleaseError: the release is damaged, naming the file; nothing was touched.
-        RepositoryError: the steps differ from the repository's, or the server refused a step; the old release
-            keeps serving.
+        RepositoryError: the steps differ from the repository's, the server refused a step, or another change
+            is under way; the old release keeps serving.
     """
     check_wiring(steps, request, reply)
     release = _verified(release_path, steps)
     target = Path(path)
-    old_feed = read_config(target, FEED)
-    _check_same(target, old_feed, steps, request, reply)
-    old = max(step.model_version for step in old_feed.ensemble_scheduling.step)
-    version = max(old, *(v for step in steps for v in versions(target, step.name))) + 1
-    feed = _feed_config(steps, request, reply, version, old_feed.max_batch_size)
-    client = grpc.InferenceServerClient(url)
-    try:
+    with _only_writer(target), contextlib.closing(grpc.InferenceServerClient(url)) as client:
+        old_feed = read_config(target, FEED)
+        _check_same(target, old_feed, steps, request, reply)
+        old = max(step.model_version for step in old_feed.ensemble_scheduling.step)
+        version = max(old, *(v for step in steps for v in versions(target, step.name))) + 1
+        feed = _feed_config(steps, request, reply, version, old_feed.max_batch_size)
         try:
             _place(target, release, steps, version)
             for step in steps:
@@ -145,16 +147,29 @@ def add_version(
             client.load_model(FEED, client_timeout=deadline_s)
         except (InferenceServerException, OSError) as error:
             _write_config(target / FEED, old_feed)
-            _drop(client, target, steps, [version], deadline_s)
+            with contextlib.suppress(InferenceServerException):  # a server that is gone has nothing to drop
+                _drop(client, target, steps, [version], deadline_s)
             raise RepositoryError(
                 f"release '{release.name}' was not taken, version {old} keeps serving: {error}"
             ) from error
         time.sleep(drain_s)
         stale = {v for step in steps for v in versions(target, step.name)} - {version}
         _drop(client, target, steps, sorted(stale), deadline_s)
-    finally:
-        client.close()
     return version
+
+
+@contextlib.contextmanager
+def _only_writer(target: Path) -> Iterator[None]:
+    if not target.is_dir():
+        raise RepositoryError(f"{target} is no repository; write it first")
+    with (target / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RepositoryError(
+                f"another change of {target} is under way; try again when it is done"
+            ) from None
+        yield
 
 
 def read_config(path: str | os.PathLike[str], model: str) -> pb.ModelConfig:

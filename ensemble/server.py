@@ -1,7 +1,7 @@
 """A real Triton server on this host, from the nvidia-pytriton wheel.
 
-The wheel brings Triton with the Python backend only; the project's own `onnxruntime` backend goes beside it, so the
-repository is the one that the GPU image serves.
+The wheel brings Triton with the Python backend only; the project's own `onnxruntime` backend goes beside it,
+so the repository is the one that the GPU image serves.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from ensemble.repository import CONFIG, TEMPLATES, models, read_config
-from ensemble.steps import TensorSpec
+from ensemble.steps import FEED, TensorSpec
 from ensemble.triton import CANARY
 
 _SHM = Path("/dev/shm")
 _CLASH = re.compile(r"address already in use|failed to start .* service", re.IGNORECASE)
-_FAULT = re.compile(r"^[EF]\d{4} |error|failed|exception", re.IGNORECASE)
+_FAULT = re.compile(r"^(?!.*CUDA driver)([EF]\d{4} |.*(error|failed|exception))", re.IGNORECASE)
 _DEAD = re.compile(r"stub process .*not healthy", re.IGNORECASE | re.DOTALL)
-_STOP_S = 10.0
+_EXIT_S = 5
+"""Seconds that requests under way have to finish when the server stops."""
 
 
 class ServerError(RuntimeError):
@@ -81,6 +82,7 @@ class TritonServer:
         self._wanted = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
         self._ports: dict[str, int] = {}
         self._process: subprocess.Popen[bytes] | None = None
+        self._backends: Path | None = None
         self._shm = f"pasar_{secrets.token_hex(6)}_"
 
     @property
@@ -127,10 +129,9 @@ class TritonServer:
         self._backends = Path(tempfile.mkdtemp(prefix="pasar-backends-"))
         try:
             _lay_out_backends(wheel, self._backends)
-            fixed = all(self._wanted.values())
             tenacity.Retrying(
                 retry=tenacity.retry_if_exception_type(_PortClash),
-                stop=tenacity.stop_after_attempt(1 if fixed else 5),
+                stop=tenacity.stop_after_attempt(5),
                 reraise=True,
             )(self._start_once, wheel)
         except BaseException:
@@ -140,42 +141,37 @@ class TritonServer:
 
     def stop(self) -> None:
         """Stop the server: politely, then by force. Leaves no process and no shared memory."""
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # its own group: stubs that outlived it
-            self._process.wait()
-            self._process = None
-        for leftover in _SHM.glob(f"{self._shm}*"):
-            leftover.unlink(missing_ok=True)
-        if hasattr(self, "_backends"):
+        self._end_process()
+        if self._backends is not None:
             shutil.rmtree(self._backends, ignore_errors=True)
+            self._backends = None
 
     def revive(self, *, timeout_s: float = 5.0) -> list[str]:
         """Send every step a sign of life and load those anew whose process died; returns their names.
 
-        Triton never restarts a dead stub and stays ready meanwhile.
+        Triton never restarts a dead stub and stays ready meanwhile. Each call reaches as many processes of a
+        step as it has, though not surely each of them.
         """
-        dead = []
         with contextlib.closing(grpc.InferenceServerClient(self.grpc_url)) as client:
-            for model in models(self.repository):
-                config = read_config(self.repository, model)
-                if config.platform == "ensemble":
-                    continue
-                inputs = [_blank(entry) for entry in config.input]
+            dead = [name for name in models(self.repository) if not self._lives(client, name, timeout_s)]
+            for model in sorted(dead, key=FEED.__eq__):  # the ensemble needs its steps
+                client.unload_model(model)
+                client.load_model(model)
+        return dead
+
+    def _lives(self, client: grpc.InferenceServerClient, model: str, timeout_s: float) -> bool:
+        config = read_config(self.repository, model)
+        if not client.is_model_ready(model, client_timeout=timeout_s):
+            return False
+        inputs = [_blank(entry) for entry in config.input]
+        for group in config.instance_group:  # an ensemble has none
+            for _ in range(group.count):
                 try:
                     client.infer(model, inputs, parameters={CANARY: True}, client_timeout=timeout_s)
                 except InferenceServerException as error:
                     if _DEAD.search(error.message() or ""):
-                        dead.append(model)
-            for model in dead:
-                client.unload_model(model)
-                client.load_model(model)
-        return dead
+                        return False
+        return True
 
     @contextlib.contextmanager
     def watch(self, *, every_s: float = 0.5) -> Iterator[None]:
@@ -217,10 +213,26 @@ class TritonServer:
         try:
             self._wait_until_ready(start)
         except BaseException:
-            backends = self._backends
-            self.stop()
-            _lay_out_backends(wheel, backends)
+            self._end_process()
             raise
+
+    def _end_process(self) -> None:
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(2 * _EXIT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self._process.wait()
+        deadline = time.monotonic() + _EXIT_S
+        with contextlib.suppress(ProcessLookupError):  # raised when the group, its stubs, is gone
+            while time.monotonic() < deadline:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                time.sleep(0.01)
+        self._process = None
+        for leftover in _SHM.glob(f"{self._shm}*"):
+            leftover.unlink(missing_ok=True)
 
     def _command(self, wheel: Path) -> list[str]:
         ports = [f"--{name}-port={port}" for name, port in self._ports.items()]
@@ -230,6 +242,7 @@ class TritonServer:
             f"--backend-directory={self._backends}",
             f"--cache-directory={wheel / 'caches'}",
             f"--backend-config=python,shm-region-prefix-name={self._shm}",
+            f"--exit-timeout-secs={_EXIT_S}",
             "--disable-auto-complete-config",
             "--model-control-mode=explicit",
             "--load-model=*",
@@ -240,18 +253,24 @@ class TritonServer:
     def _wait_until_ready(self, log_start: int) -> None:
         assert self._process is not None
         deadline = time.monotonic() + self._deadline_s
-        with contextlib.closing(grpc.InferenceServerClient(self.grpc_url)) as client:
-            while time.monotonic() < deadline:
-                if (status := self._process.poll()) is not None:
-                    text = self._log_from(log_start)
-                    kind = _PortClash if _CLASH.search(text) else ServerError
-                    raise kind(f"the server ended with status {status} before it was ready:\n{_why(text)}")
-                with contextlib.suppress(InferenceServerException):
-                    if client.is_server_ready(client_timeout=1.0):
-                        return
-                time.sleep(0.05)
+        while time.monotonic() < deadline:
+            if (status := self._process.poll()) is not None:
+                text = self._log_from(log_start)
+                kind = _PortClash if _CLASH.search(text) else ServerError
+                raise kind(f"the server ended with status {status} before it was ready:\n{_why(text)}")
+            if self._is_ready():
+                return
+            time.sleep(0.05)
         text = self._log_from(log_start)
         raise ServerError(f"the server was not ready after {self._deadline_s:g} s:\n{_why(text)}")
+
+    def _is_ready(self) -> bool:
+        try:  # a bare connection first: a gRPC channel that was refused waits a second before it tries again
+            socket.create_connection((self.host, self._ports["grpc"]), timeout=1.0).close()
+            with contextlib.closing(grpc.InferenceServerClient(self.grpc_url)) as client:
+                return client.is_server_ready(client_timeout=1.0)
+        except (OSError, InferenceServerException):
+            return False
 
     def _log_from(self, start: int) -> str:
         with self.log.open("rb") as log:
@@ -282,7 +301,7 @@ def _stub(wheel: Path) -> Path:
 
 
 def _lay_out_backends(wheel: Path, target: Path) -> None:
-    """Copy the backends to one folder: Triton refuses links to Python-based ones, and wheels drop run bits."""
+    """Copy the backends to one folder: Triton refuses links to them, and wheels drop run bits."""
     python = target / "python"
     shutil.copytree(wheel / "backends" / "python", python, dirs_exist_ok=True)
     shutil.copy(_stub(wheel), python)
@@ -305,15 +324,19 @@ def _environment(wheel: Path) -> dict[str, str]:
 
 def _ports(wanted: dict[str, int | None], host: str) -> dict[str, int]:
     """The ports asked for, and free ones for the rest, all different."""
+    ports = {}
     with contextlib.ExitStack() as held:
-        ports = {}
         for name, port in wanted.items():
-            if port is None:
-                probe = held.enter_context(socket.socket())
-                probe.bind((host, 0))
-                port = probe.getsockname()[1]
-            ports[name] = port
-        return ports
+            probe = held.enter_context(socket.socket())
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port or 0))
+            except OSError as error:
+                raise ServerError(
+                    f"the {name} port {port} on {host} cannot be used ({error.strerror}); choose another"
+                ) from error
+            ports[name] = probe.getsockname()[1]
+    return ports
 
 
 def _why(text: str) -> str:

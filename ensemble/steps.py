@@ -17,6 +17,9 @@ from ensemble.errors import Code, RequestError
 Arrays = Mapping[str, np.ndarray]
 
 STRING = np.dtype(object)
+FEED = "feed"
+"""The ensemble that chains the steps; no step has this name."""
+
 _TRITON = {
     "bool": "BOOL",
     "uint8": "UINT8",
@@ -159,7 +162,7 @@ def check_wiring(steps: Sequence[Step], request: Sequence[TensorSpec], reply: Se
 
     for spec in request:
         make(spec, "the request")
-    names: set[str] = set()
+    names = {FEED}
     for step in steps:
         label = f"step '{step.name}'"
         if not _NAME.fullmatch(step.name) or step.name in names:
@@ -216,7 +219,7 @@ def check_inputs(specs: Sequence[TensorSpec], arrays: Arrays) -> dict[str, np.nd
         rows = len(array) if rows is None else rows
         if len(array) != rows:
             raise _invalid(
-                f"tensor '{spec.name}' has {len(array)} rows, '{specs[0].name}' has {rows}; send equal batches"
+                f"tensor '{spec.name}' has {len(array)} rows, '{specs[0].name}' {rows}; send equal batches"
             )
         if spec.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
             row = int(np.argwhere(~finite)[0][0])

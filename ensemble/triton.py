@@ -1,7 +1,7 @@
 """The code between Triton and a stage: the requests of one dynamic batch in, one run, their replies out.
 
-`StageModel` is the whole of a step's `model.py`. Triton checks little of what a Python model is given and nothing
-of what it returns, so both are checked here, and a caller never sees more than a typed message.
+`StageModel` is the whole of a step's `model.py`. Triton checks little of what a Python model is given and
+nothing of what it returns, so both are checked here, and a caller never sees more than a typed message.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class BatchedStage:
     def run(self, requests: Sequence[Arrays]) -> list[dict[str, np.ndarray] | RequestError]:
         """Answer each request, in order.
 
-        A request that breaks the contract of the inputs gets its error alone. The rest run at once; where that
-        run fails they run one by one, so only the culprit is refused.
+        A request that breaks the contract of the inputs gets its error alone. The rest run at once; where
+        that run fails they run one by one, so only the culprit is refused.
         """
         replies: list[dict[str, np.ndarray] | RequestError] = []
         sound: list[int] = []
@@ -110,6 +110,8 @@ class BatchedStage:
                 raise ValueError(
                     f"'{spec.name}' is {array.dtype}{list(array.shape)}, not {spec} with B = {rows}"
                 )
+            if spec.dtype == STRING and not all(isinstance(text, str | bytes) for text in array.flat):
+                raise ValueError(f"'{spec.name}' holds something that is no text")
             outputs[spec.name] = np.ascontiguousarray(array)
         return outputs
 

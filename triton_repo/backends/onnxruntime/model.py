@@ -1,7 +1,7 @@
 """Triton backend "onnxruntime" for CPU hosts, where Triton comes without its C++ one.
 
-It serves the same `config.pbtxt` and `model.onnx`, with the same thread parameters, so that one repository runs
-on a laptop and in the GPU image.
+It serves the same `config.pbtxt` and `model.onnx`, with the same thread parameters, so that one repository
+runs on a laptop and in the GPU image.
 """
 
 from ensemble.triton import StageModel
@@ -10,7 +10,7 @@ import onnxruntime
 
 
 class TritonPythonModel(StageModel):
-    """Runs `model.onnx` of the version folder: once per dynamic batch, with the threads the configuration says."""
+    """Runs `model.onnx` of the version folder, once per dynamic batch, with the threads configured."""
 
     @staticmethod
     def auto_complete_config(config):

@@ -1,0 +1,193 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ensemble.release import MANIFEST, Release, ReleaseError, ReleaseWriter
+from tests.ensemble import toy
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return toy.write_release(tmp_path_factory.mktemp("release") / "one", 7)
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def test_what_is_written_is_read_back(folder):
+    release = Release.open(folder)
+    assert release.name == "release-7"
+    assert release.info == {"number": 7}
+    assert release.files == ("items.json", "items.npy", "query.onnx")
+    assert release.json("items.json") == toy.ITEMS
+    assert release.onnx_path("query.onnx").stat().st_size > 0
+    mapped, read = release.array("items.npy"), release.array("items.npy", mmap=False)
+    assert isinstance(mapped, np.memmap)
+    assert not isinstance(read, np.memmap)
+    np.testing.assert_array_equal(mapped, read)
+    assert not mapped.flags.writeable
+
+
+def test_an_empty_array_is_read_back(tmp_path):
+    with ReleaseWriter(tmp_path / "r", name="empty") as release:
+        release.array("none.npy", np.empty((0, 3), np.float32))
+    assert Release.open(tmp_path / "r").array("none.npy").shape == (0, 3)
+
+
+def test_an_array_of_text_needs_no_pickle(tmp_path):
+    with ReleaseWriter(tmp_path / "r", name="text") as release:
+        release.array("ids.npy", np.array(["ana", "björn"]))
+    assert Release.open(tmp_path / "r").array("ids.npy").tolist() == ["ana", "björn"]
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_changed_byte_of_any_file_is_refused_by_the_file_s_name(folder, data):
+    file = data.draw(st.sampled_from(sorted(folder.iterdir())))
+    sound = file.read_bytes()
+    at = data.draw(st.integers(0, len(sound) - 1))
+    damaged = bytearray(sound)
+    damaged[at] ^= data.draw(st.integers(1, 255))
+    try:
+        file.write_bytes(damaged)
+        with pytest.raises(ReleaseError, match=file.name):
+            Release.open(folder)
+    finally:
+        file.write_bytes(sound)
+    Release.open(folder)
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_truncated_file_is_refused_by_name_even_unverified(folder, data):
+    file = data.draw(st.sampled_from(sorted(folder.iterdir())))
+    sound = file.read_bytes()
+    try:
+        file.write_bytes(sound[: data.draw(st.integers(0, len(sound) - 1))])
+        with pytest.raises(ReleaseError, match=file.name):
+            Release.open(folder, verify=False)
+    finally:
+        file.write_bytes(sound)
+
+
+@pytest.mark.parametrize("file", ["items.npy", "query.onnx", "items.json", MANIFEST])
+def test_a_missing_file_is_refused_by_name(copy, file):
+    (copy / file).unlink()
+    with pytest.raises(ReleaseError, match=file):
+        Release.open(copy)
+
+
+def test_an_extra_file_is_refused_by_name(copy):
+    (copy / "run.py").write_text("print('hello')")
+    with pytest.raises(ReleaseError, match=r"run\.py is not in the manifest; remove it"):
+        Release.open(copy)
+
+
+def test_a_link_in_place_of_a_file_is_refused(copy, folder):
+    (copy / "items.json").unlink()
+    (copy / "items.json").symlink_to(folder / "items.json")
+    with pytest.raises(ReleaseError, match=r"items\.json"):
+        Release.open(copy)
+
+
+def test_a_format_of_the_future_is_refused_with_what_to_do(copy):
+    manifest = json.loads((copy / MANIFEST).read_text())
+    (copy / MANIFEST).write_text(json.dumps({**manifest, "format": 99}))
+    with pytest.raises(ReleaseError, match="has format 99; this version reads format 1, export"):
+        Release.open(copy)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", "null", '{"format": 1}', '{"format": 1, "files": []}', "\xff", ""]
+)
+def test_a_manifest_that_is_none_is_refused(copy, text):
+    (copy / MANIFEST).write_text(text, encoding="latin-1")
+    with pytest.raises(ReleaseError, match=r"manifest\.json is damaged"):
+        Release.open(copy)
+
+
+def test_a_folder_that_is_no_release_is_refused(tmp_path):
+    with pytest.raises(ReleaseError, match=r"is .* a complete release"):
+        Release.open(tmp_path / "nowhere")
+
+
+def test_a_file_that_needs_pickle_is_refused_by_writer_and_reader(tmp_path, monkeypatch):
+    objects = np.array([{"code": 1}], object)
+    with (
+        pytest.raises(ReleaseError, match="needs pickle"),
+        ReleaseWriter(tmp_path / "r", name="x") as release,
+    ):
+        release.array("a.npy", objects)
+    with (
+        pytest.raises(ReleaseError, match="needs pickle"),
+        ReleaseWriter(tmp_path / "r", name="x") as release,
+    ):
+        np.save(release.path("a.npy"), objects, allow_pickle=True)
+    monkeypatch.setattr("ensemble.release._check_content", lambda path: None)  # somebody else's writer
+    with ReleaseWriter(tmp_path / "r", name="x") as release:
+        np.save(release.path("a.npy"), objects, allow_pickle=True)
+    monkeypatch.undo()
+    with pytest.raises(ReleaseError, match=r"a\.npy has dtype object, which needs pickle"):
+        Release.open(tmp_path / "r")
+
+
+@pytest.mark.parametrize("file", ["model.pkl", "code.py", "../up.json", ".hidden.json", "a/b.npy", MANIFEST])
+def test_only_plain_names_of_data_can_be_written(tmp_path, file):
+    with (
+        pytest.raises(ReleaseError, match="cannot be in a release"),
+        ReleaseWriter(tmp_path / "r", name="x") as r,
+    ):
+        r.path(file)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_put_there_by_hand_is_refused_unless_it_is_data(tmp_path):
+    with (
+        pytest.raises(ReleaseError, match=r"weights\.pt"),
+        ReleaseWriter(tmp_path / "r", name="x") as release,
+    ):
+        (release.path("a.npy").parent / "weights.pt").write_bytes(b"1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_file_is_refused_when_written(tmp_path):
+    for file in ("a.npy", "a.json", "a.onnx"):
+        with pytest.raises(ReleaseError, match=file), ReleaseWriter(tmp_path / "r", name="x") as release:
+            release.path(file).write_bytes(b"")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_that_json_cannot_hold_are_refused(tmp_path):
+    with (
+        pytest.raises(ValueError, match="JSON compliant"),
+        ReleaseWriter(tmp_path / "r", name="x") as release,
+    ):
+        release.json("a.json", [float("nan")])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), ReleaseWriter(tmp_path / "r", name="x") as release:  # noqa: PT012
+        release.json("a.json", 1)
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_release_is_never_overwritten(copy):
+    with pytest.raises(ReleaseError, match="a release never changes"), ReleaseWriter(copy, name="x"):
+        pass
+    Release.open(copy)
+
+
+def test_asking_for_an_absent_file_names_those_that_are_there(folder):
+    release = Release.open(folder)
+    with pytest.raises(ReleaseError, match=r"has no 'users\.npy'; its \.npy files: items\.npy"):
+        release.array("users.npy")
+    with pytest.raises(ReleaseError, match=r"has no 'items\.npy'; its \.json files: items\.json"):
+        release.json("items.npy")

@@ -1,0 +1,156 @@
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from ensemble import repository
+from ensemble.release import ReleaseError
+from ensemble.repository import RepositoryError, add_version, read_config, write_repository
+from ensemble.steps import OnnxStep, StageStep, TensorSpec, WiringError
+from tests.ensemble import toy
+
+CASCADE = (toy.STEPS, toy.REQUEST, toy.REPLY)
+NOWHERE = "127.0.0.1:1"
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    return toy.write_release(tmp_path_factory.mktemp("release") / "one")
+
+
+@pytest.fixture
+def repo(release, tmp_path):
+    write_repository(tmp_path / "repo", release, *CASCADE, max_batch=8, delay_us=70, instances=2, threads=3)
+    return tmp_path / "repo"
+
+
+def files(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_each_step_is_a_model_and_feed_chains_them(repo):
+    assert repository.models(repo) == ["feed", "pick", "query", "user_state"]
+    feed = read_config(repo, "feed")
+    chain = [(step.model_name, step.model_version) for step in feed.ensemble_scheduling.step]
+    assert chain == [("user_state", 1), ("query", 1), ("pick", 1)]
+    assert [t.name for t in feed.input] == ["user_id", "diversity", "exclude"]
+    assert [t.name for t in feed.output] == ["item_id", "score", "stage_release", "graph_release"]
+
+
+def test_the_limits_asked_for_are_in_the_configurations(repo):
+    for name in ("user_state", "query", "pick"):
+        config = read_config(repo, name)
+        assert config.max_batch_size == 8
+        assert config.dynamic_batching.max_queue_delay_microseconds == 70
+    assert read_config(repo, "pick").instance_group[0].count == 2
+    assert read_config(repo, "query").parameters["intra_op_thread_count"].string_value == "3"
+
+
+def test_only_tensors_that_are_read_leave_a_step(release, tmp_path):
+    spare = TensorSpec("spare", np.float32)
+    first = toy.STEPS[0]
+    steps = (StageStep(first.name, first.inputs, (*first.outputs, spare)), *toy.STEPS[1:])
+    write_repository(tmp_path / "repo", release, steps, toy.REQUEST, toy.REPLY)
+    step = read_config(tmp_path / "repo", "feed").ensemble_scheduling.step[0]
+    assert dict(step.output_map) == {"state": "state"}
+    assert [t.name for t in read_config(tmp_path / "repo", "user_state").output] == ["state", "spare"]
+
+
+def test_a_repository_holds_all_of_its_release_without_a_second_copy(repo, release):
+    stored = repo / "pick" / "1" / "release"
+    assert files(stored) == files(release)
+    assert os.path.samefile(stored / "items.npy", release / "items.npy")
+    assert os.path.samefile(repo / "query" / "1" / "model.onnx", release / "query.onnx")
+
+
+def test_a_release_on_another_disk_is_copied_once(release, tmp_path, monkeypatch):
+    link = os.link
+
+    def other_disk(source, target):
+        if release in source.parents:
+            raise OSError("cross-device link")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", other_disk)
+    write_repository(tmp_path / "repo", release, *CASCADE)
+    one, two = (tmp_path / "repo" / step / "1" / "release" / "items.npy" for step in ("user_state", "pick"))
+    assert not one.samefile(release / "items.npy")
+    assert one.samefile(two)
+
+
+def test_a_pad_of_one_s_own_is_kept(release, tmp_path):
+    exclude = TensorSpec("exclude", str, (-1,), pad="none")
+    last = toy.STEPS[2]
+    steps = (*toy.STEPS[:2], StageStep(last.name, (last.inputs[0], exclude), last.outputs))
+    write_repository(tmp_path / "repo", release, steps, toy.REQUEST, toy.REPLY)
+    assert read_config(tmp_path / "repo", "pick").parameters["pad.exclude"].string_value == '"none"'
+
+
+def test_a_damaged_release_writes_nothing(release, tmp_path):
+    broken = shutil.copytree(release, tmp_path / "broken")
+    (broken / "items.npy").write_bytes(b"")
+    with pytest.raises(ReleaseError, match=r"items\.npy"):
+        write_repository(tmp_path / "repo", broken, *CASCADE)
+    assert [p.name for p in tmp_path.iterdir()] == ["broken"]
+
+
+def test_a_release_without_a_step_s_graph_is_refused(release, tmp_path):
+    query = toy.STEPS[1]
+    steps = (toy.STEPS[0], OnnxStep("query", "other.onnx", query.inputs, query.outputs), toy.STEPS[2])
+    with pytest.raises(ReleaseError, match=r"no 'other\.onnx'; its \.onnx files: query\.onnx"):
+        write_repository(tmp_path / "repo", release, steps, toy.REQUEST, toy.REPLY)
+
+
+def test_steps_that_do_not_fit_are_refused(release, tmp_path):
+    with pytest.raises(WiringError, match="step 'query' reads 'state'"):
+        write_repository(tmp_path / "repo", release, toy.STEPS[1:], toy.REQUEST, toy.REPLY)
+
+
+def test_a_step_cannot_take_the_ensemble_s_name(release, tmp_path):
+    steps = (StageStep("feed", toy.REQUEST, (toy.state,)), *toy.STEPS[1:])
+    with pytest.raises(WiringError, match="'feed' needs a name of its own"):
+        write_repository(tmp_path / "repo", release, steps, toy.REQUEST, toy.REPLY)
+
+
+def test_a_repository_is_never_overwritten(repo, release):
+    before = files(repo)
+    with pytest.raises(RepositoryError, match="exists already; add a version"):
+        write_repository(repo, release, *CASCADE)
+    assert files(repo) == before
+
+
+def test_a_release_that_no_server_took_is_taken_back(repo, release):
+    before = files(repo)
+    with pytest.raises(RepositoryError, match="was not taken, version 1 keeps serving"):
+        add_version(repo, release, *CASCADE, url=NOWHERE, deadline_s=2)
+    after = files(repo)
+    after.pop(next(p for p in after if p.name == ".lock"))
+    assert after == before
+    assert not list(repo.glob("*/2"))
+
+
+def test_other_borders_need_a_new_repository(repo, release):
+    wider = tuple(
+        StageStep(s.name, s.inputs, (*s.outputs, TensorSpec(f"{s.name}_more", str))) for s in toy.STEPS[:1]
+    )
+    with pytest.raises(RepositoryError, match=r"'user_state' has other tensors .* write a new repository"):
+        add_version(repo, release, (*wider, *toy.STEPS[1:]), toy.REQUEST, toy.REPLY, url=NOWHERE)
+    with pytest.raises(RepositoryError, match="'feed' has other tensors"):
+        add_version(repo, release, toy.STEPS, toy.REQUEST, toy.REPLY[:-1], url=NOWHERE)
+
+
+def test_two_changes_at_once_are_refused(repo, release):
+    with (
+        repository._only_writer(repo),
+        pytest.raises(RepositoryError, match=r"another change of .* is under way"),
+    ):
+        add_version(repo, release, *CASCADE, url=NOWHERE)
+
+
+def test_a_folder_that_is_no_repository_is_refused(release, tmp_path):
+    with pytest.raises(RepositoryError, match="is no repository"):
+        add_version(tmp_path / "none", release, *CASCADE, url=NOWHERE)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(RepositoryError, match=r"config\.pbtxt cannot be read"):
+        add_version(tmp_path / "none", release, *CASCADE, url=NOWHERE)

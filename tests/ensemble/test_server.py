@@ -1,0 +1,367 @@
+"""One real server for the module; each test leaves it serving."""
+
+import os
+import shutil
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpc
+from tritonclient.utils import InferenceServerException
+
+from ensemble.release import ReleaseError
+from ensemble.repository import RepositoryError, add_version, versions, write_repository
+from ensemble.server import ServerError, TritonServer
+from ensemble.steps import STRING
+from tests.ensemble import toy
+
+CASCADE = (toy.STEPS, toy.REQUEST, toy.REPLY)
+STAGES = {"stages": "toy:build", "python_path": Path(toy.__file__).parent}
+
+
+class Running:
+    """A served repository, and the number of the release it serves."""
+
+    def __init__(self, root):
+        self.root = root
+        self.repository = root / "repository"
+        self.number = 1
+        write_repository(self.repository, self.release(), *CASCADE, delay_us=5000, **STAGES)
+        self.server = TritonServer(self.repository, log=root / "triton.log", startup_deadline_s=30)
+
+    def release(self, **options):
+        path = self.root / f"release-{self.number}-{len(os.listdir(self.root))}"
+        return toy.write_release(path, self.number, **options)
+
+    def log(self):
+        return self.server.log.read_text()
+
+    @contextmanager
+    def client(self):
+        client = grpc.InferenceServerClient(self.server.grpc_url)
+        try:
+            yield client
+        finally:
+            client.close()
+
+    def ask(self, *users, **changed):
+        with self.client() as client:
+            return ask(client, *users, **changed)
+
+
+def ask(client, *users, model="feed", specs=toy.REPLY, **changed):
+    """A request by numpy arrays; `changed` replaces a tensor, None leaves it out."""
+    rows = len(users)
+    arrays = {
+        "user_id": np.array(users, object)[:, None],
+        "diversity": np.zeros((rows, 1), np.float32),
+        "exclude": np.full((rows, 1), "", object),
+        **changed,
+    }
+    inputs = []
+    for name, array in arrays.items():
+        if array is not None:
+            kind = "BYTES" if array.dtype == STRING else {"f4": "FP32", "f8": "FP64"}[array.dtype.str[1:]]
+            inputs.append(grpc.InferInput(name, array.shape, kind).set_data_from_numpy(array))
+    result = client.infer(model, inputs, client_timeout=20)
+    return {spec.name: result.as_numpy(spec.name) for spec in specs}
+
+
+@pytest.fixture(scope="module")
+def feed(tmp_path_factory):
+    running = Running(tmp_path_factory.mktemp("server"))
+    with running.server:
+        yield running
+
+
+def in_process(number, release, users, exclude):
+    """What the steps answer without a server."""
+    from ensemble.release import Release
+
+    opened = Release.open(release)
+    state = toy.build("user_state", opened)(user_id=np.array(users, object))["state"]
+    return {
+        **toy.build("pick", opened)(vector=state, exclude=np.array(exclude, object)),
+        "graph_release": number,
+    }
+
+
+def test_a_reply_equals_the_cascade_without_a_server_bit_for_bit(feed):
+    users, exclude = ["ana", "björn", "chi"], [["item-1", ""], ["item-3", "item-4"], ["", ""]]
+    got = feed.ask(*users, exclude=np.array(exclude, object))
+    wanted = in_process(feed.number, feed.release(), users, exclude)
+    assert [[i.decode() for i in row] for row in got["item_id"]] == wanted["item_id"].tolist()
+    np.testing.assert_array_equal(got["score"], wanted["score"])
+    assert got["stage_release"].ravel().tolist() == got["graph_release"].ravel().tolist() == [feed.number] * 3
+
+
+def test_requests_that_share_a_run_get_what_they_would_get_alone(feed):
+    asked = [(f"user-{i}" * (i % 4 + 1), [f"item-{j}" for j in range(i % 5)]) for i in range(24)]
+
+    def one(user, exclude):
+        return feed.ask(user, exclude=np.array([exclude], object).reshape(1, -1))
+
+    alone = [one(*request) for request in asked]
+    with feed.client() as client:
+        before = counts(client, "pick")
+        with ThreadPoolExecutor(len(asked)) as pool:
+            together = list(pool.map(lambda request: one(*request), asked))
+        after = counts(client, "pick")
+    assert after[0] - before[0] == len(asked)
+    assert after[1] - before[1] < len(asked), "no two requests shared a run"
+    for a, b in zip(alone, together):
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def counts(client, model):
+    stats = client.get_inference_statistics(model).model_stats[-1]
+    return stats.inference_count, stats.execution_count
+
+
+def test_an_unknown_user_does_not_spoil_the_run_it_shares(feed):
+    def one(user):
+        try:
+            return feed.ask(user)["item_id"].shape
+        except InferenceServerException as error:
+            return error.status()
+
+    with ThreadPoolExecutor(12) as pool:
+        replies = list(pool.map(one, ["ana", "stranger", "bo"] * 4))
+    assert replies == [(1, 2), "StatusCode.NOT_FOUND", (1, 2)] * 4
+
+
+FAULTS = [
+    ({"exclude": None}, "INVALID_ARGUMENT", "expected 3 inputs but got 2"),
+    (
+        {"diversity": np.zeros((1, 2), np.float32)},
+        "INVALID_ARGUMENT",
+        "unexpected shape for input 'diversity'",
+    ),
+    ({"diversity": np.zeros((1, 1))}, "INVALID_ARGUMENT", "'diversity'.*FP64.*FP32"),
+    (
+        {"diversity": np.full((1, 1), np.nan, np.float32)},
+        "INVALID_ARGUMENT",
+        "tensor 'diversity' holds a non-fin",
+    ),
+    (
+        {"exclude": np.array([[b"\xff"]], object)},
+        "INVALID_ARGUMENT",
+        "tensor 'exclude' holds text that is not UTF-8",
+    ),
+    ({"user_id": np.array([["stranger"]], object)}, "NOT_FOUND", "register the user first"),
+    (
+        {"user_id": np.array([["breaks"]], object)},
+        "INTERNAL",
+        "stage 'user_state' failed; see the server log$",
+    ),
+    (
+        {"user_id": np.array([["bad-shape"]], object)},
+        "INTERNAL",
+        "stage 'user_state' failed; see the server log$",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changed", "status", "message"), FAULTS)
+def test_a_bad_request_gets_a_typed_error_and_the_server_serves_on(feed, changed, status, message):
+    with pytest.raises(InferenceServerException, match=message) as caught:
+        feed.ask("ana", **changed)
+    assert caught.value.status() == f"StatusCode.{status}"
+    text = caught.value.message()
+    assert not any(leak in text for leak in ("Traceback", "secret", ".py", str(feed.root), "/"))
+    assert feed.ask("ana")["item_id"].shape == (1, 2)
+
+
+def test_an_unexpected_failure_is_explained_in_the_server_s_log(feed):
+    with pytest.raises(InferenceServerException):
+        feed.ask("breaks")
+    with pytest.raises(InferenceServerException):
+        feed.ask("bad-shape")
+    log = feed.log()
+    assert "toy.py is secret" in log
+    assert "'state' is float32[1, 4], not float32[B, 3] with B = 1" in log
+
+
+@contextmanager
+def load(feed):
+    """Requests from three clients while the context lasts; yields replies (stage, graph) and errors."""
+    replies, errors, ended = [], [], threading.Event()
+
+    def loop():
+        with feed.client() as client:
+            while not ended.is_set():
+                try:
+                    got = ask(client, "ana")
+                    replies.append((int(got["stage_release"][0, 0]), int(got["graph_release"][0, 0])))
+                except InferenceServerException as error:
+                    errors.append(str(error))
+
+    threads = [threading.Thread(target=loop) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        while not replies and not errors:
+            time.sleep(0.01)
+        yield replies, errors
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_new_release_under_load_loses_no_request_and_mixes_no_two(feed):
+    old, feed.number = feed.number, feed.number + 1
+    with load(feed) as (replies, errors):
+        version = add_version(
+            feed.repository, feed.release(), *CASCADE, url=feed.server.grpc_url, drain_s=0.3, deadline_s=20
+        )
+        moved = len(replies)
+        while len(replies) < moved + 20 and not errors:
+            time.sleep(0.01)
+    assert errors == []
+    assert set(replies) == {(old, old), (feed.number, feed.number)}
+    assert set(replies[moved + 3 :]) == {(feed.number, feed.number)}
+    assert all(versions(feed.repository, step.name) == [version] for step in toy.STEPS)
+    with feed.client() as client:
+        deadline = time.monotonic() + 10
+        while client.is_model_ready("pick", str(version - 1)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not client.is_model_ready("pick", str(version - 1))
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+@pytest.mark.parametrize("file", ["items.npy", "query.onnx", "items.json", "manifest.json"])
+@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
+def test_a_damaged_release_is_refused_by_file_name_and_nothing_is_touched(feed, file, damage):
+    release = feed.release()
+    damage(release / file)
+    before = sorted(feed.repository.rglob("*"))
+    with pytest.raises(ReleaseError, match=file):
+        add_version(feed.repository, release, *CASCADE, url=feed.server.grpc_url)
+    assert sorted(feed.repository.rglob("*")) == before
+    assert feed.ask("ana")["stage_release"] == feed.number
+
+
+def test_a_graph_that_does_not_load_is_undone_under_load(feed):
+    release = feed.release(graph=b"this is no graph")
+    before = {step.name: versions(feed.repository, step.name) for step in toy.STEPS}
+    with load(feed) as (replies, errors):
+        with pytest.raises(RepositoryError, match=r"(?s)was not taken.*keeps serving.*'query'"):
+            add_version(feed.repository, release, *CASCADE, url=feed.server.grpc_url, deadline_s=20)
+        seen = len(replies)
+        while len(replies) < seen + 10 and not errors:
+            time.sleep(0.01)
+    assert errors == []
+    assert set(replies) == {(feed.number, feed.number)}
+    assert {step.name: versions(feed.repository, step.name) for step in toy.STEPS} == before
+
+
+def processes(server):
+    """Live processes that carry the server's shared-memory prefix: itself, and stubs by the step they run."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            zombie = (folder / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+            command = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if not zombie and any(server._shm in word for word in command):
+            found["server" if "stub" not in command[0] else Path(command[1]).parts[-3]] = int(folder.name)
+    return found
+
+
+def memory(server):
+    return list(Path("/dev/shm").glob(f"{server._shm}*"))
+
+
+@pytest.mark.parametrize("step", ["pick", "query"])
+def test_a_killed_step_is_back_while_somebody_watches(feed, step):
+    with feed.server.watch(every_s=0.1):
+        os.kill(processes(feed.server)[step], signal.SIGKILL)
+        back = None
+        deadline = time.monotonic() + 20
+        while back is None and time.monotonic() < deadline:
+            try:
+                back = feed.ask("ana")["item_id"]
+            except InferenceServerException:
+                time.sleep(0.05)
+    assert back is not None
+    assert feed.server.revive() == []
+
+
+def test_a_sign_of_life_does_not_reach_the_stage(feed):
+    before = feed.log()
+    assert feed.server.revive() == []
+    assert feed.log() == before, "user_state fails, and says so, on the empty user of a sign of life"
+
+
+def test_a_stopped_server_leaves_no_process_and_no_shared_memory(tmp_path):
+    write_repository(tmp_path / "repo", toy.write_release(tmp_path / "r"), *CASCADE, **STAGES)
+    server = TritonServer(tmp_path / "repo", log=tmp_path / "log")
+    with server:
+        assert set(processes(server)) == {"server", "user_state", "query", "pick"}
+        assert memory(server)
+        os.kill(server.pid, signal.SIGKILL)  # the worst end: stubs and their memory outlive the server
+    assert processes(server) == {}
+    assert memory(server) == []
+    with pytest.raises(ServerError, match="is not running"):
+        _ = server.grpc_url
+    server.stop()  # again, without harm
+
+
+def test_a_model_that_cannot_load_is_named_by_its_file(tmp_path):
+    repository = tmp_path / "repo"
+    write_repository(repository, toy.write_release(tmp_path / "r"), *CASCADE, **STAGES)
+    flip(repository / "pick" / "1" / "release" / "items.npy")
+    with pytest.raises(ServerError, match=r"(?s)items\.npy differs from its SHA-256"):
+        TritonServer(repository, log=tmp_path / "log").start()
+
+
+def test_a_stage_that_hangs_ends_at_the_deadline(tmp_path):
+    (tmp_path / "hanging.py").write_text("import time\ndef build(name, release): time.sleep(600)\n")
+    release = toy.write_release(tmp_path / "r")
+    write_repository(tmp_path / "repo", release, *CASCADE, stages="hanging:build", python_path=tmp_path)
+    server = TritonServer(tmp_path / "repo", log=tmp_path / "log", startup_deadline_s=2)
+    with pytest.raises(ServerError, match="was not ready after 2 s"):
+        server.start()
+    assert processes(server) == {}
+    assert memory(server) == []
+
+
+def test_a_port_in_use_is_named(feed, tmp_path):
+    shutil.copytree(feed.repository, tmp_path / "repo")
+    port = int(feed.server.grpc_url.rpartition(":")[2])
+    with pytest.raises(ServerError, match=f"grpc port {port} on .* cannot be used .*choose another"):
+        TritonServer(tmp_path / "repo", log=tmp_path / "log", grpc_port=port).start()
+
+
+def test_a_folder_without_models_is_refused(tmp_path):
+    with pytest.raises(ServerError, match="write a repository there first"):
+        TritonServer(tmp_path, log=tmp_path / "log").start()
+
+
+def test_a_host_without_the_wheel_is_told_what_to_install(feed, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ServerError, match="nvidia-pytriton is not installed; run `make setup`"):
+        TritonServer(feed.repository, log=tmp_path / "log").start()
+
+
+def test_another_platform_is_refused_before_anything_starts(feed, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(ServerError, match="runs on Linux x86_64, this is darwin"):
+        TritonServer(feed.repository, log=tmp_path / "log").start()
