@@ -1,0 +1,210 @@
+"""The feature compiler: a fitted NVTabular workflow becomes an ONNX graph that serves the same features.
+
+docs/compiler.md lists the operators, the convention of inputs and outputs, and what is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import workflows.runtime  # noqa: F401  # isort: skip  (sets the environment before NVTabular is imported)
+
+import numpy as np
+from merlin.dag import Node
+from merlin.dag.ops import (
+    add_metadata,
+    concat_columns,
+    grouping,
+    rename,
+    selection,
+    subset_columns,
+    subtraction,
+)
+from nvtabular import Workflow, ops
+from onnx import ModelProto
+
+from workflows.compiler import categorical, continuous, lists, statistics
+from workflows.compiler.graph import STRING, Column, Graph, Refused, tensor_dtype
+from workflows.compiler.join import join
+from workflows.compiler.site import Compiler, Site, passed_through, renamed
+
+__all__ = ["UnsupportedOperator", "compile_workflow", "feature_name", "join"]
+
+#: By exact type: a subclass may transform differently.
+_COMPILERS: dict[type, Compiler] = {
+    ops.Categorify: categorical.categorified,
+    ops.HashBucket: categorical.hashed,
+    ops.FillMissing: continuous.filled,
+    ops.FillMedian: continuous.filled_with_median,
+    ops.Clip: continuous.clipped,
+    ops.LogOp: continuous.logged,
+    ops.Normalize: continuous.normalized,
+    ops.NormalizeMinMax: continuous.normalized_to_range,
+    ops.Bucketize: continuous.bucketized,
+    ops.ReduceDtypeSize: continuous.narrowed,
+    ops.TargetEncoding: statistics.target_encoded,
+    ops.JoinGroupby: statistics.joined_by_group,
+    ops.ListSlice: lists.sliced,
+    ops.Rename: renamed,
+    rename.Rename: renamed,
+    **dict.fromkeys(
+        [
+            ops.AddMetadata,
+            ops.AddTags,
+            ops.AddProperties,
+            ops.TagAsUserID,
+            ops.TagAsItemID,
+            ops.TagAsUserFeatures,
+            ops.TagAsItemFeatures,
+            ops.DataStats,
+            ops.ValueCount,
+            ops.DropLowCardinality,
+            add_metadata.AddMetadata,
+            add_metadata.AddTags,
+            add_metadata.AddProperties,
+            add_metadata.TagAsUserID,
+            add_metadata.TagAsItemID,
+            add_metadata.TagAsUserFeatures,
+            add_metadata.TagAsItemFeatures,
+            concat_columns.ConcatColumns,
+            grouping.GroupingOp,
+            selection.SelectionOp,
+            subset_columns.SubsetColumns,
+            subtraction.SubtractionOp,
+        ],
+        passed_through,
+    ),
+}
+
+
+class UnsupportedOperator(ValueError):
+    """An operator of the workflow, or the way it is used, cannot become ONNX.
+
+    Attributes:
+        operator: the operator's class name.
+        columns: the output columns that it was asked for.
+        supported: the class names of all operators that can be compiled.
+    """
+
+    def __init__(self, operator: str, columns: list[str], reason: str) -> None:
+        self.operator = operator
+        self.columns = columns
+        self.supported = sorted({op.__name__ for op in _COMPILERS})
+        super().__init__(
+            f"{operator} of {', '.join(map(repr, columns))} cannot be compiled to ONNX: {reason}. "
+            f"Supported operators: {', '.join(self.supported)}"
+        )
+
+
+def feature_name(column: str) -> str:
+    """The graph's output name of an output column.
+
+    An ONNX graph cannot have an input and an output of one name, and most workflows encode a column in
+    place, so every output is called "<column>/feature".
+    """
+    return f"{column}/feature"
+
+
+def compile_workflow(
+    workflow: Workflow, *, list_lengths: Mapping[str, int] | None = None, name: str = "features"
+) -> ModelProto:
+    """Compile a fitted workflow to an ONNX graph (opset 17, ai.onnx.ml 3).
+
+    Inputs are the raw columns that the outputs need, named as the columns, in the order of the workflow's
+    input schema: tensor(string), int64 for integers, float32 or float64 as fitted; [batch] for a scalar,
+    [batch, <column>_width] for a list, padded on the right. A missing value is NaN, "" or the least int64;
+    list padding is the same.
+
+    Outputs are the workflow's output columns, named by `feature_name`, of NVTabular's dtype; lists are
+    [batch, length], padded with 0 on the right.
+
+    Args:
+        workflow: fitted; its vocabularies and statistics must still lie in their out_path.
+        list_lengths: the length of list outputs, by output column: longer lists keep their first elements.
+            A list that is not named and not sliced is as wide as its input.
+        name: the graph's name.
+
+    Raises:
+        UnsupportedOperator: an operator, or the way it is used, cannot become ONNX.
+        ValueError: the workflow is not fitted, or `list_lengths` names a column that is not a list output.
+    """
+    fitting = workflow.graph.get_nodes_by_op_type([workflow.output_node], ops.StatOperator)
+    if workflow.output_schema is None or not all(node.op.fitted for node in fitting):
+        raise ValueError("the workflow is not fitted; call workflow.fit(dataset) before it is compiled")
+    lengths = dict(list_lengths or {})
+    names = workflow.output_schema.column_names
+    graph = Graph()
+    outputs: dict[str, tuple[str, list[str | int]]] = {}
+    memo: dict[tuple[int, str], Column] = {}
+    for column_name in names:
+        column = _column(graph, workflow, workflow.output_node, column_name, memo)
+        dims: list[str | int] = ["batch"]
+        if column.present is not None:
+            length = lengths.pop(column_name, None)
+            if length is not None:
+                column = lists.cut(graph, column, 0, length, length)
+            dims.append(f"{column_name}_length" if length is None else length)
+        outputs[feature_name(column_name)] = (_output(graph, column), dims)
+    if lengths:
+        raise ValueError(
+            f"list_lengths names {sorted(lengths)}, which are not list outputs of the workflow; "
+            f"its outputs are {names}"
+        )
+    return graph.model(name, outputs, workflow.input_schema.column_names)
+
+
+def _column(
+    graph: Graph, workflow: Workflow, node: Node, name: str, memo: dict[tuple[int, str], Column]
+) -> Column:
+    """Compile output column `name` of a node, and what it needs upstream; each only once."""
+    key = (id(node), name)
+    if key in memo:
+        return memo[key]
+
+    def read(source: str) -> Column:
+        # Of two upstream columns with one name NVTabular keeps the later.
+        for upstream in reversed(node.parents_with_dependencies):
+            if source in upstream.output_schema.column_names:
+                return _column(graph, workflow, upstream, source, memo)
+        return graph.once(("raw", source), partial(_raw, graph, workflow, source))
+
+    operator = type(node.op)
+    if operator not in _COMPILERS:
+        raise UnsupportedOperator(
+            "LambdaOp" if operator is ops.LambdaOp else operator.__name__,
+            node.output_schema.column_names,
+            "it has no counterpart in ONNX; compute its columns before the workflow or, where they are labels, "
+            "leave them out with workflow.remove_inputs",
+        )
+    site = Site(graph, node.op, node.input_columns.resolve(node.input_schema), read)
+    try:
+        memo[key] = _COMPILERS[operator](site, name)
+    except Refused as refusal:
+        raise UnsupportedOperator(operator.__name__, [name], str(refusal)) from None
+    return memo[key]
+
+
+def _raw(graph: Graph, workflow: Workflow, name: str) -> Column:
+    schema = workflow.input_schema[name]
+    element = schema.dtype.without_shape
+    dtype = np.dtype(object) if element.name in ("object", "string", "str") else None
+    if dtype is None and element.name not in ("unknown", "bool", "uint64"):
+        dtype = np.dtype(element.to_numpy)
+    if dtype is None or (dtype != STRING and dtype.kind not in "iuf") or dtype == np.float16:
+        raise Refused(
+            f"the raw column {name!r} is {element.name}; store it as text, int64, float32 or float64"
+        )
+    value = graph.input(name, tensor_dtype(dtype), is_list=schema.is_list)
+    column = Column(value, dtype)
+    return Column(value, dtype, lists.present(graph, column)) if schema.is_list else column
+
+
+def _output(graph: Graph, column: Column) -> str:
+    """The column's tensor in NVTabular's dtype."""
+    if column.dtype.kind in "iu" and column.dtype.itemsize < 8 and column.nullable:
+        # A missing value stays the least integer of the type.
+        least = graph.constant(np.iinfo(column.dtype).min, tensor_dtype(column.dtype))
+        column = column.but(graph.where(graph.is_null(column), least, column.value))
+    value = column.value if column.present is None else lists.padded_with_zeros(graph, column)
+    return graph.cast(value, column.dtype)
