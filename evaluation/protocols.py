@@ -1,0 +1,323 @@
+"""Protocols: how the tables of a data set become benchmarks, each figure's rules in one place.
+
+`benchmarks(tables)` chooses by the kind of feedback and split, so the public data sets get their published
+protocols, and so does any folder of the same kind with other markets and sizes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from evaluation import metrics
+from evaluation.tasks import BLOCK_ENTRIES, Benchmark, FullRanking, Interactions, Labelled, Task, pairs
+from market.tables import OUTCOMES, Tables
+
+Stage = Literal["test", "valid"]
+"""The part that the exams are about. At "valid" a task has no validation rows, and test rows are nowhere."""
+
+NEGATIVES = 99
+TIME_SHARES = (0.1, 0.1)  # validation and test, of the rows
+_CLICKS = ("click", "long_view", "like", "order")  # targets of an impression log, the first that it has
+
+
+def benchmarks(tables: Tables, stage: Stage = "test", seed: int = 0) -> list[Benchmark]:
+    """The benchmarks of a data set.
+
+    Args:
+        tables: validated tables.
+        stage: "test" for the figures of a report, "valid" for tuning.
+        seed: of sampled negatives and of pairs held out.
+
+    Raises:
+        ValueError: no user has anything to be asked for.
+    """
+    if tables.name == "kuairand":
+        return [held_out_pairs(tables, stage, seed), watch_time(tables, stage)]
+    return _by_kind(tables, stage, seed)
+
+
+def ranking(
+    tables: Tables,
+    stage: Stage,
+    seed: int,
+    *,
+    name: str | None = None,
+    target: str | None = None,
+    auxiliary: tuple[str, ...] = (),
+    full: tuple[str, ...] = (),
+    sampled: tuple[str, ...] = (),
+    refit: bool = False,
+) -> Benchmark:
+    """Retrieval: which contents will each user turn to next?
+
+    Args:
+        tables: validated tables.
+        stage: the part to ask for.
+        seed: of the negatives.
+        name: of the task; the tables' own by default.
+        target: the outcome to ask for; None where every row is positive.
+        auxiliary: outcomes that help, but are not asked for.
+        full: metrics over all contents of the market, known ones left out.
+        sampled: metrics over the relevant content and `NEGATIVES` random ones of the market that the user
+            has no row with; fewer where the market has too few.
+        refit: the validation rows are part of the training for the test.
+    """
+    part = parts(tables)
+    log, markets = _index(tables)
+    task = _task(
+        tables,
+        log,
+        markets,
+        part,
+        stage,
+        name=name or tables.name,
+        target=target,
+        auxiliary=auxiliary,
+        refit=refit,
+    )
+    asked = log.positive(target) & (part == stage)
+    trained = task.matrix()
+    shape = (task.users, task.items)
+    every = pairs(log.user, log.item, shape)
+    rng = np.random.default_rng(seed)
+    exams: list[FullRanking | Labelled] = []
+    for place, market in enumerate(markets):
+        rows = np.flatnonzero(asked & (log.market == place))
+        pool = _pool(tables, market)
+        if sampled and len(rows):
+            exams.append(_against_sampled(rng, market, log, rows, pool, every, sampled))
+        if full and len(rows):
+            wanted = pairs(log.user[rows], log.item[rows], shape)
+            wanted = wanted - wanted.multiply(trained)
+            wanted.eliminate_zeros()
+            users = np.flatnonzero(np.diff(wanted.indptr))
+            if len(users):
+                exams.append(FullRanking(market, users, wanted[users], trained[users], pool, full))
+    return _benchmark(task, exams, stage)
+
+
+def held_out_pairs(tables: Tables, stage: Stage, seed: int) -> Benchmark:
+    """Preference: one liked and one hated content per user, drawn at random; AUC(like) over all of them.
+
+    The columns of the contract that are known only after an exposure are outcomes, none a feature.
+    """
+    log, markets = _index(tables)
+    part = np.full(len(log), "train", dtype=object)
+    rng = np.random.default_rng(seed)
+    for held_out in ("test", "valid"):
+        liked = _one_per_user(rng, log.user, (part == "train") & log.positive("like"))
+        hated = _one_per_user(rng, log.user, (part == "train") & log.positive("negative"))
+        both = liked.index.intersection(hated.index)
+        rows = np.stack([liked[both], hated[both]], axis=1)
+        part[rows.ravel()] = held_out
+        if held_out == stage:
+            break
+    task = _task(tables, log, markets, part, stage, name=f"{tables.name} (likes)", target="like")
+    labels = np.tile(np.array([1, 0], dtype=np.float32), (len(rows), 1))
+    exams = [
+        Labelled(market, both.to_numpy()[here], log.item[rows[here]], labels[here], ("auc",))
+        for place, market in enumerate(markets)
+        if (here := log.market[rows[:, 0]] == place).any()
+    ]
+    return _benchmark(task, exams, stage)
+
+
+def watch_time(tables: Tables, stage: Stage, shares: tuple[float, float] = (0.1, 0.2)) -> Benchmark:
+    """Watch time: mean absolute error in seconds, of the last fifth of the log by time.
+
+    Contents without a known duration are left out.
+    """
+    lasting = tables.contents.loc[tables.contents["duration_s"] > 0, "content_id"]
+    rows = tables.impressions["content_id"].isin(lasting) & tables.impressions["watch_s"].notna()
+    tables = replace(tables, impressions=tables.impressions[rows].reset_index(drop=True), split="time")
+    part = parts(tables, shares)
+    log, markets = _index(tables)
+    name = f"{tables.name} (watch time)"
+    task = _task(tables, log, markets, part, stage, name=name, target="watch_s", refit=True)
+    exams = []
+    for place, market in enumerate(markets):
+        asked = np.flatnonzero((part == stage) & (log.market == place))
+        if len(asked):
+            labels = log.outcomes["watch_s"][asked, None].astype(np.float32)
+            exams.append(Labelled(market, log.user[asked], log.item[asked, None], labels, ("mae",)))
+    return _benchmark(task, exams, stage)
+
+
+def parts(tables: Tables, shares: tuple[float, float] = TIME_SHARES) -> np.ndarray:
+    """The part of each impression, object[N] of "train", "valid" and "test", as `Tables.split` says.
+
+    Args:
+        tables: validated tables.
+        shares: of the rows that come last in time: validation, test. For the split "time" alone; rows of one
+            second stay together.
+    """
+    log = tables.impressions
+    if tables.split == "given":
+        return log["split"].to_numpy(dtype=object)
+    part = np.full(len(log), "train", dtype=object)
+    time = log["time"].to_numpy()
+    if tables.split == "time":
+        valid, test = shares
+        first_valid, first_test = np.quantile(time, [1 - valid - test, 1 - test]) if len(time) else (0, 0)
+        part[time >= first_valid] = "valid"
+        part[time >= first_test] = "test"
+        return part
+    # Of rows of one time the later one in the file is the later one.
+    order = np.argsort(time, kind="stable")
+    groups = log.iloc[order].groupby(["market", "user_id"], sort=False)
+    from_last = groups.cumcount(ascending=False).to_numpy()
+    size = groups["user_id"].transform("size").to_numpy()
+    part[order[(from_last == 0) & (size > 1)]] = "test"
+    part[order[(from_last == 1) & (size > 2)]] = "valid"
+    return part
+
+
+def without_repeats(tables: Tables) -> Tables:
+    """The tables with each (market, user, content) once: its last row by time."""
+    log = tables.impressions
+    if "time" in log:
+        log = log.sort_values("time", kind="stable")
+    log = log.drop_duplicates(["market", "user_id", "content_id"], keep="last")
+    return replace(tables, impressions=log.sort_index().reset_index(drop=True))
+
+
+def _leave_last(tables: Tables, stage: Stage, seed: int) -> list[Benchmark]:
+    """Ratings, last one by time held out: against 99 negatives and against all; with and without repeats."""
+    unique = without_repeats(tables)
+    sampled, full = ("ndcg@10",), ("recall@20", "ndcg@10")
+    found = [ranking(tables, stage, seed, sampled=sampled, full=full)]
+    if len(unique.impressions) < len(tables.impressions):
+        name = f"{tables.name} (without repeats)"
+        found.append(ranking(unique, stage, seed, name=name, sampled=sampled, full=full))
+    return found
+
+
+def _orders(tables: Tables, stage: Stage, seed: int) -> list[Benchmark]:
+    """Orders, with carts beside them; as published, the report trains on the validation orders as well."""
+    full = ("hr@10", "ndcg@10")
+    return [ranking(tables, stage, seed, target="order", auxiliary=("cart",), full=full, refit=True)]
+
+
+def _by_kind(tables: Tables, stage: Stage, seed: int) -> list[Benchmark]:
+    """Leave-last as xmarket, orders and carts as taobao, other positives as tiktok; else clicks."""
+    if tables.split == "leave_last":
+        return _leave_last(tables, stage, seed)
+    if tables.feedback == "positives":
+        if {"order", "cart"} <= set(tables.impressions):
+            return _orders(tables, stage, seed)
+        return [ranking(tables, stage, seed, full=("recall@20", "ndcg@20"))]
+    targets = [name for name in _CLICKS if name in tables.impressions]
+    if not targets:
+        raise ValueError(
+            f"data set {tables.name!r} logs impressions without any of {', '.join(_CLICKS)}: "
+            "there is nothing to ask for"
+        )
+    return [ranking(tables, stage, seed, target=targets[0], full=("recall@20", "ndcg@10"))]
+
+
+def _index(tables: Tables) -> tuple[Interactions, tuple[str, ...]]:
+    """The log as indices, and the markets that these refer to."""
+    log = tables.impressions
+    markets = tuple(sorted(set(log["market"]) | set(tables.users["market"])))
+    interactions = Interactions(
+        user=pd.Index(tables.users["user_id"]).get_indexer(log["user_id"]).astype(np.int64),
+        item=pd.Index(tables.contents["content_id"]).get_indexer(log["content_id"]).astype(np.int64),
+        market=pd.Index(markets).get_indexer(log["market"]).astype(np.int64),
+        time=log["time"].to_numpy() if "time" in log else None,
+        outcomes={name: log[name].to_numpy() for name in OUTCOMES if name in log},
+    )
+    return interactions, markets
+
+
+def _task(
+    tables: Tables,
+    log: Interactions,
+    markets: tuple[str, ...],
+    part: np.ndarray,
+    stage: Stage,
+    *,
+    name: str,
+    target: str | None,
+    auxiliary: tuple[str, ...] = (),
+    refit: bool = False,
+) -> Task:
+    train = part == "train"
+    valid = (part == "valid") & (stage == "test")
+    if refit:
+        train, valid = train | valid, np.zeros(len(part), dtype=bool)
+    visible = train | valid
+    seen = tables.impressions[visible].reset_index(drop=True)
+    seen = seen.assign(split=np.where(train[visible], "train", "valid").astype(object))
+    return Task(
+        name=name,
+        markets=markets,
+        tables=replace(tables, impressions=seen, split="given"),
+        train=log.rows(train),
+        valid=log.rows(valid) if valid.any() else None,
+        target=target,
+        auxiliary=auxiliary,
+    )
+
+
+def _benchmark(task: Task, exams: Sequence[FullRanking | Labelled], stage: Stage) -> Benchmark:
+    if not exams:
+        raise ValueError(
+            f"{task.name}: no user has a positive row in the part {stage!r}; "
+            f"check the split {task.tables.split!r} of the data set and its outcome {task.target!r}"
+        )
+    if not len(task.train):
+        raise ValueError(f"{task.name}: no row is left to train on; check the split of the data set")
+    return Benchmark(task, tuple(exams))
+
+
+def _pool(tables: Tables, market: str) -> np.ndarray:
+    """int64[P], the contents that may be shown in a market."""
+    places = tables.contents["markets"].reset_index(drop=True).explode()
+    return np.unique(places.index[places == market].to_numpy(dtype=np.int64))
+
+
+def _against_sampled(
+    rng: np.random.Generator,
+    market: str,
+    log: Interactions,
+    rows: np.ndarray,
+    pool: np.ndarray,
+    every: sp.csr_matrix,
+    names: tuple[str, ...],
+) -> Labelled:
+    """Each row's content among random contents of the pool that its user has no row with, in random order."""
+    users = log.user[rows]
+    own = every[:, pool][users]
+    count = min(NEGATIVES, len(pool) - int(np.diff(own.indptr).max()))
+    if count < 1:
+        raise ValueError(
+            f"market {market}: a user knows all of its {len(pool)} contents, so none is negative"
+        )
+    negatives = np.empty((len(rows), count), dtype=np.int64)
+    size = max(1, BLOCK_ENTRIES // len(pool))
+    for start in range(0, len(rows), size):
+        keys = rng.random((min(size, len(rows) - start), len(pool)), dtype=np.float32)
+        keys[own[start : start + size].nonzero()] = -np.inf
+        negatives[start : start + size] = pool[metrics.top_k(keys, count)]
+    candidates = np.concatenate([log.item[rows, None], negatives], axis=1)
+    labels = np.zeros(candidates.shape, dtype=np.float32)
+    labels[:, 0] = 1
+    order = rng.permuted(np.tile(np.arange(count + 1), (len(rows), 1)), axis=1)
+    return Labelled(
+        market,
+        users,
+        np.take_along_axis(candidates, order, axis=1),
+        np.take_along_axis(labels, order, axis=1),
+        names,
+        remark=f"{count} negatives",
+    )
+
+
+def _one_per_user(rng: np.random.Generator, users: np.ndarray, eligible: np.ndarray) -> pd.Series:
+    """One random eligible row of each user that has one: rows, indexed by user."""
+    rows = rng.permutation(np.flatnonzero(eligible))
+    return pd.Series(rows, index=users[rows]).groupby(level=0).first()

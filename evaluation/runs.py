@@ -1,0 +1,102 @@
+"""Runs systems through benchmarks; keeps the figures as files and prints them beside published ones."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from evaluation.published import figures
+from evaluation.tasks import Benchmark, Progress, System
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: a metric of a system in a market, with the ends of its 95 % interval over the users.
+
+    Attributes:
+        data_set: name of the task.
+        market: code.
+        system: name.
+        metric: such as "recall@20" or "ndcg@10 (99 negatives)"; "mae" is in the unit of the target.
+        value: the figure.
+        low: lower end of its interval; NaN where there is one user.
+        high: upper end.
+        users: queries behind the figure.
+        seed: of the system's training.
+    """
+
+    data_set: str
+    market: str
+    system: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    users: int
+    seed: int
+
+
+def evaluate(
+    benchmark: Benchmark,
+    systems: Iterable[System],
+    seeds: Sequence[int] = (0,),
+    progress: Progress | None = None,
+) -> Iterator[Row]:
+    """Fits every system under every seed and yields each figure as soon as it is known.
+
+    Raises:
+        ValueError: a system returned scores of a wrong shape, or NaN.
+    """
+    for system in systems:
+        for seed in seeds:
+            if progress:
+                progress(f"{benchmark.task.name}: fitting {system.name}, seed {seed}")
+            system.fit(benchmark.task, seed=seed, progress=progress)
+            for exam in benchmark.exams:
+                for metric, value, users in exam.measure(system):
+                    yield Row(benchmark.task.name, exam.market, system.name, metric, *value, users, seed)
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Writes rows as JSON in one step, so that a reader sees the old file or the new one whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        place.write_text(json.dumps({"format": 1, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+        os.replace(place, path)
+    finally:
+        place.unlink(missing_ok=True)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows that `write_rows` wrote.
+
+    Raises:
+        ValueError: the file is no such file.
+    """
+    try:
+        return [Row(**row) for row in json.loads(Path(path).read_text())["rows"]]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} holds no evaluation rows ({error}); write it with write_rows") from error
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A Markdown table of the rows, the mean over seeds, each group followed by the published figures."""
+    lines = ["| data set | market | metric | system | ours | 95 % | published | remark |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for data_set, market, metric in dict.fromkeys((row.data_set, row.market, row.metric) for row in rows):
+        group = [row for row in rows if (row.data_set, row.market, row.metric) == (data_set, market, metric)]
+        known = {figure.system: figure for figure in figures(data_set, market, metric)}
+        start = f"| {data_set} | {market} | {metric} |"
+        for system in dict.fromkeys(row.system for row in group):
+            runs = [row for row in group if row.system == system]
+            value, low, high = (
+                sum(ends) / len(runs) for ends in zip(*((row.value, row.low, row.high) for row in runs))
+            )
+            figure = known.pop(system, None)
+            beside = f" {figure.value:.4f} | {figure.remark} |" if figure else "  |  |"
+            lines.append(f"{start} {system} | {value:.4f} | {low:.4f} to {high:.4f} |{beside}")
+        lines += [f"{start} {f.system} |  |  | {f.value:.4f} | {f.remark} |" for f in known.values()]
+    return "\n".join(lines) + "\n"
