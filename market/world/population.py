@@ -103,9 +103,7 @@ class Contents:
     language: Ints
     price: Floats  # in the seller's currency
     price_usd: Floats
-    relative_price: (
-        Floats  # log of price in USD over what is usual in the category in purchasing-power dollars
-    )
+    relative_price: Floats  # log(price in USD / what is usual in the category in purchasing-power dollars)
     duration: Floats  # seconds; videos only, else NaN
     created_at: Ints
     ended_at: Ints  # FOREVER where there is no end

@@ -12,7 +12,7 @@ SLOT_S = 1800
 BLOCK_SLOTS = 8
 """The log is simulated in blocks of four hours."""
 VISIT_REQUESTS = 3
-"""Mean number of requests in a visit."""
+"""Mean number of requests in a visit, before it is cut by the end of its slot's traffic."""
 LONGEST_VISIT = 12
 
 
