@@ -1,0 +1,207 @@
+"""Data sets on disk: what is written is what is read, whole or not at all."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from market.dataset import Dataset, DatasetError, write_dataset
+from market.tables import ContractError
+
+
+def users(count: int = 3) -> pd.DataFrame:
+    return pd.DataFrame({"user_id": [f"u{k}" for k in range(count)], "market": ["ID", "GB", "ID"][:count]})
+
+
+def contents() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "content_id": ["c0", "c1"],
+            "kind": ["video", "live"],
+            "markets": [["ID", "GB"], ["GB"]],
+            "category": ["bags", None],
+            "ended_at": [None, 1_700_000_000],
+            "stock": [None, 3],
+            "x_level": [1, 2],
+            "v_image": [[0.5, 1.0], [2.0, 3.0]],
+        }
+    )
+
+
+def part(times: list[int], **columns) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"user_id": "u0", "content_id": "c0", "market": "ID", "time": times, "click": 1} | columns,
+        index=range(len(times)),
+    )
+
+
+def write(path, *, impressions, **changes) -> Dataset:
+    given_ = {
+        "name": "tiny",
+        "feedback": "impressions",
+        "split": "time",
+        "users": users(),
+        "contents": contents(),
+    }
+    return write_dataset(path, impressions=impressions, **(given_ | changes))
+
+
+def everything_in(folder) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_a_data_set_is_read_as_it_was_written(tmp_path):
+    sellers = pd.DataFrame({"seller_id": ["s"], "market": ["MX"], "rating": [4.5]})
+    write(tmp_path / "d", impressions=[part([5, 6]), part([7])], sellers=sellers)
+    read = Dataset.open(tmp_path / "d")
+
+    assert (read.name, read.feedback, read.split, read.markets) == (
+        "tiny",
+        "impressions",
+        "time",
+        ["GB", "ID"],
+    )
+    assert [file.name for file in read.impression_files] == ["part-00000.parquet", "part-00001.parquet"]
+    assert read.impression_columns == ["user_id", "content_id", "market", "time", "click"]
+    assert read.impressions()["time"].tolist() == [5, 6, 7]
+    assert list(read.impressions(["time", "click"])) == ["time", "click"]
+    assert read.impressions()["click"].dtype == np.int8
+    assert read.users()["user_id"].tolist() == ["u0", "u1", "u2"]
+    assert read.sellers()["rating"].tolist() == [4.5]
+
+    stored = read.contents()
+    assert [list(markets) for markets in stored["markets"]] == [["ID", "GB"], ["GB"]]
+    assert stored["category"].tolist() == ["bags", None]
+    assert np.isnan(stored["ended_at"][0])
+    assert stored["ended_at"][1] == 1_700_000_000
+    assert stored["x_level"].dtype == np.int64
+    assert stored["v_image"][1].dtype == np.float32
+    assert stored["v_image"][1].tolist() == [2.0, 3.0]
+
+
+def test_a_data_set_without_sellers_has_none(tmp_path):
+    assert write(tmp_path / "d", impressions=[part([1])]).sellers() is None
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(0, 4_000_000_000), min_size=1, max_size=20), st.integers(1, 5))
+def test_impressions_are_on_disk_in_the_order_of_time(tmp_path_factory, times, size):
+    # Parts come in the order of time, the rows of each in any order.
+    times.sort()
+    parts = [times[k : k + size][::-1] for k in range(0, len(times), size)]
+    written = write(tmp_path_factory.mktemp("d") / "d", impressions=[part(each) for each in parts])
+    assert written.impressions()["time"].tolist() == times
+
+
+def test_parts_out_of_the_order_of_time_are_refused(tmp_path):
+    with pytest.raises(ContractError, match="in the order of time"):
+        write(tmp_path / "d", impressions=[part([5, 9]), part([8])])
+
+
+def test_rows_of_one_time_keep_their_order(tmp_path):
+    written = write(tmp_path / "d", impressions=[part([3, 3, 1], position=[0, 1, 2])])
+    assert written.impressions()["position"].tolist() == [2, 0, 1]
+
+
+def test_parts_are_taken_one_at_a_time(tmp_path):
+    on_disk = []
+
+    def stream():
+        for k in range(3):
+            on_disk.append(len(list(tmp_path.rglob("part-*.parquet"))))
+            yield part([k])
+
+    write(tmp_path / "d", impressions=stream())
+    assert on_disk == [0, 1, 2]
+
+
+def test_empty_parts_leave_no_file(tmp_path):
+    written = write(tmp_path / "d", impressions=[part([]), part([1]), part([])])
+    assert len(written.impression_files) == 1
+
+
+def test_parts_with_different_columns_are_refused_by_name(tmp_path):
+    with pytest.raises(ContractError, match=r"impressions\.like"):
+        write(tmp_path / "d", impressions=[part([1]), part([2], like=1)])
+
+
+@pytest.mark.parametrize(
+    "parts", [[part([1]), part([2], click=5)], [part([1]), part([2], user_id="ghost")], []]
+)
+def test_what_breaks_the_contract_leaves_nothing_behind(tmp_path, parts):
+    with pytest.raises(ContractError):
+        write(tmp_path / "d", impressions=parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_that_fails_leaves_the_old_data_set_as_it_was(tmp_path):
+    write(tmp_path / "d", impressions=[part([1])])
+    before = everything_in(tmp_path)
+
+    def stream():
+        yield part([1])
+        raise OSError("the disk of the source is gone")
+
+    with pytest.raises(OSError, match="gone"):
+        write(tmp_path / "d", impressions=stream(), overwrite=True)
+    assert everything_in(tmp_path) == before
+
+
+def test_a_data_set_is_replaced_only_when_asked(tmp_path):
+    write(tmp_path / "d", impressions=[part([1])])
+    with pytest.raises(FileExistsError, match="overwrite"):
+        write(tmp_path / "d", impressions=[part([1, 2])])
+    assert len(Dataset.open(tmp_path / "d").impressions()) == 1
+    write(tmp_path / "d", impressions=[part([1, 2])], overwrite=True)
+    assert len(Dataset.open(tmp_path / "d").impressions()) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_a_folder_that_is_no_data_set_is_never_replaced(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="only a data set"):
+        write(tmp_path / "d", impressions=[part([1])], overwrite=True)
+    assert (tmp_path / "d" / "thesis.txt").read_text() == "years of work"
+
+
+def test_the_same_tables_make_the_same_bytes(tmp_path):
+    write(tmp_path / "a", impressions=[part([1, 2])])
+    write(tmp_path / "b", impressions=[part([1, 2])])
+    assert everything_in(tmp_path / "a") == everything_in(tmp_path / "b")
+
+
+def test_a_folder_without_a_data_set_says_so(tmp_path):
+    with pytest.raises(DatasetError, match="is no data set"):
+        Dataset.open(tmp_path)
+
+
+def test_another_format_version_is_refused(tmp_path):
+    path = write(tmp_path / "d", impressions=[part([1])]).path / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
+    with pytest.raises(DatasetError, match="format version 99"):
+        Dataset.open(tmp_path / "d")
+
+
+@pytest.mark.parametrize("file", ["users.parquet", "impressions/part-00001.parquet"])
+def test_a_lost_file_is_noticed_on_opening(tmp_path, file):
+    write(tmp_path / "d", impressions=[part([1]), part([2])])
+    (tmp_path / "d" / file).unlink()
+    with pytest.raises(DatasetError, match="damaged"):
+        Dataset.open(tmp_path / "d")
+
+
+def test_a_cut_file_is_noticed_on_opening(tmp_path):
+    path = write(tmp_path / "d", impressions=[part([1])]).impression_files[0]
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(DatasetError, match=r"part-00000\.parquet"):
+        Dataset.open(tmp_path / "d")
+
+
+def test_asking_for_a_column_that_is_not_there_names_those_that_are(tmp_path):
+    with pytest.raises(ValueError, match="no like; they have user_id"):
+        write(tmp_path / "d", impressions=[part([1])]).impressions(["like"])

@@ -1,0 +1,81 @@
+"""Profiles say only what is so: real codes, zones, currencies and dates."""
+
+import re
+import subprocess
+import sys
+from zoneinfo import ZoneInfo
+
+import holidays
+import pytest
+
+from market.profiles import MARKETS, REGIONS, WORLD, Market, UnknownMarket, profile
+
+EVERY = pytest.mark.parametrize("market", MARKETS.values(), ids=MARKETS)
+
+
+@EVERY
+def test_a_profile_is_filed_under_its_code_in_a_known_region(market: Market):
+    assert profile(market.code) is market
+    assert market.region in REGIONS
+
+
+@EVERY
+def test_the_time_zone_exists(market: Market):
+    assert ZoneInfo(market.timezone)
+
+
+@EVERY
+def test_languages_and_currency_have_the_form_of_their_standards(market: Market):
+    assert market.languages
+    assert len(set(market.languages)) == len(market.languages)
+    assert all(re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]+)*", language) for language in market.languages)
+    assert re.fullmatch(r"[A-Z]{3}", market.currency)
+
+
+@EVERY
+def test_the_price_level_is_that_of_a_real_country(market: Market):
+    # What goods for one international dollar cost in US dollars: from about a quarter to a bit above one.
+    assert 0.2 < market.usd_per_unit / market.purchasing_power < 1.3
+
+
+def test_countries_of_one_currency_share_its_rate():
+    rates = {(market.currency, market.usd_per_unit) for market in MARKETS.values()}
+    assert len({currency for currency, _ in rates}) == len(rates)
+
+
+@EVERY
+def test_declared_days_are_days_of_a_calendar(market: Market):
+    assert all(0 <= day <= 6 for day in market.weekend)
+    assert all(1 <= day <= 31 for day in market.pay_days)
+    for campaign in market.shopping_days:
+        assert 1 <= campaign.month <= 12
+        assert 1 <= campaign.day <= 31
+        assert campaign.weekday is None or 0 <= campaign.weekday <= 6
+        assert campaign.days >= 1
+
+
+@pytest.mark.parametrize("market", [m for m in MARKETS.values() if m is not WORLD], ids=lambda m: m.code)
+def test_the_country_has_public_holidays(market: Market):
+    assert market.code == market.country
+    assert len(holidays.country_holidays(market.country, years=2025)) >= 5
+
+
+def test_the_unknown_market_has_no_calendar_and_no_conversion():
+    assert (WORLD.timezone, WORLD.country, WORLD.pay_days, WORLD.shopping_days) == ("UTC", "", (), ())
+    assert WORLD.usd_per_unit == WORLD.purchasing_power == 1
+
+
+@pytest.mark.parametrize("code", ["uk", "id", "", "QQ"])
+def test_an_unknown_code_is_named_beside_the_known_ones(code):
+    with pytest.raises(UnknownMarket, match=f"no market '{code}'; known are ID, TH") as caught:
+        profile(code)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_profiles_and_calendar_need_no_training_library():
+    check = (
+        "import sys; import market.calendar, market.profiles; "
+        "print([m for m in ('pandas', 'pyarrow', 'tensorflow', 'dask') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=120)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr

@@ -1,0 +1,257 @@
+"""The contract: what it accepts, what it refuses, and what it says then."""
+
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from market.tables import CONTRACT, FLAGS, OUTCOMES, ContractError, Problem, Tables, validate
+
+
+def users() -> pd.DataFrame:
+    return pd.DataFrame({"user_id": ["u1", "u2"], "market": ["ID", "GB"], "language": ["id", None]})
+
+
+def contents() -> pd.DataFrame:
+    return pd.DataFrame(
+        {"content_id": ["c1", "c2"], "kind": ["video", "live"], "markets": [["ID"], ["ID", "GB"]]}
+    )
+
+
+def impressions() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "user_id": ["u1", "u1", "u2"],
+            "content_id": ["c1", "c2", "c2"],
+            "market": ["ID", "ID", "GB"],
+            "time": [1_700_000_000, 1_700_000_001, 1_700_000_002],
+            "click": [0, 1, 1],
+        }
+    )
+
+
+def tables(**changes) -> Tables:
+    whole = {
+        "name": "tiny",
+        "feedback": "impressions",
+        "split": "time",
+        "users": users(),
+        "contents": contents(),
+        "impressions": impressions(),
+    }
+    return Tables(**(whole | changes))
+
+
+def problems_of(**changes) -> list[Problem]:
+    with pytest.raises(ContractError) as caught:
+        validate(tables(**changes))
+    return caught.value.problems
+
+
+def only_problem_of(**changes) -> Problem:
+    (problem,) = problems_of(**changes)
+    return problem
+
+
+def test_valid_tables_come_back_in_the_declared_types():
+    valid = validate(
+        tables(
+            users=users().assign(x_city="a", x_age=[30.5, None], x_level=np.array([1, 2], np.int8)),
+            impressions=impressions().assign(position=[0, 1, 0], propensity=0.5, order=[True, False, True]),
+        )
+    )
+    assert valid.impressions.dtypes.astype(str).to_dict() == {
+        "user_id": "object",
+        "content_id": "object",
+        "market": "object",
+        "time": "int64",
+        "position": "int16",
+        "propensity": "float32",
+        "click": "int8",
+        "order": "int8",
+    }
+    assert valid.users["language"].tolist() == ["id", None]
+    assert valid.users["x_age"].dtype == np.float32
+    assert valid.users["x_level"].dtype == np.int64
+
+
+def test_the_given_frames_are_left_as_they_were():
+    given_users, given_impressions = users(), impressions()
+    validate(tables(users=given_users, impressions=given_impressions))
+    pd.testing.assert_frame_equal(given_users, users())
+    pd.testing.assert_frame_equal(given_impressions, impressions())
+
+
+def test_text_may_come_as_categories_or_pandas_strings():
+    valid = validate(tables(users=users().astype({"user_id": "string", "market": "category"})))
+    assert valid.users["user_id"].tolist() == ["u1", "u2"]
+    assert valid.users["market"].dtype == object
+
+
+@pytest.mark.parametrize("missing", [[1_600_000_000, None], pd.array([1_600_000_000, None], "Int64")])
+def test_a_whole_number_may_be_missing_where_the_contract_allows_it(missing):
+    ended = validate(tables(contents=contents().assign(ended_at=missing))).contents["ended_at"]
+    assert ended.dtype == np.float64
+    assert ended.tolist()[0] == 1_600_000_000
+    assert np.isnan(ended[1])
+
+
+def test_an_unknown_column_is_refused_by_name():
+    problem = only_problem_of(users=users().assign(shoe_size=42))
+    assert (problem.table, problem.column) == ("users", "shoe_size")
+    assert "x_<name>" in problem.remedy
+
+
+def test_attributes_are_not_taken_on_impressions():
+    assert only_problem_of(impressions=impressions().assign(x_page=1)).column == "x_page"
+
+
+def test_a_missing_column_is_named():
+    problem = only_problem_of(contents=contents().drop(columns="kind"))
+    assert (problem.table, problem.column) == ("contents", "kind")
+    assert "missing" in problem.remedy
+
+
+@pytest.mark.parametrize("table", ["users", "contents"])
+def test_a_repeated_key_is_refused(table):
+    frame = {"users": users(), "contents": contents()}[table]
+    problem = only_problem_of(**{table: pd.concat([frame, frame.head(1)])})
+    assert (problem.table, problem.column, problem.rows) == (table, f"{table[:-1]}_id", 2)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "rows"),
+    [
+        ("market", ["ID", "QQ", "id"], 2),
+        ("market", ["ID", None, "GB"], 1),
+        ("user_id", ["u1", 7, "u2"], 1),
+        ("user_id", ["u1", "", "u2"], 1),
+        ("time", [1_700_000_000_000, 1, 2], 1),
+        ("time", [1.5, 2, 3], 1),
+        ("time", pd.to_datetime(["2024-01-01"] * 3), 3),
+        ("click", [0, 2, -1], 2),
+        ("click", [0.5, 1, 0], 1),
+        ("click", [0, 1, None], 1),
+        ("propensity", [0.0, 1.0, 1.1], 2),
+        ("position", [0, -1, 40_000], 2),
+        ("watch_s", [-1.0, np.inf, np.nan], 2),
+        ("watch_s", ["1", "2", "3"], 3),
+        ("rating", [np.inf, 1.0, np.nan], 1),
+        ("split", ["train", "dev", "test"], 1),
+    ],
+)
+def test_a_wrong_value_is_counted_shown_and_explained(column, values, rows):
+    problem = only_problem_of(impressions=impressions().assign(**{column: values}))
+    assert (problem.table, problem.column, problem.rows) == ("impressions", column, rows)
+    assert str(problem).startswith(f"impressions.{column} in {rows} row")
+    assert problem.remedy
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("markets", ["ID", ["GB"]]),
+        ("markets", [[], ["GB"]]),
+        ("markets", [["ID"], ["GB", "Atlantis"]]),
+        ("kind", ["video", "podcast"]),
+        ("language", ["Indonesian", "id"]),
+        ("currency", ["IDR", "rupiah"]),
+        ("duration_s", [-3.0, 2.0]),
+        ("stock", [1, 2**31]),
+        ("v_image", [[1.0, 2.0], [1.0]]),
+        ("v_image", [[1.0, 2.0], [1.0, np.nan]]),
+        ("v_image", [[1.0], "no vector"]),
+        ("x_topic", [["a"], "b"]),
+    ],
+)
+def test_a_wrong_attribute_of_a_content_is_one_row_to_mend(column, values):
+    problem = only_problem_of(contents=contents().assign(**{column: values}))
+    assert (problem.table, problem.column, problem.rows) == ("contents", column, 1)
+
+
+def test_vectors_of_one_length_are_kept():
+    valid = validate(tables(contents=contents().assign(v_image=[[1.0, 2.0], np.zeros(2)])))
+    assert [len(vector) for vector in valid.contents["v_image"]] == [2, 2]
+
+
+@pytest.mark.parametrize(("column", "target"), [("user_id", "users"), ("content_id", "contents")])
+def test_an_impression_of_the_unknown_is_refused(column, target):
+    problem = only_problem_of(impressions=impressions().assign(**{column: ["ghost"] * 3}))
+    assert (problem.column, problem.rows, problem.example) == (column, 3, "ghost")
+    assert target in problem.remedy
+
+
+def test_a_content_of_an_unknown_seller_is_refused_where_sellers_are_known():
+    sold = contents().assign(seller_id=["s1", "s9"])
+    validate(tables(contents=sold))
+    sellers = pd.DataFrame({"seller_id": ["s1"], "market": ["ID"]})
+    problem = only_problem_of(contents=sold, sellers=sellers)
+    assert (problem.column, problem.rows, problem.example) == ("seller_id", 1, "s9")
+    validate(tables(contents=contents().assign(seller_id=["s1", None]), sellers=sellers))
+
+
+def test_a_price_needs_a_currency():
+    priced = contents().assign(price=[10.0, None])
+    assert only_problem_of(contents=priced).rows == 1
+    assert only_problem_of(contents=priced.assign(currency=[None, "IDR"])).column == "price"
+    validate(tables(contents=priced.assign(currency=["IDR", None])))
+
+
+def test_impressions_without_any_outcome_are_refused():
+    assert only_problem_of(impressions=impressions().drop(columns="click")).column == "outcomes"
+
+
+def test_each_split_needs_its_column():
+    untimed = impressions().drop(columns="time")
+    assert only_problem_of(impressions=untimed).column == "time"
+    assert only_problem_of(impressions=untimed, split="leave_last").column == "time"
+    assert only_problem_of(impressions=untimed, split="given").column == "split"
+    validate(tables(impressions=untimed.assign(split="train"), split="given"))
+
+
+def test_positive_feedback_has_an_outcome_in_each_row():
+    assert only_problem_of(feedback="positives").rows == 1
+    validate(tables(feedback="positives", impressions=impressions().assign(like=[1, 0, 0])))
+    assert (
+        only_problem_of(feedback="positives", impressions=impressions().assign(negative=[1, 0, 0])).rows == 1
+    )  # disliking is no positive interaction
+
+
+def test_all_problems_are_listed_at_once_a_line_apiece():
+    with pytest.raises(ContractError) as caught:
+        validate(
+            tables(
+                users=users().assign(market="QQ"), impressions=impressions().assign(click=7, content_id="x")
+            )
+        )
+    named = [(p.table, p.column) for p in caught.value.problems]
+    assert named == [("users", "market"), ("impressions", "click"), ("impressions", "content_id")]
+    assert len(str(caught.value).splitlines()) == 4
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=8), st.sampled_from(FLAGS))
+def test_a_flag_is_0_or_1_and_every_other_row_is_counted(values, flag):
+    frame = impressions().iloc[[0] * len(values)].drop(columns="click").assign(**{flag: values})
+    wrong = sum(value not in (0, 1) for value in values)
+    if wrong:
+        assert only_problem_of(impressions=frame).rows == wrong
+    else:
+        assert validate(tables(impressions=frame)).impressions[flag].tolist() == values
+
+
+def test_every_outcome_is_a_column_of_the_impressions():
+    assert set(OUTCOMES) <= set(CONTRACT["impressions"])
+    assert all(CONTRACT["impressions"][flag].dtype == "int8" for flag in FLAGS)
+
+
+def test_a_hundred_thousand_impressions_take_a_fraction_of_a_second():
+    many = impressions().iloc[np.arange(100_000) % 3]
+    started = time.perf_counter()
+    validate(tables(impressions=many))
+    assert (
+        time.perf_counter() - started < 3
+    )  # about 0.1 s where nothing else runs; a check per value takes more
