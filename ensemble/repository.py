@@ -88,7 +88,7 @@ def write_repository(
                     _set(config, python_path=str(Path(python_path).resolve()))
             _write_config(temporary / step.name, config)
         _place(temporary, release, steps, version)
-        _write_config(temporary / FEED, _feed_config(steps, request, reply, version, max_batch))
+        _write_config(temporary / FEED, _feed_config(steps, request, reply, version, max_batch, release))
         (temporary / FEED / "1").mkdir()
         temporary.chmod(0o755)
         temporary.rename(target)
@@ -135,10 +135,10 @@ def add_version(
     target = Path(path)
     with _only_writer(target), contextlib.closing(grpc.InferenceServerClient(url)) as client:
         old_feed = read_config(target, FEED)
-        _check_same(target, old_feed, steps, request, reply)
+        _check_same(target, old_feed, steps, request, reply, release)
         old = max(step.model_version for step in old_feed.ensemble_scheduling.step)
         version = max(old, *(v for step in steps for v in versions(target, step.name))) + 1
-        feed = _feed_config(steps, request, reply, version, old_feed.max_batch_size)
+        feed = _feed_config(steps, request, reply, version, old_feed.max_batch_size, release)
         try:
             _place(target, release, steps, version)
             for step in steps:
@@ -224,8 +224,11 @@ def _feed_config(
     reply: Sequence[TensorSpec],
     version: int,
     max_batch: int,
+    release: Release,
 ) -> pb.ModelConfig:
     config = pb.ModelConfig(name=FEED, platform="ensemble", max_batch_size=max_batch)
+    # What a client must know of the release to read its replies.
+    _set(config, **release.info.get("feed", {}))
     _add_tensors(config, request, reply)
     read = {spec.name for spec in reply} | {spec.name for step in steps for spec in step.inputs}
     for step in steps:
@@ -291,9 +294,10 @@ def _check_same(
     steps: Sequence[Step],
     request: Sequence[TensorSpec],
     reply: Sequence[TensorSpec],
+    release: Release,
 ) -> None:
     """Refuse a cascade of other borders: one configuration serves all versions of a step."""
-    same = [(_feed_config(steps, request, reply, 0, 0), feed)]
+    same = [(_feed_config(steps, request, reply, 0, 0, release), feed)]
     same += [(_step_config(step, 0, 0), read_config(target, step.name)) for step in steps]
     for new, old in same:
         changed = list(new.input) != list(old.input) or list(new.output) != list(old.output)

@@ -151,6 +151,8 @@ def train_ranker(
     valid = batches(VALID, seed, False)
 
     def validate(model: mm.Model) -> dict[str, float]:
+        if not len(valid):
+            return {}
         predicted, truth = predict(model, valid, tasks)
         scores = {}
         for place, task in enumerate(tasks):

@@ -71,7 +71,8 @@ def train(
 
     Args:
         batches: makes the batches of an epoch from its number; the same number gives the same batches.
-        validate: metrics of the model on validation data; `monitor` names the one that decides (higher wins).
+        validate: metrics of the model on validation data, none where there is no such data; `monitor` names
+            the one that decides (higher wins).
         epochs: at most this many.
         patience: stop after this many epochs without a better metric.
     """
@@ -94,8 +95,9 @@ def train(
         metrics = validate(model)
         state.epoch += 1
         state.history.append(metrics)
-        if metrics[monitor] > state.best:
-            state.best, state.best_epoch = metrics[monitor], state.epoch
+        # Without validation data there is nothing to stop on, and the last epoch is the one to keep.
+        if not metrics or metrics[monitor] > state.best:
+            state.best, state.best_epoch = metrics.get(monitor, state.best), state.epoch
         checkpoint.write(str(folder / f"epoch-{state.epoch}"))
         temporary = stored.with_suffix(".tmp")
         temporary.write_text(json.dumps(asdict(state), indent=1))
@@ -105,7 +107,7 @@ def train(
                 file.unlink()
         progress(name, state.epoch * total, epochs * total, metrics)
     checkpoint.read(str(folder / f"epoch-{state.best_epoch}")).expect_partial()
-    progress(name, epochs * (total or 1), epochs * (total or 1), {monitor: state.best})
+    progress(name, epochs * (total or 1), epochs * (total or 1), state.history[state.best_epoch - 1])
     return state
 
 

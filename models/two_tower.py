@@ -146,6 +146,8 @@ def train_two_tower(
     queries = data.query_arrays(pairs.query[valid])
 
     def validate(model: mm.RetrievalModelV2) -> dict[str, float]:
+        if not len(valid):
+            return {}
         content_vectors = encode(model.candidate_encoder, contents)
         query_vectors = encode(model.query_encoder, queries)
         return {

@@ -150,6 +150,9 @@ class Examples:
         feedback, split: as the data set says, see `market.tables.Tables`.
         available: bool[M, N], where a content may be shown.
         popularity: float32[M, N], positives of the training part by market.
+        latest_history: int32[U, L], each user's history at the end of the log.
+        end: the first second after the log (s since the epoch); 0 where the data set has no time.
+        has_time: whether `Queries.time` means anything.
     """
 
     name: str
@@ -162,6 +165,8 @@ class Examples:
     pairs: Pairs
     available: np.ndarray
     popularity: np.ndarray
+    latest_history: np.ndarray
+    end: int
     has_time: bool
 
 
@@ -244,7 +249,7 @@ def assign_splits(log: Log, how: str, config: SplitConfig, seed: int) -> tuple[n
 
     Args:
         how: "time" (one cut by time for all), "leave_last" (per user: last is test, second last is
-            validation) or "given" (the data set's own split; no order is known, so a seeded one is drawn).
+            validation) or "given" (the data set's own split; without time a seeded order is drawn).
 
     Returns:
         split int8[P]; order int64[P], the key by which a user's events are before or after one another.
@@ -268,10 +273,10 @@ def assign_splits(log: Log, how: str, config: SplitConfig, seed: int) -> tuple[n
         return split.astype(np.int8), rank
     if how == "given":
         split = np.asarray(log.split)
-        drawn = np.random.default_rng(seed).permutation(len(user))
-        rank, _ = _rank_within_user(user, np.where(split == TRAIN, drawn, len(user)))
-        # Validation and test queries see the whole training history and never one another.
-        return split, np.where(split == TRAIN, rank, np.iinfo(np.int32).max)
+        drawn = np.random.default_rng(seed).permutation(len(user)) if log.time is None else np.asarray(log.time)
+        rank, _ = _rank_within_user(user, np.where(split == TRAIN, drawn, np.iinfo(np.int64).max))
+        # Held-out queries see the parts before theirs, and never one another.
+        return split, np.where(split == TRAIN, rank, len(user) + split)
     raise ValueError(f"unknown split {how!r}; use 'time', 'leave_last' or 'given'")
 
 
@@ -339,8 +344,7 @@ def build_examples(
     place[by_split] = np.arange(len(first))
     first = first[by_split]
 
-    # In a data set without time, held-out events carry no order and are nobody's history.
-    event = np.flatnonzero(positive & (order < np.iinfo(np.int32).max) if dataset.split == "given" else positive)
+    event = np.flatnonzero(positive)
     queries = Queries(
         user=user[first],
         market=market[first],
@@ -377,6 +381,15 @@ def build_examples(
         pairs=pairs,
         available=available,
         popularity=popularity,
+        latest_history=build_history(
+            user[event],
+            order[event],
+            content[event],
+            np.arange(len(users)),
+            np.full(len(users), order.max(initial=0) + 1),
+            history_length,
+        ),
+        end=int(log.time.max()) + 1 if log.time is not None and len(log.time) else 0,
         has_time=log.time is not None,
     )
 

@@ -31,6 +31,7 @@ from npy_append_array import NpyAppendArray
 
 from . import runtime  # noqa: F401  (sets the environment before NVTabular is imported)
 
+import merlin.dtypes as merlin_types  # isort: skip
 import nvtabular as nvt  # isort: skip
 from merlin.schema import ColumnSchema, Schema, Tags  # isort: skip
 from nvtabular import ops  # isort: skip
@@ -131,7 +132,16 @@ def raw_schema(table: pa.Schema, entity: Tags) -> Schema:
             column_tags = [Tags.CONTINUOUS, entity]
         else:
             column_tags = [Tags.CATEGORICAL, entity]
-        columns.append(ColumnSchema(field.name, tags=column_tags, is_list=is_list, is_ragged=is_list))
+        element = field.type.value_type if is_list else field.type
+        columns.append(
+            ColumnSchema(
+                field.name,
+                tags=column_tags,
+                dtype=merlin_types.string if pa.types.is_string(element) else element.to_pandas_dtype(),
+                is_list=is_list,
+                is_ragged=is_list,
+            )
+        )
     return Schema(columns)
 
 
@@ -273,9 +283,7 @@ def _transform(
     writers: dict[str, NpyAppendArray] = {}
     for part in parts:
         encoded = out / part.name
-        workflow.transform(_dataset(part, workflow.input_schema, config)).to_parquet(
-            str(encoded), preserve_index=False
-        )
+        workflow.transform(_dataset(part, workflow.input_schema, config)).to_parquet(str(encoded))
         for file in sorted(encoded.glob("*.parquet"), key=lambda f: [int(n) for n in re.findall(r"\d+", f.name)]):
             table = pq.read_table(file)
             for name in workflow.output_schema.column_names:

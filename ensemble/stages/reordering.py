@@ -41,7 +41,7 @@ class Reordering:
     def __init__(self, release: Release) -> None:
         self.plan = Plan.of(release)
         self.weights = np.array([self.plan.config.weights.get(task, 0.0) for task in self.plan.tasks])
-        self.content_id = release.array("content_id.npy")
+        self.content_id = release.array("text_content_id.npy")
         self.vectors = release.array("content_vectors.npy")
         self.groups = np.stack([release.array("seller_code.npy"), release.array("category_code.npy")])
         self.caps = (self.plan.config.seller_cap, self.plan.config.category_cap)

@@ -121,24 +121,33 @@ class Retrieval:
                 known, np.take_along_axis(scores, np.maximum(found, 0), axis=1), 0
             )
             channel[here, : found.shape[1]] = bits
-        rows = np.maximum(candidates, 0)
-        market = market_index[:, None]
-        pairs = pair_features(
-            self.popularity[market, rows], self.world[rows], self._created(rows), self._time(time)
-        )
         return {
             "candidates": candidates,
             "retrieval_score": score,
             "channel": channel,
+            **self.describe(candidates, market_index, time),
+        }
+
+    def describe(
+        self, candidates: np.ndarray, market_index: np.ndarray, time: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Encoded features of candidates int64[B, C] as the ranker reads them; places with -1 get id 0.
+
+        Returns:
+            content_ids int64[B, C, Fi], content_numbers float32[B, C, Gi] with the pair features last.
+        """
+        rows = np.maximum(candidates, 0)
+        known = self.plan.as_of > 0
+        pairs = pair_features(
+            self.popularity[market_index[:, None], rows],
+            self.world[rows],
+            self.created_at[rows] if known else None,
+            time[:, None] if known else None,
+        )
+        return {
             "content_ids": np.where(candidates[..., None] >= 0, self.content_ids[rows], 0),
             "content_numbers": np.concatenate([self.content_numbers[rows], pairs], axis=-1),
         }
-
-    def _created(self, rows: np.ndarray) -> np.ndarray | None:
-        return self.created_at[rows] if self.plan.as_of else None
-
-    def _time(self, time: np.ndarray) -> np.ndarray | None:
-        return time[:, None] if self.plan.as_of else None
 
 
 def nearest(scores: np.ndarray, k: int) -> np.ndarray:

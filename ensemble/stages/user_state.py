@@ -42,16 +42,16 @@ class UserState:
     def __init__(self, release: Release) -> None:
         self.plan = Plan.of(release)
         self.users = IdIndex(release.array("user_id.npy"))
-        self.contents = IdIndex(release.array("content_id.npy"))
+        self.contents = IdIndex(release.array("text_content_id.npy"))
         self.markets = np.array(self.plan.markets)
         self.history = release.array("user_history.npy")
         self.attributes = {
-            column.name: release.array(f"user_{column.name}.npy")
+            column.name: release.array(f"attribute_{column.name}.npy")
             for column in self.plan.columns
             if column.source == "user"
         }
         self.followed = {
-            column.name: release.array(f"content_{column.name.removeprefix('hist_')}.npy")
+            column.name: release.array(f"text_{column.name.removeprefix('hist_')}.npy")
             for column in self.plan.columns
             if column.source == "history"
         }

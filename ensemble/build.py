@@ -1,0 +1,115 @@
+"""The whole way from a data set to a release: examples, features, two-tower, ranker, export."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ensemble.export import write_release
+from ensemble.plan import CascadeConfig
+from ensemble.release import Release
+from market.dataset import Dataset
+from models.batches import make_training_set
+from models.ranker import RankerConfig, train_ranker
+from models.training import Progress, quiet
+from models.two_tower import TwoTowerConfig, train_two_tower
+from workflows.examples import SplitConfig, build_examples
+from workflows.features import FeatureConfig, fit_features
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """Knobs of a build; see each part.
+
+    Attributes:
+        seed: of everything drawn while building.
+        popularity_window_h: trailing window of popularity where a data set is cut by time (hours).
+    """
+
+    seed: int = 7
+    popularity_window_h: float = 72.0
+    split: SplitConfig = field(default_factory=SplitConfig)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    two_tower: TwoTowerConfig = field(default_factory=TwoTowerConfig)
+    ranker: RankerConfig = field(default_factory=RankerConfig)
+    cascade: CascadeConfig = field(default_factory=CascadeConfig)
+
+
+def build_release(
+    dataset: Dataset,
+    folder: Path,
+    config: BuildConfig,
+    *,
+    progress: Progress = quiet,
+    step: Callable[[str], None] = lambda name: None,
+) -> Release:
+    """Build a data set into the release `folder`/release.
+
+    A build that was killed goes on with the epoch it was in when it is started again with the same data set
+    and configuration; with others it starts anew. A release that stands there is replaced at the end, once
+    the new one is complete.
+
+    Args:
+        progress: told of every batch of training.
+        step: told the name of each step as it begins.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    work = folder / "work"
+    print_of_this = _fingerprint(dataset, config)
+    mark = work / "fingerprint"
+    if not mark.exists() or mark.read_text() != print_of_this:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        mark.write_text(print_of_this)
+    step("examples")
+    examples = build_examples(
+        dataset,
+        work,
+        history_length=config.features.history_length,
+        split=config.split,
+        seed=config.seed,
+    )
+    features = fit_features(
+        examples, work / "features", config.features, progress=lambda name: step(f"features, {name}")
+    )
+    data = make_training_set(examples, features, int(config.popularity_window_h * 3600))
+    step("two-tower")
+    two_tower, retrieval = train_two_tower(data, config.two_tower, work / "two_tower", config.seed, progress)
+    step("ranker")
+    ranker, tasks, ranking = train_ranker(data, config.ranker, work / "ranker", config.seed, progress)
+    step("release")
+    fresh = folder / f".release.{os.getpid()}"
+    shutil.rmtree(fresh, ignore_errors=True)
+    info = {
+        "data_set": dataset.name,
+        "feed": {"tasks": ",".join(tasks)},
+        "seed": config.seed,
+        "two_tower": {"best_epoch": retrieval.best_epoch, "validation": retrieval.history},
+        "ranker": {"best_epoch": ranking.best_epoch, "validation": ranking.history},
+    }
+    write_release(
+        fresh,
+        name=dataset.name,
+        data=data,
+        two_tower=two_tower,
+        ranker=ranker,
+        tasks=tasks,
+        config=config.cascade,
+        info=info,
+    )
+    target = folder / "release"
+    shutil.rmtree(target, ignore_errors=True)
+    fresh.rename(target)
+    return Release.open(target)
+
+
+def _fingerprint(dataset: Dataset, config: BuildConfig) -> str:
+    """Changes with the data set's description or its files, and with any knob."""
+    files = [[file.name, file.stat().st_size] for file in dataset.impression_files]
+    said = json.dumps([asdict(dataset.description), files, asdict(config)], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()

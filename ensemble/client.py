@@ -1,0 +1,188 @@
+"""Asks a running server for feeds over gRPC."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import tritonclient.grpc as grpc
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from ensemble.errors import Code, RequestError
+from ensemble.stages.reordering import Reason
+from ensemble.stages.retrieval import Channel
+from ensemble.stages.user_state import REQUEST
+from ensemble.steps import STRING, TensorSpec
+
+FEED = "feed"
+
+
+@dataclass(frozen=True)
+class FeedRequest:
+    """One person's request for a feed.
+
+    Attributes:
+        user: id; an unknown one is served without attributes and history.
+        market: code of a market that the release serves.
+        time: seconds since the epoch.
+        history: contents wanted in this session, oldest first.
+        exclude: contents never to be shown.
+        diversity: 0 (value alone) to 1 (difference alone).
+    """
+
+    user: str
+    market: str
+    time: int
+    history: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    diversity: float = 0.2
+
+
+@dataclass(frozen=True)
+class Item:
+    """One place of a slate.
+
+    Attributes:
+        content: id.
+        channels: retrieval channels that found it.
+        retrieval_rank: place among the candidates, from 1.
+        retrieval_score: cosine of query and content.
+        probabilities: of the ranker, by task.
+        value: blended from them.
+        reason: why it stands here.
+    """
+
+    content: str
+    channels: tuple[str, ...]
+    retrieval_rank: int
+    retrieval_score: float
+    probabilities: dict[str, float]
+    value: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Slate:
+    """The reply to one request, best item first."""
+
+    items: tuple[Item, ...] = field(default_factory=tuple)
+
+
+def pack(requests: Sequence[FeedRequest]) -> dict[str, np.ndarray]:
+    """Requests as the tensors of `REQUEST`, one row each."""
+
+    def texts(values: Sequence[Sequence[str]]) -> np.ndarray:
+        table = np.full((len(values), max(map(len, values), default=0)), "", STRING)
+        for row, ids in enumerate(values):
+            table[row, : len(ids)] = ids
+        return table
+
+    return {
+        "user_id": np.array([r.user for r in requests], STRING),
+        "market": np.array([r.market for r in requests], STRING),
+        "time": np.array([r.time for r in requests], np.int64),
+        "history": texts([r.history for r in requests]),
+        "exclude": texts([r.exclude for r in requests]),
+        "diversity": np.array([r.diversity for r in requests], np.float32),
+    }
+
+
+def unpack(reply: dict[str, np.ndarray], tasks: Sequence[str]) -> list[Slate]:
+    """The tensors of a reply as slates."""
+    slates = []
+    for row, ids in enumerate(reply["content_id"]):
+        items = []
+        for place, content in enumerate(ids):
+            content = content.decode() if isinstance(content, bytes) else content
+            if not content:
+                continue
+            bits = Channel(int(reply["slate_channel"][row, place]))
+            items.append(
+                Item(
+                    content=content,
+                    channels=tuple(c.name.lower().replace("_", "-") for c in Channel if c & bits),
+                    retrieval_rank=int(reply["slate_retrieval_rank"][row, place]),
+                    retrieval_score=float(reply["slate_retrieval_score"][row, place]),
+                    probabilities=dict(zip(tasks, reply["slate_probabilities"][row, place].tolist())),
+                    value=float(reply["slate_value"][row, place]),
+                    reason=Reason(int(reply["slate_reason"][row, place])).text,
+                )
+            )
+        slates.append(Slate(tuple(items)))
+    return slates
+
+
+class FeedClient:
+    """A connection to a server that serves a release.
+
+    Args:
+        url: gRPC address, "host:port".
+        timeout_s: seconds that one request may take.
+    """
+
+    def __init__(self, url: str, timeout_s: float = 10.0) -> None:
+        self.url, self.timeout_s = url, timeout_s
+        self._client = grpc.InferenceServerClient(url)
+        self._tasks: tuple[str, ...] | None = None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks of the served ranker, in order."""
+        if self._tasks is None:
+            config = self._ask(lambda: self._client.get_model_config(FEED, client_timeout=self.timeout_s))
+            self._tasks = tuple(config.config.parameters["tasks"].string_value.split(","))
+        return self._tasks
+
+    def feed(self, requests: Sequence[FeedRequest]) -> list[Slate]:
+        """The slates of a batch of requests.
+
+        Raises:
+            RequestError: with the server's code and message; UNAVAILABLE where no server answers.
+        """
+        return unpack(self.infer(pack(requests)), self.tasks)
+
+    def infer(self, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The reply's tensors to a request's, as the in-process cascade gives them."""
+        inputs = [self._input(spec, request[spec.name]) for spec in REQUEST if spec.name in request]
+        result = self._ask(lambda: self._client.infer(FEED, inputs, client_timeout=self.timeout_s))
+        return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
+
+    @staticmethod
+    def _input(spec: TensorSpec, array: np.ndarray) -> grpc.InferInput:
+        array = array[:, None] if not spec.shape and array.ndim == 1 else array
+        made = grpc.InferInput(spec.name, list(array.shape), np_to_triton_dtype(array.dtype))
+        made.set_data_from_numpy(np.ascontiguousarray(array))
+        return made
+
+    @staticmethod
+    def _ask(call):
+        try:
+            return call()
+        except InferenceServerException as error:
+            status = (error.status() or "").removeprefix("StatusCode.")
+            code = Code(status) if status in Code.__members__ else Code.INTERNAL
+            raise RequestError(code, error.message()) from None
+
+    def close(self) -> None:
+        self._client.close()
+
+    def __enter__(self) -> FeedClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def connect(url: str) -> Iterator[FeedClient]:
+    """A client that is closed at the end of the block; says what to do where no server answers."""
+    with FeedClient(url) as client:
+        try:
+            client.tasks  # noqa: B018  (asks the server once)
+        except RequestError as error:
+            raise RequestError(
+                error.code, f"no feed is served at {url} ({error.message}); start `pasar serve`, or give --url"
+            ) from None
+        yield client

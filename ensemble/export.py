@@ -1,0 +1,163 @@
+"""Trained models and fitted workflows become a release: graphs, tables and a plan. The one module that knows both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pandas as pd
+
+from ensemble.plan import FILE, CascadeConfig, Column, Plan
+from ensemble.release import Release, ReleaseWriter
+from market.statistics import PAIR_FEATURES
+from models.batches import TrainingSet
+from models.export import Layout, content_tower_to_onnx, query_tower_to_onnx, ranker_to_onnx, rename
+from workflows.compile import feature_name, join
+from workflows.examples import content_frame, user_frame
+from workflows.features import Encoded
+
+NEVER_ENDS = np.iinfo(np.int64).max
+
+
+def write_release(
+    path: Path,
+    *,
+    name: str,
+    data: TrainingSet,
+    two_tower: Any,
+    ranker: Any,
+    tasks: tuple[str, ...],
+    config: CascadeConfig,
+    info: Mapping[str, Any] | None = None,
+) -> Release:
+    """Write a release folder; it appears complete and checked, or not at all.
+
+    Args:
+        path: a folder that does not exist yet.
+        data: what the models were trained on; user states and contents come from it.
+        two_tower, ranker: trained Merlin models; `tasks` in the order of the ranker's output.
+        info: anything about the build worth keeping, such as its metrics; JSON.
+    """
+    examples, features = data.examples, data.features
+    layout = Layout.of(features.query.schema, features.content.schema)
+    query_tower = query_tower_to_onnx(two_tower, features.query.schema, layout)
+    query = _with_workflow(features.query, query_tower, "query")
+    content = _with_workflow(
+        features.content, content_tower_to_onnx(two_tower, features.content.schema, layout), "content"
+    )
+    raw_names = {value.name: f"raw_{value.name}" for value in query.graph.input}
+    ids, numbers = layout.pack_contents(features.content.arrays)
+    plan = Plan(
+        markets=examples.markets,
+        tasks=tasks,
+        columns=_columns(query, examples),
+        history_length=layout.history_length,
+        dim=query_tower.graph.output[0].type.tensor_type.shape.dim[1].dim_value,
+        query_ids=len(layout.query_ids),
+        query_lists=len(layout.query_lists),
+        query_numbers=max(len(layout.query_numbers), 1),
+        content_ids=len(layout.content_ids),
+        content_numbers=len(layout.content_numbers) + len(PAIR_FEATURES),
+        as_of=examples.end,
+        config=config,
+    )
+    contents = content_frame(examples.contents)
+    with ReleaseWriter(path, name=name, info=info) as release:
+        onnx.save(rename(query, raw_names), str(release.path("query.onnx")))
+        onnx.save(content, str(release.path("content.onnx")))
+        onnx.save(ranker_to_onnx(ranker, layout, tasks), str(release.path("ranking.onnx")))
+        release.json(FILE, plan.to_json())
+        release.array("content_vectors.npy", content_vectors(content, contents))
+        release.array("content_ids.npy", ids)
+        release.array("content_numbers.npy", numbers)
+        release.array("available.npy", examples.available)
+        release.array("popularity.npy", data.latest)
+        release.array("created_at.npy", _seconds(examples.contents, "created_at", 0))
+        release.array("ended_at.npy", _seconds(examples.contents, "ended_at", NEVER_ENDS))
+        for group, column in (("seller", "seller_id"), ("category", "category")):
+            release.array(f"{group}_code.npy", _codes(contents, column))
+        followed = {c.name.removeprefix("hist_") for c in plan.columns if c.source == "history"}
+        for column in sorted(followed | {"content_id"}):
+            release.array(f"text_{column}.npy", _text(contents[column]))
+        release.array("user_history.npy", examples.latest_history)
+        release.array("user_id.npy", _text(examples.users["user_id"]))
+        users = user_frame(examples.users)
+        for column in plan.columns:
+            if column.source == "user":
+                release.array(f"attribute_{column.name}.npy", _attribute(users[column.name], column.kind))
+    return Release.open(path)
+
+
+def _with_workflow(encoded: Encoded, tower: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """The compiled workflow with a tower behind it: raw columns in, the tower's tensors out."""
+    connect = {feature_name(value.name): value.name for value in tower.graph.input}
+    return join(encoded.graph, tower, connect=connect, name=name)
+
+
+def content_vectors(graph: onnx.ModelProto, contents: pd.DataFrame, batch: int = 8192) -> np.ndarray:
+    """Vectors of contents from their raw columns through the served graph, float32[N, D]."""
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [tensor.name for tensor in session.get_inputs()]
+    arrays = {
+        name: contents[name].fillna("").to_numpy(object)
+        if contents[name].dtype == object
+        else contents[name].to_numpy()
+        for name in names
+    }
+    parts = [
+        session.run(["content_vector"], {name: a[start : start + batch] for name, a in arrays.items()})[0]
+        for start in range(0, len(contents), batch)
+    ]
+    return np.concatenate(parts)
+
+
+_KIND = {onnx.TensorProto.STRING: "string", onnx.TensorProto.INT64: "integer"}
+
+
+def _columns(query: onnx.ModelProto, examples: Any) -> tuple[Column, ...]:
+    """The query graph's inputs, each with where the user-state stage finds it."""
+    users = set(user_frame(examples.users.head(0)).columns) - {"user_id"}
+    columns = []
+    for value in query.graph.input:
+        kind = _KIND.get(value.type.tensor_type.elem_type, "number")
+        if value.name.startswith("hist_"):
+            source = "history"
+        elif value.name in users:
+            source = "user"
+        elif value.name in ("user_id", "market", "history_length"):
+            source = "request"
+        else:
+            source = "context"
+        columns.append(Column(value.name, kind, source))
+    return tuple(columns)
+
+
+def _text(values: pd.Series) -> np.ndarray:
+    return values.fillna("").to_numpy(str)
+
+
+def _attribute(values: pd.Series, kind: str) -> np.ndarray:
+    """A user column as the stage reads it; nulls as the compiled workflow takes them."""
+    if kind == "string":
+        return _text(values)
+    if kind == "integer":
+        return values.fillna(np.iinfo(np.int64).min).to_numpy(np.int64)
+    return values.fillna(0).to_numpy(np.float32)
+
+
+def _codes(contents: pd.DataFrame, column: str) -> np.ndarray:
+    """int32[N], equal where the column is equal; -1 where it is null or absent."""
+    if column not in contents:
+        return np.full(len(contents), -1, np.int32)
+    return pd.factorize(contents[column], sort=True)[0].astype(np.int32)
+
+
+def _seconds(contents: pd.DataFrame, column: str, absent: int) -> np.ndarray:
+    if column not in contents:
+        return np.full(len(contents), absent, np.int64)
+    values = contents[column]
+    return np.where(values.isna(), absent, values.fillna(0)).astype(np.int64)

@@ -1,0 +1,137 @@
+"""Pasar as systems to be compared: its two-tower alone, and the whole cascade, both as a release serves them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ensemble.build import BuildConfig, build_release
+from ensemble.cascade import Cascade
+from ensemble.release import Release
+from ensemble.stages.retrieval import Retrieval
+from evaluation.tasks import Progress, Task
+from market.dataset import write_dataset
+from models.training import quiet
+
+#: Contents beyond the candidates rank below every candidate, in the two-tower's order.
+BELOW = 1e6
+
+
+class Released:
+    """A release built from a task, and what its steps say about users and contents.
+
+    Both systems of one task and seed share it, so it is built once.
+    """
+
+    def __init__(self, config: BuildConfig, training: Callable | None = None) -> None:
+        self.config, self.training = config, training or quiet
+        self.key: tuple[int, int] | None = None
+
+    def fit(self, task: Task, seed: int, progress: Progress | None) -> None:
+        if self.key == (id(task), seed):
+            return
+        with tempfile.TemporaryDirectory(prefix="pasar-evaluation-") as folder:
+            tables = task.tables
+            impressions = tables.impressions
+            if "time" in impressions:
+                impressions = impressions.sort_values("time", kind="stable")
+            dataset = write_dataset(
+                Path(folder) / "data",
+                name=tables.name,
+                feedback=tables.feedback,
+                split="given",
+                users=tables.users,
+                contents=tables.contents,
+                sellers=tables.sellers,
+                impressions=[impressions],
+            )
+            release = build_release(
+                dataset,
+                Path(folder) / "build",
+                replace(self.config, seed=seed),
+                progress=self.training,
+                step=progress or (lambda name: None),
+            )
+            self.use(release, task)
+        self.key = (id(task), seed)
+
+    def use(self, release: Release, task: Task) -> None:
+        """Score with a release that was built from the task's own tables."""
+        self.cascade = Cascade(release, threads=2)
+        self.user_id = task.tables.users["user_id"].to_numpy(object)
+        self.market = task.tables.users["market"].to_numpy(object)
+        # Read now: the release's folder may be gone when users are scored.
+        self.vectors = np.array(release.array("content_vectors.npy"))
+        retrieval = self.cascade.run["retrieval"]
+        assert isinstance(retrieval, Retrieval)
+        self.retrieval = retrieval
+
+    def queries(self, users: np.ndarray) -> dict[str, np.ndarray]:
+        """The cascade's tensors after its query step, for users int64[B] at the end of the log."""
+        made: dict[str, np.ndarray] = {
+            "user_id": self.user_id[users],
+            "market": self.market[users],
+            "time": np.full(len(users), self.cascade.plan.as_of, np.int64),
+            "history": np.full((len(users), 0), "", object),
+            "exclude": np.full((len(users), 0), "", object),
+        }
+        for step in self.cascade.steps[:2]:
+            made |= self.cascade.run[step.name](**{spec.name: made[spec.name] for spec in step.inputs})
+        return made
+
+    def rank(self, made: dict[str, np.ndarray], candidates: np.ndarray) -> np.ndarray:
+        """The ranker's blended value of candidates int64[B, C], float32[B, C]."""
+        packed = {name: made[name] for name in ("query_ids", "query_lists", "query_numbers")}
+        contents = self.retrieval.describe(candidates, made["market_index"], made["time"])
+        probabilities = self.cascade.run["ranking"](**packed, **contents)["probabilities"]
+        weights = self.cascade.plan.config.weights
+        return probabilities @ np.array([weights.get(t, 0.0) for t in self.cascade.plan.tasks], np.float32)
+
+
+class TwoTower:
+    """Retrieval alone: the cosine of query and content."""
+
+    name = "two-tower"
+
+    def __init__(self, released: Released) -> None:
+        self.released = released
+
+    def fit(self, task: Task, *, seed: int, progress: Progress | None = None) -> None:
+        """Build the task's release, or take the one that the other system built."""
+        self.released.fit(task, seed, progress)
+
+    def score(self, users: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
+        """float32[B, I], or [B, C] of the candidates."""
+        scores = self.released.queries(users)["query_vector"] @ self.released.vectors.T
+        return scores if candidates is None else np.take_along_axis(scores, candidates, axis=1)
+
+
+class FullCascade:
+    """Retrieval, then the ranker's value; in a full ranking what was not retrieved stands below."""
+
+    name = "cascade"
+
+    def __init__(self, released: Released) -> None:
+        self.released = released
+
+    def fit(self, task: Task, *, seed: int, progress: Progress | None = None) -> None:
+        """Build the task's release, or take the one that the other system built."""
+        self.released.fit(task, seed, progress)
+
+    def score(self, users: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
+        """float32[B, I], or [B, C] of the candidates."""
+        made = self.released.queries(users)
+        if candidates is not None:
+            return self.released.rank(made, candidates)
+        scores = made["query_vector"] @ self.released.vectors.T - BELOW
+        names = [spec.name for spec in self.released.cascade.steps[2].inputs]
+        found = self.released.retrieval(**{name: made[name] for name in names})["candidates"]
+        value = self.released.rank(made, np.maximum(found, 0))
+        rows, places = np.nonzero(found >= 0)
+        scores[rows, found[rows, places]] = value[rows, places]
+        return scores
+

@@ -1,0 +1,191 @@
+"""Every knob in one file: `pasar.toml` is read into the dataclasses of the packages, and written from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import sys
+import textwrap
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if typing.TYPE_CHECKING:
+    from ensemble.build import BuildConfig
+    from market.world import WorldConfig
+
+FILE = "pasar.toml"
+
+
+class SettingsError(ValueError):
+    """A settings file that cannot be used; the text names the knob, what it got and what it allows."""
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Knobs of the server.
+
+    Attributes:
+        host: address to listen on.
+        grpc_port: port of gRPC; 0 takes a free one.
+        http_port: port of HTTP; 0 takes a free one.
+        metrics_port: port of Prometheus metrics; 0 takes a free one.
+        max_batch: requests that one run of a step may hold (requests).
+        delay_us: time that a request may wait for others to share its run (microseconds).
+        instances: processes of each Python stage (processes).
+        threads: ONNX Runtime's threads for each graph (threads).
+        startup_deadline_s: time until every step must be ready (seconds).
+    """
+
+    host: str = "127.0.0.1"
+    grpc_port: int = 8001
+    http_port: int = 8000
+    metrics_port: int = 8002
+    max_batch: int = 64
+    delay_us: int = 100
+    instances: int = 1
+    threads: int = 1
+    startup_deadline_s: float = 60.0
+
+
+def schema() -> dict[str, type]:
+    """Section name → dataclass. Importing the build imports the training stack, so it happens here."""
+    from ensemble.build import BuildConfig
+    from market.world import WorldConfig
+
+    return {"world": WorldConfig, "build": BuildConfig, "serve": ServeConfig}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All knobs, by section of the file."""
+
+    world: WorldConfig
+    build: BuildConfig
+    serve: ServeConfig = field(default_factory=ServeConfig)
+
+
+def load(path: Path | None = None) -> Settings:
+    """Settings from a file; the defaults where `path` is None and the working folder has no `pasar.toml`.
+
+    Raises:
+        SettingsError: no such file, not TOML, or a knob that is unknown or out of range.
+    """
+    if path is None:
+        path = Path(FILE) if Path(FILE).is_file() else None
+    content: dict[str, Any] = {}
+    if path is not None:
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise SettingsError(f"{path} does not exist; write one with `pasar config > {path}`") from None
+        except tomllib.TOMLDecodeError as error:
+            raise SettingsError(f"{path} is not valid TOML: {error}") from None
+    sections = schema()
+    _refuse_unknown(content, set(sections), str(path), "")
+    return Settings(
+        **{
+            name: _read(kind, content.get(name, {}), str(path), name) for name, kind in sections.items()
+        }
+    )
+
+
+def load_serve(path: Path | None = None) -> ServeConfig:
+    """The server's knobs alone, read without importing what builds releases."""
+    path = path or (Path(FILE) if Path(FILE).is_file() else None)
+    content = tomllib.loads(path.read_text(encoding="utf-8")) if path else {}
+    return _read(ServeConfig, content.get("serve", {}), str(path), "serve")
+
+
+def _read(kind: Any, values: Mapping[str, Any], path: str, section: str) -> Any:
+    """One dataclass from a table of the file, nested tables included."""
+    known = {f.name for f in dataclasses.fields(kind)}
+    _refuse_unknown(values, known, path, section)
+    for name, value in values.items():
+        nested = typing.get_type_hints(kind)[name]
+        if dataclasses.is_dataclass(nested) and isinstance(value, Mapping):
+            allowed = {f.name for f in dataclasses.fields(nested)}
+            _refuse_unknown(value, allowed, path, f"{section}.{name}")
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        problems = [
+            f"[{section}] {'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors()
+        ]
+        raise SettingsError(f"{path}: " + "; ".join(problems)) from None
+    except ValueError as error:
+        raise SettingsError(f"{path}: [{section}] {error}") from None
+
+
+def _refuse_unknown(values: Mapping[str, Any], known: set[str], path: str, section: str) -> None:
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            where = f"[{section}] " if section else ""
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
+            raise SettingsError(f"{path}: {where}{name!r} is no knob; {hint}")
+
+
+def render() -> str:
+    """The commented file with every knob at its default."""
+    parts = ["# Every knob of Pasar, at its default. Remove what you do not change; units are in brackets."]
+    for name, kind in schema().items():
+        parts += _section(name, kind())
+    return "\n".join(parts) + "\n"
+
+
+def _section(name: str, config: Any) -> list[str]:
+    lines = ["", f"[{name}]"]
+    comments = _comments(type(config))
+    later: list[str] = []
+    for knob in dataclasses.fields(config):
+        value = getattr(config, knob.name)
+        if dataclasses.is_dataclass(value):
+            later += _section(f"{name}.{knob.name}", value)
+            continue
+        if comment := comments.get(knob.name):
+            lines += textwrap.wrap(comment, 100, initial_indent="# ", subsequent_indent="#   ")
+        if isinstance(value, Mapping):
+            lines.append(f"{knob.name} = {{ {', '.join(f'{k} = {_toml(v)}' for k, v in value.items())} }}")
+        else:
+            lines.append(f"{knob.name} = {_toml(value)}")
+    return lines + later
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return repr(value)
+
+
+def _comments(kind: type) -> dict[str, str]:
+    """What a dataclass's docstring says of each attribute; names that share a line share the comment."""
+    text = re.split(r"\n\s*(?:Attributes|Args):\n", textwrap.dedent(kind.__doc__ or ""))
+    if len(text) < 2:
+        return {}
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in text[1].splitlines():
+        entry = re.match(r"\s{4,8}((?:\w+)(?:, \w+)*): (.*)", line)
+        if entry:
+            names = entry[1].split(", ")
+            found |= dict.fromkeys(names, entry[2])
+        elif line.strip() and line.startswith("        ") and names:
+            found |= {n: f"{found[n]} {line.strip()}" for n in names}
+        else:
+            names = []
+    return found

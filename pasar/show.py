@@ -1,0 +1,88 @@
+"""What people see: progress bars, tables, slates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ensemble.client import FeedRequest, Slate
+
+console = Console(highlight=False)
+
+
+class Reporter:
+    """Progress of a build: a line for each step, a bar for each training."""
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars = bars
+        self.tasks: dict[str, int] = {}
+        self.spinner = bars.add_task("", total=None, metrics="")
+
+    def step(self, name: str) -> None:
+        """A step begins."""
+        self.bars.update(self.spinner, description=name)
+
+    def training(self, name: str, done: int, total: int, metrics: dict[str, float]) -> None:
+        """A batch or an epoch of a training is done."""
+        if name not in self.tasks:
+            self.tasks[name] = self.bars.add_task(name, total=total, metrics="")
+        text = "  ".join(f"{key} {value:.4f}" for key, value in list(metrics.items())[:3])
+        self.bars.update(self.tasks[name], completed=done, total=total, **({"metrics": text} if text else {}))
+
+
+@contextmanager
+def reporter() -> Iterator[Reporter]:
+    """Show progress while the block runs."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[metrics]}"),
+    )
+    with Progress(*columns, console=console) as bars:
+        made = Reporter(bars)
+        yield made
+        bars.update(made.spinner, description="done", total=1, completed=1)
+
+
+def slate_table(request: FeedRequest, slate: Slate) -> Table:
+    """A slate as a table: where each item came from, what each stage thought of it, why it stands there."""
+    table = Table(title=f"{request.market}  {request.user}", title_justify="left")
+    table.add_column("#", justify="right")
+    table.add_column("content")
+    table.add_column("retrieved by")
+    table.add_column("rank", justify="right")
+    table.add_column("cosine", justify="right")
+    tasks = list(slate.items[0].probabilities) if slate.items else []
+    for task in tasks:
+        table.add_column(task, justify="right")
+    table.add_column("value", justify="right")
+    table.add_column("reason")
+    for place, item in enumerate(slate.items, 1):
+        table.add_row(
+            str(place),
+            item.content,
+            ", ".join(item.channels),
+            str(item.retrieval_rank),
+            f"{item.retrieval_score:.3f}",
+            *[f"{item.probabilities[task]:.3f}" for task in tasks],
+            f"{item.value:.3f}",
+            item.reason,
+        )
+    return table
+
+
+def rows_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A plain table; every column but the first is right-aligned."""
+    table = Table(title=title, title_justify="left")
+    for place, name in enumerate(columns):
+        table.add_column(name, justify="left" if place == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
