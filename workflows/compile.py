@@ -24,7 +24,7 @@ from merlin.dag.ops import (
 from nvtabular import Workflow, ops
 from onnx import ModelProto
 
-from workflows.compiler import categorical, continuous, lists, statistics
+from workflows.compiler import categories, continuous, lists, statistics
 from workflows.compiler.graph import STRING, Column, Graph, Refused, tensor_dtype
 from workflows.compiler.join import join
 from workflows.compiler.site import Compiler, Site, passed_through, renamed
@@ -33,8 +33,7 @@ __all__ = ["UnsupportedOperator", "compile_workflow", "feature_name", "join"]
 
 #: By exact type: a subclass may transform differently.
 _COMPILERS: dict[type, Compiler] = {
-    ops.Categorify: categorical.categorified,
-    ops.HashBucket: categorical.hashed,
+    ops.Categorify: categories.categorified,
     ops.FillMissing: continuous.filled,
     ops.FillMedian: continuous.filled_with_median,
     ops.Clip: continuous.clipped,
@@ -78,6 +77,17 @@ _COMPILERS: dict[type, Compiler] = {
 }
 
 
+_HASHED = (
+    "NVTabular on a CPU hashes the row's number with the value, so one value has many buckets; use Categorify"
+)
+_REASONS: dict[type, str] = {
+    ops.HashBucket: _HASHED,
+    ops.HashedCross: _HASHED,
+    ops.LambdaOp: "it is Python code; compute its columns before the workflow or, where they are labels, "
+    "leave them out with workflow.remove_inputs",
+}
+
+
 class UnsupportedOperator(ValueError):
     """An operator of the workflow, or the way it is used, cannot become ONNX.
 
@@ -111,8 +121,8 @@ def compile_workflow(
 ) -> ModelProto:
     """Compile a fitted workflow to an ONNX graph (opset 17, ai.onnx.ml 3).
 
-    Inputs are the raw columns that the outputs need, named as the columns, in the order of the workflow's
-    input schema: tensor(string), int64 for integers, float32 or float64 as fitted; [batch] for a scalar,
+    Inputs are the raw columns that the outputs need, named as the columns, in the order of
+    first use: tensor(string), int64 for integers, float32 or float64 as fitted; [batch] for a scalar,
     [batch, <column>_width] for a list, padded on the right. A missing value is NaN, "" or the least int64;
     list padding is the same.
 
@@ -151,7 +161,7 @@ def compile_workflow(
             f"list_lengths names {sorted(lengths)}, which are not list outputs of the workflow; "
             f"its outputs are {names}"
         )
-    return graph.model(name, outputs, workflow.input_schema.column_names)
+    return graph.model(name, outputs)
 
 
 def _column(
@@ -174,8 +184,7 @@ def _column(
         raise UnsupportedOperator(
             "LambdaOp" if operator is ops.LambdaOp else operator.__name__,
             node.output_schema.column_names,
-            "it has no counterpart in ONNX; compute its columns before the workflow or, where they are labels, "
-            "leave them out with workflow.remove_inputs",
+            _REASONS.get(operator, "it has no counterpart in ONNX"),
         )
     site = Site(graph, node.op, node.input_columns.resolve(node.input_schema), read)
     try:

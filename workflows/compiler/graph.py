@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ OPSET = 17
 ML_OPSET = 3
 IR_VERSION = 8
 
-BOOL, INT64, UINT64 = np.dtype(bool), np.dtype(np.int64), np.dtype(np.uint64)
+BOOL, INT64 = np.dtype(bool), np.dtype(np.int64)
 FLOAT32, FLOAT64, STRING = np.dtype(np.float32), np.dtype(np.float64), np.dtype(object)
 
 #: What stands for a missing value in an integer tensor; NaN does in floats, the empty string in strings.
@@ -169,15 +169,12 @@ class Graph:
             return self.where(self.is_null(column), self.constant(np.nan, dtype), value)
         return value
 
-    def model(
-        self, name: str, outputs: Mapping[str, tuple[str, list[str | int]]], inputs: Iterable[str]
-    ) -> ModelProto:
-        """The finished model.
+    def model(self, name: str, outputs: Mapping[str, tuple[str, list[str | int]]]) -> ModelProto:
+        """The finished model, its inputs in the order of their declaration.
 
         Args:
             name: the graph's name.
             outputs: for each public output name, the value that it carries and its dimensions.
-            inputs: the order of the inputs; those the graph does not read are left out.
         """
         public: dict[str, str] = {}
         for output, (value, _) in outputs.items():
@@ -191,7 +188,7 @@ class Graph:
         graph = helper.make_graph(
             nodes,
             name,
-            [_value_info(n, *self._inputs[n]) for n in inputs if n in self._inputs],
+            [_value_info(n, dtype, dims) for n, (dtype, dims) in self._inputs.items()],
             [_value_info(n, self._dtypes[value], dims) for n, (value, dims) in outputs.items()],
             initializer=self._initializers,
         )
