@@ -75,7 +75,10 @@ class Dataset:
                 f"{path} has format version {version}; this version of Pasar reads {FORMAT_VERSION}. "
                 "Write the data set anew."
             )
-        dataset = cls(path, Description(**content))
+        try:
+            dataset = cls(path, Description(**content))
+        except TypeError as error:
+            raise DatasetError(f"{path / _DESCRIPTION} is incomplete ({error}); write it anew.") from None
         for table, rows in dataset.description.rows.items():
             found = sum(_rows(file) for file in dataset._files(table))
             if found != rows:
@@ -222,15 +225,14 @@ def _replaced_whole(path: Path) -> Iterator[Path]:
         yield new
         if path.exists():
             path.rename(old)
-        try:
-            new.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
+        new.rename(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(file: Path, table: str, frame: pd.DataFrame) -> None:

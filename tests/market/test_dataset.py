@@ -1,6 +1,7 @@
 """Data sets on disk: what is written is what is read, whole or not at all."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -151,6 +152,21 @@ def test_a_source_that_fails_leaves_the_old_data_set_as_it_was(tmp_path):
     assert everything_in(tmp_path) == before
 
 
+def test_a_replacement_that_cannot_take_its_place_puts_the_old_one_back(tmp_path, monkeypatch):
+    write(tmp_path / "d", impressions=[part([1])])
+    before, rename = everything_in(tmp_path), Path.rename
+
+    def fail_for_the_new(self, target):
+        if self.suffix == ".new":
+            raise OSError("no space")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new)
+    with pytest.raises(OSError, match="no space"):
+        write(tmp_path / "d", impressions=[part([1, 2])], overwrite=True)
+    assert everything_in(tmp_path) == before
+
+
 def test_a_data_set_is_replaced_only_when_asked(tmp_path):
     write(tmp_path / "d", impressions=[part([1])])
     with pytest.raises(FileExistsError, match="overwrite"):
@@ -184,6 +200,15 @@ def test_another_format_version_is_refused(tmp_path):
     path = write(tmp_path / "d", impressions=[part([1])]).path / "dataset.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
     with pytest.raises(DatasetError, match="format version 99"):
+        Dataset.open(tmp_path / "d")
+
+
+def test_an_incomplete_description_is_refused(tmp_path):
+    path = write(tmp_path / "d", impressions=[part([1])]).path / "dataset.json"
+    content = json.loads(path.read_text())
+    del content["rows"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match="incomplete.*'rows'"):
         Dataset.open(tmp_path / "d")
 
 
