@@ -208,7 +208,7 @@ def test_an_incomplete_description_is_refused(tmp_path):
     content = json.loads(path.read_text())
     del content["rows"]
     path.write_text(json.dumps(content))
-    with pytest.raises(DatasetError, match="incomplete.*'rows'"):
+    with pytest.raises(DatasetError, match=r"incomplete.*'rows'"):
         Dataset.open(tmp_path / "d")
 
 
