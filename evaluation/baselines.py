@@ -51,11 +51,13 @@ class ItemKNN:
 
     Args:
         neighbours: entries kept per item.
-        shrinkage: added to the norm of a pair, so that two items with few users in common are not near.
+        shrinkage: added to the norm of a pair, so that two items with few users in common are not near; > 0.
         block: items compared at once; memory is block x I float32.
     """
 
-    def __init__(self, neighbours: int = 100, shrinkage: float = 10.0, block: int = 1024):
+    def __init__(self, neighbours: int = 100, shrinkage: float = 100.0, block: int = 1024):
+        if neighbours < 1 or shrinkage <= 0:
+            raise ValueError(f"neighbours {neighbours} and shrinkage {shrinkage} must be positive")
         self.neighbours = neighbours
         self.shrinkage = shrinkage
         self.block = block
@@ -82,12 +84,12 @@ class ItemKNN:
             columns.append(nearest[some])
             values.append(similarity[some])
         entries = np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))
-        # Row i holds the neighbours of item i: a user's score of i sums over them.
+        # Row i holds the neighbours of item i: a user's score of i sums over those that the user has.
         self.similarity = sp.csr_matrix(entries, shape=(items, items), dtype=np.float32).T.tocsr()
         return self
 
     def scores(self, users: np.ndarray) -> np.ndarray:
-        """float32[B, I], the similarity of each item to the user's items, summed."""
+        """float32[B, I], the similarity of each item to those of its neighbours that the user has, summed."""
         return (self.interactions[users] @ self.similarity).toarray()
 
 
@@ -199,10 +201,11 @@ class GraphFilter:
     def scores(self, users: np.ndarray) -> np.ndarray:
         """float32[B, I]."""
         history = self.interactions[users]
-        linear = (history @ self.normalised.T) @ self.normalised
+        # Almost every user shares an item with one of a block, so the second product is a dense one.
+        linear = self.normalised.T @ (self.normalised @ history.T).toarray()
         low_pass = (history.multiply(self.item_inverse_root[None, :]).tocsr() @ self.items.T) @ self.items
         low_pass *= self.item_root[None, :]
-        return (linear.toarray() + self.alpha * low_pass).astype(np.float32)
+        return (linear.T + self.alpha * low_pass).astype(np.float32)
 
 
 def _power(values: np.ndarray, exponent: float) -> np.ndarray:

@@ -177,11 +177,12 @@ def parts(tables: Tables, shares: tuple[float, float] = TIME_SHARES) -> np.ndarr
 
 
 def without_repeats(tables: Tables) -> Tables:
-    """The tables with each (market, user, content) once: its last row by time."""
+    """The tables with each (market, user, content) once: its first row by time, so that no later row removes
+    one from the past."""
     log = tables.impressions
     if "time" in log:
         log = log.sort_values("time", kind="stable")
-    log = log.drop_duplicates(["market", "user_id", "content_id"], keep="last")
+    log = log.drop_duplicates(["market", "user_id", "content_id"])
     return replace(tables, impressions=log.sort_index().reset_index(drop=True))
 
 

@@ -1,0 +1,191 @@
+"""Running systems: the figures, their files, their table."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from evaluation import tasks
+from evaluation.protocols import benchmarks
+from evaluation.published import PUBLISHED
+from evaluation.runs import Row, evaluate, read_rows, table, write_rows
+from evaluation.systems import MedianAmount, baselines
+from evaluation.tasks import Benchmark, Labelled
+from market.tables import Tables, validate
+
+
+class Fixed:
+    """Scores every user alike, by a given array over contents."""
+
+    name = "fixed"
+
+    def __init__(self, scores):
+        self.scores = np.asarray(scores, dtype=np.float32)
+
+    def fit(self, task, *, seed, progress=None):
+        self.seed = seed
+
+    def score(self, users, candidates=None):
+        every = np.broadcast_to(self.scores, (len(users), len(self.scores)))
+        return every if candidates is None else np.take_along_axis(every, candidates, axis=1)
+
+
+@pytest.fixture
+def two_markets() -> Benchmark:
+    """Contents 0 to 3 in DE, 2 to 5 in ID; u0 has 0 and wants 1 and 2, u1 has 5 and wants 3."""
+    markets = [["DE"], ["DE"], ["DE", "ID"], ["DE", "ID"], ["ID"], ["ID"]]
+    rows = [
+        ("u0", "c0", "DE", "train"),
+        ("u0", "c1", "DE", "test"),
+        ("u0", "c2", "DE", "test"),
+        ("u1", "c5", "ID", "train"),
+        ("u1", "c3", "ID", "test"),
+    ]
+    tables = Tables(
+        name="small",
+        feedback="positives",
+        split="given",
+        users=pd.DataFrame({"user_id": ["u0", "u1"], "market": ["DE", "ID"]}),
+        contents=pd.DataFrame(
+            {"content_id": [f"c{i}" for i in range(6)], "kind": "video", "markets": markets}
+        ),
+        impressions=pd.DataFrame(rows, columns=["user_id", "content_id", "market", "split"]).assign(click=1),
+    )
+    (benchmark,) = benchmarks(validate(tables))
+    return replace(
+        benchmark, exams=tuple(replace(e, metrics=("recall@1", "ndcg@2", "mrr@4")) for e in benchmark.exams)
+    )
+
+
+def test_figures_are_those_of_lists_without_known_contents_and_other_markets(two_markets):
+    # u0: known 0 and foreign 5 and 4 are left out: 3, 1, 2. u1: foreign 0, 1 and known 5: 4, 3, 2.
+    rows = list(evaluate(two_markets, [Fixed([9, 4, 1, 5, 6, 8])]))
+    figures = {(row.market, row.metric): row.value for row in rows}
+    ideal = 1 + 1 / math.log2(3)
+    assert figures == pytest.approx(
+        {
+            ("DE", "recall@1"): 0,
+            ("DE", "ndcg@2"): (1 / math.log2(3)) / ideal,
+            ("DE", "mrr@4"): 1 / 2,
+            ("ID", "recall@1"): 0,
+            ("ID", "ndcg@2"): 1 / math.log2(3),
+            ("ID", "mrr@4"): 1 / 2,
+        }
+    )
+    assert {(row.data_set, row.system, row.users, row.seed) for row in rows} == {("small", "fixed", 1, 0)}
+
+
+def test_ranking_in_small_blocks_gives_the_same_figures(two_markets, monkeypatch):
+    whole = repr(list(evaluate(two_markets, baselines(two_markets.task))))
+    monkeypatch.setattr(tasks, "BLOCK_ENTRIES", 1)
+    assert repr(list(evaluate(two_markets, baselines(two_markets.task)))) == whole
+
+
+def test_every_seed_is_fitted_and_named(two_markets):
+    said: list[str] = []
+    rows = list(evaluate(two_markets, [Fixed(np.zeros(6))], seeds=(3, 4), progress=said.append))
+    assert [row.seed for row in rows] == [3] * 6 + [4] * 6
+    assert said == ["small: fitting fixed, seed 3", "small: fitting fixed, seed 4"]
+
+
+def test_rows_come_as_soon_as_they_are_known(two_markets):
+    class Broken(Fixed):
+        def fit(self, task, *, seed, progress=None):
+            raise RuntimeError("no memory")
+
+    rows = evaluate(two_markets, [Fixed(np.zeros(6)), Broken(np.zeros(6))])
+    assert next(rows).system == "fixed"
+    with pytest.raises(RuntimeError, match="no memory"):
+        list(rows)
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (np.zeros(5), r"'fixed' returned scores of shape \(1, 5\) for \(1, 6\)"),
+        ([0, 0, np.nan, 0, 0, 0], "1 scores that are NaN"),
+    ],
+)
+def test_a_system_that_returns_nonsense_is_named(two_markets, scores, message):
+    with pytest.raises(ValueError, match=message):
+        list(evaluate(two_markets, [Fixed(scores)]))
+
+
+def test_an_amount_is_judged_in_its_unit_and_a_preference_over_all_queries(two_markets):
+    candidates = np.array([[0, 1], [2, 3]])
+    users = np.array([0, 1])
+    exams = (
+        Labelled("DE", users, candidates, np.array([[1, 0], [1, 0]], dtype=np.float32), ("auc",)),
+        Labelled("DE", users, candidates, np.array([[5, 5], [5, 5]], dtype=np.float32), ("mae",)),
+        Labelled(
+            "DE", users, candidates, np.array([[1, 0], [1, 0]], dtype=np.float32), ("ndcg@1",), "1 negative"
+        ),
+    )
+    rows = list(evaluate(replace(two_markets, exams=exams), [Fixed([4, 3, 2, 1, 0, 0])]))
+    assert [(row.metric, row.value) for row in rows] == [
+        ("auc", 0.75),
+        ("mae", 2.5),
+        ("ndcg@1 (1 negative)", 1.0),
+    ]
+
+
+def test_the_median_by_duration_follows_the_duration(two_markets):
+    duration = np.array([10, 10, 10, 50, 50, 50], dtype=np.float32)
+    contents = two_markets.task.tables.contents.assign(duration_s=duration)
+    train = tasks.Interactions(
+        user=np.zeros(6, dtype=np.int64),
+        item=np.arange(6),
+        market=np.zeros(6, dtype=np.int64),
+        time=None,
+        outcomes={"watch_s": np.array([1, 2, 3, 30, 31, 32], dtype=np.float32)},
+    )
+    tables = replace(two_markets.task.tables, contents=contents)
+    task = replace(two_markets.task, tables=tables, train=train, target="watch_s")
+    predictions = {}
+    for system in baselines(task):
+        system.fit(task, seed=0)
+        predictions[system.name] = system.score(np.array([0]), np.array([[0, 5]])).tolist()
+    assert predictions == {"median": [[16.5, 16.5]], "median by duration": [[2, 31]]}
+    assert MedianAmount(1).name == "median"
+
+
+def test_rows_survive_the_way_through_a_file(tmp_path, two_markets):
+    rows = [row for row in evaluate(two_markets, [Fixed(np.arange(6))])]
+    write_rows(tmp_path / "deep" / "rows.json", rows)
+    assert repr(read_rows(tmp_path / "deep" / "rows.json")) == repr(rows)  # NaN ends of one user's interval
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["rows.json"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "rows.json"
+    row = Row("small", "DE", "fixed", "recall@1", 0.5, 0.4, 0.6, 9, 0)
+    write_rows(path, [row])
+    with pytest.raises(TypeError):
+        write_rows(path, [replace(row, value=object())])
+    assert read_rows(path) == [row]
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.json"]
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    (tmp_path / "rows.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds no evaluation rows"):
+        read_rows(tmp_path / "rows.json")
+
+
+def test_the_table_prints_published_figures_beside_ours():
+    rows = [
+        Row("tiktok", "XX", "ease", "recall@20", value, 0.08, 0.10, 6130, seed)
+        for seed, value in enumerate((0.08, 0.09))
+    ]
+    lines = table(rows).splitlines()
+    assert "| tiktok | XX | recall@20 | ease | 0.0850 | 0.0800 to 0.1000 | 0.0884 |  |" in lines
+    assert "| tiktok | XX | recall@20 | diffmm |  |  | 0.1129 | uses content features |" in lines
+    assert sum("| ease |" in line for line in lines) == 1
+
+
+def test_published_figures_are_each_given_once_with_a_source():
+    keys = [(f.data_set, f.market, f.metric, f.system) for f in PUBLISHED]
+    assert len(keys) == len(set(keys))
+    assert all(figure.source for figure in PUBLISHED)
