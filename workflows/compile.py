@@ -5,6 +5,7 @@ docs/compiler.md lists the operators, the convention of inputs and outputs, and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 
@@ -151,10 +152,10 @@ def compile_workflow(
         column = _column(graph, workflow, workflow.output_node, column_name, memo)
         dims: list[str | int] = ["batch"]
         if column.present is not None:
-            length = lengths.pop(column_name, None)
-            if length is not None:
+            if column_name in lengths:
+                length = lengths.pop(column_name)
                 column = lists.cut(graph, column, 0, length, length)
-            dims.append(f"{column_name}_length" if length is None else length)
+            dims.append(f"{column_name}_length" if column.length is None else column.length)
         outputs[feature_name(column_name)] = (_output(graph, column), dims)
     if lengths:
         raise ValueError(
@@ -197,10 +198,11 @@ def _column(
 def _raw(graph: Graph, workflow: Workflow, name: str) -> Column:
     schema = workflow.input_schema[name]
     element = schema.dtype.without_shape
-    dtype = np.dtype(object) if element.name in ("object", "string", "str") else None
-    if dtype is None and element.name not in ("unknown", "bool", "uint64"):
-        dtype = np.dtype(element.to_numpy)
-    if dtype is None or (dtype != STRING and dtype.kind not in "iuf") or dtype == np.float16:
+    if element.name in ("object", "string", "str"):
+        dtype = STRING
+    elif re.fullmatch(r"u?int(8|16|32)|int64|float(32|64)", element.name):
+        dtype = np.dtype(element.name)
+    else:
         raise Refused(
             f"the raw column {name!r} is {element.name}; store it as text, int64, float32 or float64"
         )

@@ -334,6 +334,18 @@ def test_inputs_and_outputs_keep_their_names_types_and_symbolic_sizes(lists: Com
     assert [spec.name for spec in graph.get_outputs()] == [
         feature_name(name) for name in ("text", "tags", "history", "scores")
     ]
+    assert [output.shape for output in graph.get_outputs()][1:] == [
+        ["batch", "tags_length"],
+        ["batch", 2],
+        ["batch", "scores_length"],
+    ]
+
+
+@pytest.mark.parametrize("dtype", [bool, "uint64", "datetime64[ns]", "float16"])
+def test_a_raw_column_of_another_type_is_refused(dtype: str) -> None:
+    workflow = fit(["odd"] >> ops.Rename(postfix="_"), pd.DataFrame({"odd": np.ones(3).astype(dtype)}))
+    with pytest.raises(UnsupportedOperator, match="raw column 'odd'"):
+        compile_workflow(workflow)
 
 
 def test_two_compilations_of_one_workflow_are_equal(categories: Compiled) -> None:

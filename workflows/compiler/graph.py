@@ -42,12 +42,14 @@ class Column:
         dtype: NVTabular's dtype of the column or of its elements; object for strings.
         present: for a list column, the bool[batch, width] tensor that is true on elements and false on
             padding. None for a scalar column.
+        length: the width of a list column that was sliced; None where it is the input's.
         nullable: whether an integer column can hold `NULL_INTEGER` for a missing value.
     """
 
     value: str
     dtype: np.dtype
     present: str | None = None
+    length: int | None = None
     nullable: bool = True
 
     def but(self, value: str, dtype: np.dtype | None = None, *, nullable: bool = False) -> Column:

@@ -44,7 +44,7 @@ def sliced(site: Site, name: str) -> Column:
         return column
     filled = graph.where(column.present or "", column.value, _padding(graph, column, op.pad_value))
     everywhere = graph.emit("Or", column.present or "", graph.constant(True, BOOL), dtype=BOOL)
-    return Column(filled, column.dtype, everywhere, column.nullable)
+    return Column(filled, column.dtype, everywhere, width, column.nullable)
 
 
 def cut(graph: Graph, column: Column, start: int, end: int, width: int) -> Column:
@@ -62,7 +62,7 @@ def cut(graph: Graph, column: Column, start: int, end: int, width: int) -> Colum
     padded = graph.emit("Concat", nulls, column.value, dtype=dtype, axis=1)
     place = graph.where(inside, graph.arithmetic("Add", index, 1), graph.constant(0, INT64))
     value = graph.emit("GatherElements", padded, place, dtype=dtype, axis=1)
-    return Column(value, column.dtype, inside, column.nullable)
+    return Column(value, column.dtype, inside, width, column.nullable)
 
 
 def padded_with_zeros(graph: Graph, column: Column) -> str:
