@@ -14,7 +14,7 @@ from ensemble.export import write_release
 from ensemble.plan import CascadeConfig
 from ensemble.release import Release
 from market.dataset import Dataset
-from models.batches import make_training_set
+from models.batches import TrainingSet, make_training_set
 from models.ranker import RankerConfig, train_ranker
 from models.training import Progress, quiet
 from models.two_tower import TwoTowerConfig, train_two_tower
@@ -40,6 +40,14 @@ class BuildConfig:
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
 
 
+@dataclass(frozen=True)
+class Built:
+    """A release and the data it was trained on."""
+
+    release: Release
+    data: TrainingSet
+
+
 def build_release(
     dataset: Dataset,
     folder: Path,
@@ -47,7 +55,7 @@ def build_release(
     *,
     progress: Progress = quiet,
     step: Callable[[str], None] = lambda name: None,
-) -> Release:
+) -> Built:
     """Build a data set into the release `folder`/release.
 
     A build that was killed goes on with the epoch it was in when it is started again with the same data set
@@ -105,7 +113,7 @@ def build_release(
     target = folder / "release"
     shutil.rmtree(target, ignore_errors=True)
     fresh.rename(target)
-    return Release.open(target)
+    return Built(Release.open(target), data)
 
 
 def _fingerprint(dataset: Dataset, config: BuildConfig) -> str:

@@ -159,5 +159,6 @@ def _codes(contents: pd.DataFrame, column: str) -> np.ndarray:
 def _seconds(contents: pd.DataFrame, column: str, absent: int) -> np.ndarray:
     if column not in contents:
         return np.full(len(contents), absent, np.int64)
-    values = contents[column]
-    return np.where(values.isna(), absent, values.fillna(0)).astype(np.int64)
+    seconds = contents[column].fillna(0).to_numpy(np.int64)
+    seconds[contents[column].isna()] = absent
+    return seconds

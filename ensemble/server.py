@@ -125,7 +125,7 @@ class TritonServer:
             raise ServerError("the server is running already; stop it first")
         if not models(self.repository):
             raise ServerError(f"{self.repository} holds no {CONFIG}; write a repository there first")
-        wheel = _wheel()
+        wheel = find_server()
         self._backends = Path(tempfile.mkdtemp(prefix="pasar-backends-"))
         try:
             _lay_out_backends(wheel, self._backends)
@@ -278,7 +278,7 @@ class TritonServer:
             return log.read().decode(errors="replace")
 
 
-def _wheel() -> Path:
+def find_server() -> Path:
     """Triton's folder in the installed nvidia-pytriton wheel."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise ServerError(

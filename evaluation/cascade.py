@@ -49,14 +49,14 @@ class Released:
                 sellers=tables.sellers,
                 impressions=[impressions],
             )
-            release = build_release(
+            built = build_release(
                 dataset,
                 Path(folder) / "build",
                 replace(self.config, seed=seed),
                 progress=self.training,
                 step=progress or (lambda name: None),
             )
-            self.use(release, task)
+            self.use(built.release, task)
         self.key = (id(task), seed)
 
     def use(self, release: Release, task: Task) -> None:
@@ -134,4 +134,3 @@ class FullCascade:
         rows, places = np.nonzero(found >= 0)
         scores[rows, found[rows, places]] = value[rows, places]
         return scores
-

@@ -12,6 +12,8 @@ from rich.table import Table
 from ensemble.client import FeedRequest, Slate
 
 console = Console(highlight=False)
+if not console.is_terminal:  # in a pipe or a log nobody can widen the window
+    console = Console(highlight=False, width=max(console.width, 120))
 
 
 class Reporter:
@@ -54,25 +56,19 @@ def reporter() -> Iterator[Reporter]:
 def slate_table(request: FeedRequest, slate: Slate) -> Table:
     """A slate as a table: where each item came from, what each stage thought of it, why it stands there."""
     table = Table(title=f"{request.market}  {request.user}", title_justify="left")
-    table.add_column("#", justify="right")
-    table.add_column("content")
-    table.add_column("retrieved by")
-    table.add_column("rank", justify="right")
-    table.add_column("cosine", justify="right")
     tasks = list(slate.items[0].probabilities) if slate.items else []
-    for task in tasks:
-        table.add_column(task, justify="right")
-    table.add_column("value", justify="right")
-    table.add_column("reason")
+    numbers = ("rank", "cosine", *tasks, "value")
+    for name in ("#", "content", "retrieved by", *numbers, "reason"):
+        table.add_column(name, justify="right" if name in numbers else "left", no_wrap=name != "reason")
     for place, item in enumerate(slate.items, 1):
         table.add_row(
             str(place),
             item.content,
             ", ".join(item.channels),
             str(item.retrieval_rank),
-            f"{item.retrieval_score:.3f}",
-            *[f"{item.probabilities[task]:.3f}" for task in tasks],
-            f"{item.value:.3f}",
+            f"{item.retrieval_score:.2f}",
+            *[f"{item.probabilities[task]:.3f}".removeprefix("0") for task in tasks],
+            f"{item.value:.2f}",
             item.reason,
         )
     return table

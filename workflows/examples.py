@@ -434,8 +434,8 @@ def _usd_per_unit() -> dict[str, float]:
     return {m.currency: m.usd_per_unit for m in MARKETS.values() if m.currency}
 
 
-def query_tables(examples: Examples, rows: slice, chunk: int = 100_000) -> Iterator[pa.Table]:
-    """Raw query features, `chunk` rows at a time: user columns, market, history lists and the moment."""
+def query_tables(examples: Examples, rows: np.ndarray, chunk: int = 100_000) -> Iterator[pa.Table]:
+    """Raw features of queries int64[R], `chunk` at a time: user columns, market, history lists, the moment."""
     users = user_frame(examples.users)
     contents = content_frame(examples.contents)
     codes = np.asarray(examples.markets, dtype=object)
@@ -444,8 +444,8 @@ def query_tables(examples: Examples, rows: slice, chunk: int = 100_000) -> Itera
         for name in HISTORY_COLUMNS
         if name in contents
     }
-    for start in range(rows.start, rows.stop, chunk):
-        part = slice(start, min(start + chunk, rows.stop))
+    for start in range(0, len(rows), chunk):
+        part = rows[start : start + chunk]
         queries = examples.queries
         frame = users.iloc[queries.user[part]].reset_index(drop=True)
         market = codes[queries.market[part]]

@@ -245,7 +245,8 @@ def fit_features(
 
         progress("queries: write")
         for split, name in enumerate(SPLITS):
-            _write(query_tables(examples, examples.queries.rows(split)), raw / f"queries-{name}")
+            rows = np.flatnonzero(examples.queries.split == split)
+            _write(query_tables(examples, rows), raw / f"queries-{name}")
         followed = {
             f"hist_{name}": vocabulary(stats, name) for name in HISTORY_COLUMNS if name in contents.columns
         }

@@ -1,0 +1,396 @@
+"""The command line. Commands import what they need when they run, so `pasar --help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time as clock
+import warnings
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A recommender for short-video and live-shopping feeds in many markets at once.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Make a data set: simulate one, or import a public one.")
+app.add_typer(data_app, name="data")
+
+ConfigOption = Annotated[
+    Optional[Path],  # noqa: UP007  (typer reads the annotation on 3.10)
+    typer.Option("--config", help="Settings file; by default pasar.toml of this folder, where there is one."),
+]
+
+
+class UserError(typer.Exit):
+    """Ends a command with one readable message."""
+
+    def __init__(self, message: str) -> None:
+        from pasar.show import console
+
+        console.print(f"[red]error:[/] {message}", soft_wrap=True, markup=True)
+        super().__init__(1)
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """Errors written for people: their text is the message, a stack trace would hide it."""
+    from ensemble.errors import RequestError
+    from ensemble.release import ReleaseError
+    from ensemble.repository import RepositoryError
+    from ensemble.server import ServerError
+
+    return (ValueError, FileExistsError, RequestError, ReleaseError, RepositoryError, ServerError)
+
+
+def main() -> None:
+    """Entry point: expected errors end in one line and exit code 1."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    try:
+        app(standalone_mode=True)
+    except _expected() as error:
+        from rich.markup import escape
+
+        from pasar.show import console
+
+        console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        if os.environ.get("PASAR_TRACEBACK"):
+            raise
+        raise SystemExit(1) from None
+
+
+@app.command()
+def config() -> None:
+    """Print the commented settings file with every knob at its default."""
+    from pasar.settings import render
+
+    typer.echo(render(), nl=False)
+
+
+@data_app.command("simulate")
+def simulate(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the new data set.")],
+    impressions: Annotated[
+        Optional[int], typer.Option(help="Length of the log; by default the settings' [world].")  # noqa: UP007
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a data set that stands there.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Simulate a world and write its log as a data set."""
+    import dataclasses
+
+    from pasar.settings import load
+
+    world = load(config).world
+    if impressions is not None:
+        world = dataclasses.replace(world, impressions=impressions)
+    _simulate(world, out, overwrite)
+
+
+def _simulate(config: Any, out: Path, overwrite: bool) -> Any:
+    from rich.progress import Progress
+
+    from market.world import World
+    from pasar.show import console
+
+    with Progress(console=console) as bars:
+        task = bars.add_task("simulating", total=config.impressions)
+        dataset = World(config).write(out, lambda rows: bars.advance(task, rows), overwrite=overwrite)
+    console.print(_description(dataset))
+    return dataset
+
+
+def _description(dataset: Any) -> str:
+    rows = dataset.description.rows
+    counts = ", ".join(f"{count:,} {table}" for table, count in rows.items())
+    return f"{dataset.path}: {dataset.name}, {counts}, markets {' '.join(dataset.markets)}"
+
+
+@data_app.command("import")
+def import_(
+    name: Annotated[str, typer.Argument(help="xmarket, taobao, tiktok, kuairand or gowalla.")],
+    path: Annotated[Path, typer.Option("--path", help="Folder with the files as their publisher ships them.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the new data set.")],
+    overwrite: Annotated[bool, typer.Option(help="Replace a data set that stands there.")] = False,
+) -> None:
+    """Import a public data set."""
+    from market.dataset import write_dataset
+    from market.importers import read
+    from pasar.show import console
+
+    with console.status(f"reading {name}"):
+        tables = read(name, path)
+        impressions = tables.impressions
+        if "time" in impressions:
+            impressions = impressions.sort_values("time", kind="stable", ignore_index=True)
+        dataset = write_dataset(
+            out,
+            name=tables.name,
+            feedback=tables.feedback,
+            split=tables.split,
+            users=tables.users,
+            contents=tables.contents,
+            sellers=tables.sellers,
+            impressions=[impressions],
+            overwrite=overwrite,
+        )
+    console.print(_description(dataset))
+
+
+@app.command()
+def build(
+    data: Annotated[Path, typer.Option("--data", help="Folder of a data set.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the build; its release is OUT/release.")],
+    config: ConfigOption = None,
+) -> None:
+    """Build a release: features, training, export, report. A build that was killed goes on when run again."""
+    from market.dataset import Dataset
+    from pasar.settings import load
+
+    _build(Dataset.open(data), out, load(config).build)
+
+
+def _build(dataset: Any, out: Path, config: Any) -> Any:
+    from ensemble.build import build_release
+    from evaluation.report import offline_report
+    from evaluation.runs import write_rows
+    from pasar.show import console, reporter
+
+    start = clock.monotonic()
+    with reporter() as report:
+        built = build_release(dataset, out, config, progress=report.training, step=report.step)
+        report.step("report")
+        rows = offline_report(built.release, built.data, queries_per_market=1000, seed=config.seed)
+        write_rows(out / "report.json", rows)
+    console.print(_report_table(rows))
+    console.print(f"release {out / 'release'} in {clock.monotonic() - start:.0f} s; report {out / 'report.json'}")
+    return built
+
+
+def _report_table(rows: list) -> Any:
+    from pasar.show import rows_table
+
+    systems = list(dict.fromkeys(row.system for row in rows))
+    names = list(dict.fromkeys(row.metric for row in rows))
+    value = {(row.market, row.metric, row.system): row.value for row in rows}
+    users = {row.market: row.users for row in rows}
+    return rows_table(
+        "Held-out outcomes, full ranking of each market",
+        ["market", "queries", *[f"{name} {system}" for name in names for system in systems]],
+        [
+            [market, str(users[market]), *[f"{value[market, n, s]:.4f}" for n in names for s in systems]]
+            for market in users
+        ],
+    )
+
+
+@app.command()
+def serve(
+    release: Annotated[Path, typer.Option("--release", help="Folder of a release.")],
+    run: Annotated[
+        Optional[Path],  # noqa: UP007
+        typer.Option(help="Where repository and log go; by default RELEASE/../serving."),
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Serve a release on Triton until interrupted; a new release is taken with `pasar reload`."""
+    import signal
+    import threading
+
+    from pasar.settings import load_serve
+    from pasar.show import console
+
+    settings = load_serve(config)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with served(release, run or release.parent / "serving", settings) as server, server.watch():
+        console.print(
+            f"serving {release} at {server.grpc_url} (gRPC), {server.http_url} (HTTP), "
+            f"{server.metrics_url}/metrics; Ctrl-C stops"
+        )
+        stop.wait()
+    console.print("stopped")
+
+
+def served(release: Path, run: Path, settings: Any) -> Any:
+    """A Triton server of a release, not started yet; its repository is made anew under `run`."""
+    from ensemble.cascade import cascade_steps, reply
+    from ensemble.plan import Plan
+    from ensemble.release import Release
+    from ensemble.repository import write_repository
+    from ensemble.server import TritonServer
+    from ensemble.stages.user_state import REQUEST
+
+    plan = Plan.of(Release.open(release))
+    run.mkdir(parents=True, exist_ok=True)
+    repository = run / "repository"
+    shutil.rmtree(repository, ignore_errors=True)
+    write_repository(
+        repository,
+        release,
+        cascade_steps(plan),
+        REQUEST,
+        reply(plan),
+        max_batch=settings.max_batch,
+        delay_us=settings.delay_us,
+        instances=settings.instances,
+        threads=settings.threads,
+    )
+    return TritonServer(
+        repository,
+        log=run / "triton.log",
+        host=settings.host,
+        grpc_port=settings.grpc_port or None,
+        http_port=settings.http_port or None,
+        metrics_port=settings.metrics_port or None,
+        startup_deadline_s=settings.startup_deadline_s,
+    )
+
+
+@app.command()
+def reload(
+    release: Annotated[Path, typer.Option("--release", help="Folder of the new release.")],
+    run: Annotated[Path, typer.Option(help="The folder that `pasar serve` works in.")],
+    url: Annotated[str, typer.Option(help="gRPC address of the server.")] = "127.0.0.1:8001",
+) -> None:
+    """Move a running server to another release; a damaged one is refused and the running one stays."""
+    from ensemble.cascade import cascade_steps, reply
+    from ensemble.plan import Plan
+    from ensemble.release import Release
+    from ensemble.repository import add_version
+    from ensemble.stages.user_state import REQUEST
+    from pasar.show import console
+
+    plan = Plan.of(Release.open(release))
+    version = add_version(run / "repository", release, cascade_steps(plan), REQUEST, reply(plan), url=url)
+    console.print(f"serving {release} as version {version}")
+
+
+@app.command()
+def feed(
+    market: Annotated[str, typer.Option(help="Code of a market that the release serves.")],
+    user: Annotated[list[str], typer.Option(help="User id; give it again for more users.")],
+    time: Annotated[
+        Optional[str],  # noqa: UP007
+        typer.Option(help="ISO 8601 moment, UTC unless it says otherwise; by default now."),
+    ] = None,
+    history: Annotated[Optional[list[str]], typer.Option(help="Content wanted in this session.")] = None,  # noqa: UP007
+    exclude: Annotated[Optional[list[str]], typer.Option(help="Content never to be shown.")] = None,  # noqa: UP007
+    diversity: Annotated[float, typer.Option(help="0 (value alone) to 1 (difference alone).")] = 0.2,
+    url: Annotated[str, typer.Option(help="gRPC address of the server.")] = "127.0.0.1:8001",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Ask a running server for feeds and print each slate: stage, scores and reason of every item."""
+    import dataclasses
+
+    from ensemble.client import FeedRequest, connect
+    from pasar.show import console, slate_table
+
+    moment = _moment(time)
+    requests = [
+        FeedRequest(name, market, moment, tuple(history or ()), tuple(exclude or ()), diversity)
+        for name in user
+    ]
+    with connect(url) as client:
+        slates = client.feed(requests)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(slate) for slate in slates], indent=1))
+        return
+    for request, slate in zip(requests, slates):
+        console.print(slate_table(request, slate))
+
+
+def _moment(text: str | None) -> int:
+    if text is None:
+        return int(clock.time())
+    try:
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        raise ValueError(f"--time {text!r} is not ISO 8601; write 2026-03-15T20:30") from None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp())
+
+
+@app.command()
+def evaluate(
+    protocol: Annotated[str, typer.Argument(help="xmarket, taobao, tiktok, kuairand, gowalla, or dataset.")],
+    path: Annotated[Path, typer.Option("--path", help="Folder of the public files, or of a data set.")],
+    market: Annotated[Optional[list[str]], typer.Option(help="Only this market; may be given again.")] = None,  # noqa: UP007
+    seed: Annotated[Optional[list[int]], typer.Option(help="May be given again.")] = None,  # noqa: UP007
+    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the rows here.")] = None,  # noqa: UP007
+    baselines_only: Annotated[bool, typer.Option(help="Leave our models out.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Judge baselines and the cascade by a benchmark's protocol, beside its published figures."""
+    from evaluation.command import run_protocol
+    from evaluation.runs import table, write_rows
+    from pasar.settings import load
+    from pasar.show import console, reporter
+
+    with reporter() as report:
+        rows = run_protocol(
+            protocol,
+            path,
+            markets=tuple(market or ()),
+            seeds=tuple(seed or (0,)),
+            build=None if baselines_only else load(config).build,
+            step=report.step,
+            training=report.training,
+        )
+    if json_file:
+        write_rows(json_file, rows)
+    console.print(table(rows), markup=False)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what was found on this machine, and what to do about what is missing."""
+    from pasar.doctor import examine
+    from pasar.show import console, rows_table
+
+    found = examine()
+    console.print(rows_table("pasar doctor", ["what", "found", "what to do"], [list(row) for row in found]))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder of everything the demo makes.")] = Path("runs/demo"),
+    config: ConfigOption = None,
+) -> None:
+    """The main job on a simulated world: log, features, training, release, Triton server, five feeds."""
+    from ensemble.client import FeedRequest, connect
+    from pasar.settings import load
+    from pasar.show import console, slate_table
+
+    settings = load(config)
+    start = clock.monotonic()
+    dataset = _simulate(settings.world, out / "data", overwrite=True)
+    built = _build(dataset, out, settings.build)
+    examples = built.data.examples
+    # Ask for two people of each market with a past, at the end of the log.
+    active = (examples.latest_history >= 0).sum(axis=1)
+    users = examples.users.assign(active=active).sort_values("active", ascending=False, kind="stable")
+    chosen = users.groupby("market", sort=True).head(2)
+    import dataclasses
+
+    free = dataclasses.replace(settings.serve, grpc_port=0, http_port=0, metrics_port=0)
+    with served(out / "release", out / "serving", free) as server:
+        console.print(f"Triton serves {out / 'release'} at {server.grpc_url}")
+        with connect(server.grpc_url) as client:
+            for market, people in chosen.groupby("market"):
+                requests = [FeedRequest(user, str(market), examples.end) for user in people["user_id"]]
+                slates = client.feed(requests)
+                console.print(slate_table(requests[0], slates[0]))
+                common = {i.content for i in slates[0].items} & {i.content for i in slates[1].items}
+                console.print(
+                    f"{requests[1].user} of {market} gets {len(slates[1].items)} others, "
+                    f"{len(common)} of them the same\n"
+                )
+    console.print(f"server stopped; the demo took {clock.monotonic() - start:.0f} s")
