@@ -31,7 +31,7 @@ POSITIVE_OUTCOMES = ("click", "like", "follow", "comment", "share", "long_view",
 #: Every outcome that a log may hold.
 OUTCOME_NAMES = (*POSITIVE_OUTCOMES, "watch_s", "refund", "negative", "value", "rating")
 
-#: Categorical columns of a content that are also followed through a user's history.
+#: Contract columns of a content that are also followed through a user's history; text attributes are too.
 HISTORY_COLUMNS = ("content_id", "category", "seller_id")
 
 NO_TIME = np.iinfo(np.int64).min
@@ -426,6 +426,12 @@ def context_frame(markets: np.ndarray, times: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({field.name: getattr(context, field.name) for field in fields(context)})
 
 
+def followed(contents: pd.DataFrame) -> list[str]:
+    """Columns of `content_frame` that a query's history carries as `hist_…` lists."""
+    attributes = [name for name in contents if name.startswith("content_x_") and contents[name].dtype == object]
+    return [name for name in HISTORY_COLUMNS if name in contents] + attributes
+
+
 def _attributes(table: pd.DataFrame) -> list[str]:
     return [name for name in table.columns if name.startswith("x_")]
 
@@ -439,11 +445,7 @@ def query_tables(examples: Examples, rows: np.ndarray, chunk: int = 100_000) -> 
     users = user_frame(examples.users)
     contents = content_frame(examples.contents)
     codes = np.asarray(examples.markets, dtype=object)
-    columns = {
-        name: pa.array(contents[name].to_numpy(), from_pandas=True)
-        for name in HISTORY_COLUMNS
-        if name in contents
-    }
+    columns = {name: pa.array(contents[name].to_numpy(), from_pandas=True) for name in followed(contents)}
     for start in range(0, len(rows), chunk):
         part = rows[start : start + chunk]
         queries = examples.queries

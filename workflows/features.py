@@ -38,7 +38,7 @@ from nvtabular import ops  # isort: skip
 
 from .cluster import gpu_cluster
 from .compile import compile_workflow
-from .examples import HISTORY_COLUMNS, SPLITS, Examples, content_frame, query_tables
+from .examples import SPLITS, Examples, content_frame, followed, query_tables
 
 LOG = "log"
 
@@ -247,16 +247,14 @@ def fit_features(
         for split, name in enumerate(SPLITS):
             rows = np.flatnonzero(examples.queries.split == split)
             _write(query_tables(examples, rows), raw / f"queries-{name}")
-        followed = {
-            f"hist_{name}": vocabulary(stats, name) for name in HISTORY_COLUMNS if name in contents.columns
-        }
+        vocabularies = {f"hist_{name}": vocabulary(stats, name) for name in followed(contents)}
         schema = raw_schema(pq.read_schema(next((raw / "queries-train").glob("*.parquet"))), Tags.USER)
-        workflow = build_workflow(schema, config, stats, followed)
+        workflow = build_workflow(schema, config, stats, vocabularies)
         progress("queries: fit")
         workflow.fit(_dataset(raw / "queries-train", schema, config))
         progress("queries: transform")
         parts = [raw / f"queries-{name}" for name in SPLITS if any((raw / f"queries-{name}").iterdir())]
-        lengths = {name: config.history_length for name in followed}
+        lengths = {name: config.history_length for name in vocabularies}
         user = _transform(workflow, parts, folder / "encoded" / "queries", config, lengths)
     return Features(query=user, content=item)
 
