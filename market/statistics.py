@@ -53,7 +53,7 @@ def pair_features(
 
     Args:
         in_market, in_world: float32[...], wanted outcomes of the content, in the query's market and in all.
-        created_at: int64[...], seconds since the epoch; None where the data set has none.
+        created_at: int64[...], seconds since the epoch, 0 where unknown; None where the data set has none.
         time: int64[...], when the query was made; None where the data set has none.
 
     Returns:
@@ -62,6 +62,6 @@ def pair_features(
     if created_at is None or time is None:
         age = np.zeros(np.shape(in_market), np.float32)
     else:
-        age = np.log1p(np.maximum(time - created_at, 0) / DAY_S)
+        age = np.log1p(np.maximum(time - created_at, 0) / DAY_S) * (created_at > 0)
     columns = (np.log1p(in_market) / 3, np.log1p(in_world) / 3, age / 2)
     return np.stack([np.asarray(c, np.float32) for c in columns], axis=-1)

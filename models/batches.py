@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import tensorflow as tf
 
 from market.statistics import PAIR_FEATURES, EventCounts, pair_features
+from workflows import runtime  # noqa: F401  (before TensorFlow)
 from workflows.examples import NO_TIME, TRAIN, Examples
 from workflows.features import Features
+
+import tensorflow as tf  # isort: skip
 
 LOG_Q = "log_q"
 
@@ -42,7 +44,7 @@ class TrainingSet:
     Attributes:
         popularity: what a pair may know of its content's popularity.
         latest: float32[M, N], popularity at the end of the training part, for serving.
-        created_at: int64[N] or None.
+        created_at: int64[N], seconds since the epoch, 0 where unknown; None where no content has it.
     """
 
     examples: Examples
@@ -62,10 +64,8 @@ class TrainingSet:
         queries = self.examples.queries
         time = queries.time[query]
         here, world = self.popularity(queries.market[query], content, time, own)
-        known = self.created_at is not None and self.examples.has_time
-        columns = pair_features(
-            here, world, self.created_at[content] if known else None, time if known else None
-        )
+        created_at = None if self.created_at is None else self.created_at[content]
+        columns = pair_features(here, world, created_at, time if self.examples.has_time else None)
         return {name: columns[:, [place]] for place, name in enumerate(PAIR_FEATURES)}
 
 
@@ -87,16 +87,11 @@ def make_training_set(examples: Examples, features: Features, window_s: int) -> 
         pairs, queries = examples.pairs, examples.queries
         wanted = pairs.positive
         query, content = pairs.query[wanted], pairs.content[wanted]
-        events = EventCounts(
-            queries.market[query], content, queries.time[query], len(contents), window_s
-        )
+        events = EventCounts(queries.market[query], content, queries.time[query], len(contents), window_s)
         end = queries.time[queries.rows(TRAIN)].max(initial=0)
         markets, n = len(examples.markets), len(contents)
         latest = np.stack(
-            [
-                events(np.full(n, market), np.arange(n), np.full(n, end + 1))[0]
-                for market in range(markets)
-            ]
+            [events(np.full(n, market), np.arange(n), np.full(n, end + 1))[0] for market in range(markets)]
         )
     return TrainingSet(examples, features, Popularity(examples.popularity, events), latest, created_at)
 
@@ -151,7 +146,7 @@ class RankingBatches(tf.keras.utils.Sequence):
 def draw_negatives(
     examples: Examples, query: np.ndarray, count: int, random: np.random.Generator
 ) -> np.ndarray:
-    """`count` contents for each query, uniform over those available in its market: int32[len(query), count]."""
+    """`count` contents for each query, uniform over those its market offers: int32[len(query), count]."""
     market = examples.queries.market[query]
     drawn = np.empty((len(query), count), np.int32)
     for code in np.unique(market):

@@ -13,7 +13,7 @@ from merlin.schema import Schema, Tags  # isort: skip
 
 @tf.keras.utils.register_keras_serializable(package="pasar")
 class PaddedEmbeddingTable(mm.EmbeddingTable):
-    """An embedding table whose lists are dense and padded with id 0: a list becomes the mean of its known ids.
+    """An embedding table whose lists are dense, padded with id 0: a list becomes the mean of its known ids.
 
     Merlin's own table averages ragged lists; ragged inputs do not convert to ONNX, and its dense path would
     count the padding.
@@ -35,7 +35,7 @@ def masked_mean(vectors: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
 
 
 def embedding_tables(schema: Schema, dim: int, seed: int) -> Mapping[str, PaddedEmbeddingTable]:
-    """One table a domain over all categorical columns of `schema`, so a history shares its content's table."""
+    """One table a domain of `schema`'s categorical columns, so a history shares its content's table."""
     by_domain: dict[str, list] = {}
     for column in schema.select_by_tag(Tags.CATEGORICAL):
         by_domain.setdefault(column.int_domain.name, []).append(column)

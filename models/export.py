@@ -1,4 +1,4 @@
-"""Trained models as ONNX graphs: query tower, content tower, and the ranker with the user's part computed once.
+"""Trained models as ONNX graphs: query tower, content tower, and the ranker, its user's part computed once.
 
 Encoded features travel packed, a few tensors instead of a few dozen: `query_ids` int64[B, Fu],
 `query_lists` int64[B, K, L], `query_numbers` float32[B, Gu], and for contents `content_ids` int64[.., Fi],
@@ -149,14 +149,10 @@ class RankerParts:
         inputs, self.interaction = inner.layers[0], inner.layers[2]
         lookups, self.bottom = inputs.layers[0], inputs.layers[1]
         self.tables = {
-            name: branch.table.embeddings
-            for branch in lookups.layers
-            for name in branch.schema.column_names
+            name: branch.table.embeddings for branch in lookups.layers for name in branch.schema.column_names
         }
 
-    def __call__(
-        self, embedded: dict[str, tf.Tensor], numbers: dict[str, tf.Tensor]
-    ) -> dict[str, tf.Tensor]:
+    def __call__(self, embedded: dict[str, tf.Tensor], numbers: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         mixed = self.interaction({**embedded, "bottom_block": self.bottom(numbers)})
         return self.heads(self.top(mixed), training=False)
 
@@ -187,7 +183,7 @@ def ranker_to_onnx(model: mm.Model, layout: Layout, tasks: tuple[str, ...]) -> o
         flat_ids = tf.reshape(content_ids, [-1, len(layout.content_ids)])
         for place, name in enumerate(layout.content_ids):
             embedded[name] = tf.gather(parts.tables[name], flat_ids[:, place])
-        shared = share(query_numbers) if layout.query_numbers else None
+        shared = share(query_numbers)
         for place, name in enumerate(layout.query_numbers):
             numbers[name] = shared[:, place : place + 1]
         flat_numbers = tf.reshape(content_numbers_, [-1, len(content_numbers)])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.abc
-import importlib.util
+import importlib.machinery
 import sys
 import warnings
 from types import ModuleType
@@ -41,7 +41,7 @@ class _MovedNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
                     module = importlib.import_module(new + name[len(old) :])
                 except ImportError:
                     continue
-                spec = importlib.util.spec_from_loader(name, self)
+                spec = importlib.machinery.ModuleSpec(name, self)
                 spec.loader_state = module
                 return spec
         return None

@@ -69,7 +69,7 @@ def task_labels(examples: Examples, min_outcomes: int) -> dict[str, np.ndarray]:
         values = np.nan_to_num(np.asarray(values))
         if np.count_nonzero(values[train_rows]) < min_outcomes:
             continue
-        labels[task] = (values / (values + WATCH_SCALE_S) if task == "watch" else values > 0).astype(np.float32)
+        labels[task] = _watch_share(values) if task == "watch" else (values > 0).astype(np.float32)
     if not labels:
         raise ValueError(
             f"no outcome has {min_outcomes} training rows, so there is nothing to rank by; train on a longer "
@@ -78,7 +78,14 @@ def task_labels(examples: Examples, min_outcomes: int) -> dict[str, np.ndarray]:
     return labels
 
 
+def _watch_share(watch_s: np.ndarray) -> np.ndarray:
+    """watch / (watch + 60 s), float32[P] in [0, 1) even where rounding would reach 1."""
+    share = (watch_s / (watch_s + WATCH_SCALE_S)).astype(np.float32)
+    return np.minimum(share, np.nextafter(np.float32(1), np.float32(0)))
+
+
 def pair_schema() -> Schema:
+    """The columns of `pair_features`, which belong to neither the query nor the content."""
     return Schema(
         [ColumnSchema(name, dtype=np.float32, tags=[Tags.CONTINUOUS, "pair"]) for name in PAIR_FEATURES]
     )

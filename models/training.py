@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -75,7 +74,12 @@ def train(
             the one that decides (higher wins).
         epochs: at most this many.
         patience: stop after this many epochs without a better metric.
+
+    Raises:
+        ValueError: `epochs` or `patience` is below 1.
     """
+    if epochs < 1 or patience < 1:
+        raise ValueError(f"epochs={epochs} and patience={patience} of the {name} must be at least 1")
     folder.mkdir(parents=True, exist_ok=True)
     state, checkpoint = TrainingState(), tf.train.Checkpoint(model=model, optimizer=model.optimizer)
     stored = folder / "state.json"
@@ -86,7 +90,7 @@ def train(
         total = len(data)
         model.fit(_First(data), epochs=1, verbose=0, train_metrics_steps=_NEVER)  # creates every variable
         checkpoint.read(str(folder / f"epoch-{state.epoch}")).expect_partial()
-    while state.epoch < epochs and state.epoch - state.best_epoch <= patience:
+    while state.epoch < epochs and state.epoch - max(state.best_epoch, 0) < patience:
         data = batches(state.epoch)
         total = total or len(data)
         report = _Report(name, state.epoch * total, epochs * total, progress)
@@ -125,8 +129,3 @@ class _First(tf.keras.utils.Sequence):
 
     def __getitem__(self, place: int):
         return self.data[0]
-
-
-def forget(folder: Path) -> None:
-    """Remove a training run, so that the next one starts anew."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The Merlin two-tower: a query's history, user and moment against a content, trained on in-batch negatives."""
+"""The Merlin two-tower: a query's history, user and moment against a content, with in-batch negatives."""
 
 from __future__ import annotations
 
@@ -64,9 +64,7 @@ class LogQCorrection(mm.Block):
             return outputs
         log_q = tf.reshape(features[LOG_Q], [-1, 1]) * (self.strength * self.temperature)
         negatives = tf.repeat(tf.transpose(log_q), tf.shape(log_q)[0], axis=0)
-        return outputs.copy_with_updates(
-            outputs=outputs.outputs - tf.concat([log_q, negatives], axis=1)
-        )
+        return outputs.copy_with_updates(outputs=outputs.outputs - tf.concat([log_q, negatives], axis=1))
 
     def get_config(self) -> dict:
         return super().get_config() | {"strength": self.strength, "temperature": self.temperature}

@@ -50,9 +50,7 @@ class SplitConfig:
     test_fraction: float = 0.1
 
     def __post_init__(self) -> None:
-        if not (0 < self.valid_fraction and 0 < self.test_fraction) or (
-            self.valid_fraction + self.test_fraction >= 1
-        ):
+        if min(self.valid_fraction, self.test_fraction) <= 0 or self.valid_fraction + self.test_fraction >= 1:
             raise ValueError(
                 f"valid_fraction={self.valid_fraction} and test_fraction={self.test_fraction} must be "
                 "positive and leave something to train on; the defaults are 0.1 and 0.1"
@@ -273,7 +271,8 @@ def assign_splits(log: Log, how: str, config: SplitConfig, seed: int) -> tuple[n
         return split.astype(np.int8), rank
     if how == "given":
         split = np.asarray(log.split)
-        drawn = np.random.default_rng(seed).permutation(len(user)) if log.time is None else np.asarray(log.time)
+        drawn = np.random.default_rng(seed).permutation(len(user))
+        drawn = drawn if log.time is None else np.asarray(log.time)
         rank, _ = _rank_within_user(user, np.where(split == TRAIN, drawn, np.iinfo(np.int64).max))
         # Held-out queries see the parts before theirs, and never one another.
         return split, np.where(split == TRAIN, rank, len(user) + split)
@@ -368,7 +367,7 @@ def build_examples(
     codes = pd.Index(markets)
     shown = contents["markets"].explode()
     available = np.zeros((len(markets), len(contents)), bool)
-    rows, columns = codes.get_indexer(shown), np.repeat(np.arange(len(contents)), contents["markets"].map(len))
+    rows, columns = codes.get_indexer(shown), shown.index.to_numpy()
     available[rows[rows >= 0], columns[rows >= 0]] = True
     return Examples(
         name=dataset.name,
@@ -428,8 +427,8 @@ def context_frame(markets: np.ndarray, times: np.ndarray) -> pd.DataFrame:
 
 def followed(contents: pd.DataFrame) -> list[str]:
     """Columns of `content_frame` that a query's history carries as `hist_…` lists."""
-    attributes = [name for name in contents if name.startswith("content_x_") and contents[name].dtype == object]
-    return [name for name in HISTORY_COLUMNS if name in contents] + attributes
+    texts = contents.select_dtypes("object").columns
+    return [name for name in texts if name in HISTORY_COLUMNS or name.startswith("content_x_")]
 
 
 def _attributes(table: pd.DataFrame) -> list[str]:
@@ -441,11 +440,16 @@ def _usd_per_unit() -> dict[str, float]:
 
 
 def query_tables(examples: Examples, rows: np.ndarray, chunk: int = 100_000) -> Iterator[pa.Table]:
-    """Raw features of queries int64[R], `chunk` at a time: user columns, market, history lists, the moment."""
+    """Raw features of queries int64[R], `chunk` at a time: user columns, market, the moment, history lists.
+
+    A list holds what is known: contents that lack an attribute leave no trace in that attribute's list, for
+    a null at the end of a list could not be told from padding.
+    """
     users = user_frame(examples.users)
     contents = content_frame(examples.contents)
     codes = np.asarray(examples.markets, dtype=object)
-    columns = {name: pa.array(contents[name].to_numpy(), from_pandas=True) for name in followed(contents)}
+    columns = {name: pa.array(contents[name], pa.string()) for name in followed(contents)}
+    given = {name: contents[name].notna().to_numpy() for name in columns}
     for start in range(0, len(rows), chunk):
         part = rows[start : start + chunk]
         queries = examples.queries
@@ -458,12 +462,11 @@ def query_tables(examples: Examples, rows: np.ndarray, chunk: int = 100_000) -> 
         known = history >= 0
         frame["history_length"] = known.sum(axis=1).astype(np.float32)
         table = pa.Table.from_pandas(frame, preserve_index=False)
-        offsets = pa.array(np.r_[0, np.cumsum(known.sum(axis=1))].astype(np.int32))
-        flat = pa.array(history[known])
         for name, values in columns.items():
-            table = table.append_column(
-                f"hist_{name}", pa.ListArray.from_arrays(offsets, values.take(flat).fill_null(""))
-            )
+            there = known & given[name][history]
+            offsets = pa.array(np.r_[0, np.cumsum(there.sum(axis=1))].astype(np.int32))
+            lists = pa.ListArray.from_arrays(offsets, values.take(pa.array(history[there])))
+            table = table.append_column(f"hist_{name}", lists)
         yield table
 
 

@@ -36,11 +36,13 @@ import nvtabular as nvt  # isort: skip
 from merlin.schema import ColumnSchema, Schema, Tags  # isort: skip
 from nvtabular import ops  # isort: skip
 
+from . import patches  # noqa: F401  # isort: skip  (NVTabular hashes values, not rows)
 from .cluster import gpu_cluster
 from .compile import compile_workflow
 from .examples import SPLITS, Examples, content_frame, followed, query_tables
 
 LOG = "log"
+
 
 @dataclass(frozen=True)
 class FeatureConfig:
@@ -169,7 +171,9 @@ def build_workflow(
     for column in categorical.excluding_by_tag(Tags.LIST).column_names:
         add(
             [column]
-            >> ops.Categorify(freq_threshold=minimum[column], out_path=str(stats), dtype=np.int64, split_out=1)
+            >> ops.Categorify(
+                freq_threshold=minimum[column], out_path=str(stats), dtype=np.int64, split_out=1
+            )
         )
     for column in lists.column_names:
         if vocabularies is None or column not in vocabularies:
@@ -283,7 +287,7 @@ def _transform(
     for part in parts:
         encoded = out / part.name
         workflow.transform(_dataset(part, workflow.input_schema, config)).to_parquet(str(encoded))
-        for file in sorted(encoded.glob("*.parquet"), key=lambda f: [int(n) for n in re.findall(r"\d+", f.name)]):
+        for file in sorted(encoded.glob("*.parquet"), key=_numbers_in):
             table = pq.read_table(file)
             for name in workflow.output_schema.column_names:
                 array = _dense(table[name], list_lengths.get(name))
@@ -295,6 +299,10 @@ def _transform(
     graph = compile_workflow(workflow, list_lengths=dict(list_lengths), name=out.name)
     arrays = {name: np.load(out / f"{name}.npy", mmap_mode="r") for name in writers}
     return Encoded(arrays, _encoded_schema(workflow.output_schema, list_lengths), graph)
+
+
+def _numbers_in(file: Path) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", file.name)]
 
 
 def _dense(column: pa.ChunkedArray, length: int | None) -> np.ndarray:

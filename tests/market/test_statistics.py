@@ -1,0 +1,57 @@
+"""Statistics that training and serving share: counts of the past, and features of a pair."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from market.statistics import DAY_S, PAIR_FEATURES, EventCounts, pair_features
+
+MARKETS, CONTENTS = 2, 3
+events = st.tuples(st.integers(0, MARKETS - 1), st.integers(0, CONTENTS - 1), st.integers(1_000, 1_040))
+asked = st.tuples(st.integers(0, MARKETS - 1), st.integers(0, CONTENTS - 1), st.integers(900, 1_200))
+
+
+def columns(rows: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    table = np.array(rows, np.int64).reshape(-1, 3)
+    return table[:, 0].astype(np.int16), table[:, 1].astype(np.int32), table[:, 2]
+
+
+@given(st.lists(events, max_size=40), st.lists(asked, min_size=1, max_size=20), st.integers(1, 60))
+def test_counts_are_those_of_the_window_before_the_moment(log, queries, window_s):
+    here, world = EventCounts(*columns(log), CONTENTS, window_s)(*columns(queries))
+    for row, (market, content, time) in enumerate(queries):
+        inside = [m for m, c, t in log if c == content and time - window_s <= t < time]
+        assert here[row] == inside.count(market)
+        assert world[row] == len(inside)
+    assert here.dtype == world.dtype == np.float32
+
+
+@given(st.lists(events, min_size=1, max_size=30), st.integers(1_000, 1_040))
+def test_what_comes_later_changes_no_count(log, now):
+    past = [event for event in log if event[2] < now]
+    queries = columns([(m, c, now) for m in range(MARKETS) for c in range(CONTENTS)])
+    with_future = EventCounts(*columns(log), CONTENTS, 1_000)(*queries)
+    without = EventCounts(*columns(past), CONTENTS, 1_000)(*queries)
+    np.testing.assert_array_equal(with_future, without)
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (2, 5)])
+def test_pair_features_are_the_last_axis(shape):
+    count, time = np.full(shape, 7.0, np.float32), np.full(shape, 1_770_000_000)
+    made = pair_features(count, count + 1, time - 3 * DAY_S, time)
+    assert made.shape == (*shape, len(PAIR_FEATURES))
+    assert made.dtype == np.float32
+    expected = [np.log1p(7) / 3, np.log1p(8) / 3, np.log1p(3) / 2]
+    np.testing.assert_allclose(made, np.broadcast_to(expected, made.shape), rtol=1e-6)
+
+
+def test_an_unknown_age_is_zero():
+    count, time = np.ones(3, np.float32), np.full(3, 1_770_000_000)
+    created_at = np.array([0, 1_770_000_000 - DAY_S, 1_770_000_000 + DAY_S])
+    age = PAIR_FEATURES.index("age")
+    np.testing.assert_allclose(
+        pair_features(count, count, created_at, time)[:, age], [0, np.log1p(1) / 2, 0], rtol=1e-6
+    )
+    assert not pair_features(count, count, None, time)[:, age].any()
+    assert not pair_features(count, count, created_at, None)[:, age].any()
