@@ -1,1 +1,1 @@
-"""The cascade that serves a feed: stages on batched arrays, the release they read, the Triton server, the client."""
+"""The cascade that serves a feed: stages on batched arrays, the release, the server, the client."""

@@ -68,12 +68,12 @@ def build_release(
     """
     folder.mkdir(parents=True, exist_ok=True)
     work = folder / "work"
-    print_of_this = _fingerprint(dataset, config)
+    fingerprint = _fingerprint(dataset, config)
     mark = work / "fingerprint"
-    if not mark.exists() or mark.read_text() != print_of_this:
+    if not mark.exists() or mark.read_text() != fingerprint:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        mark.write_text(print_of_this)
+        mark.write_text(fingerprint)
     step("examples")
     examples = build_examples(
         dataset,
@@ -95,7 +95,6 @@ def build_release(
     shutil.rmtree(fresh, ignore_errors=True)
     info = {
         "data_set": dataset.name,
-        "feed": {"tasks": ",".join(tasks)},
         "seed": config.seed,
         "two_tower": {"best_epoch": retrieval.best_epoch, "validation": retrieval.history},
         "ranker": {"best_epoch": ranking.best_epoch, "validation": ranking.history},
@@ -110,14 +109,20 @@ def build_release(
         config=config.cascade,
         info=info,
     )
-    target = folder / "release"
-    shutil.rmtree(target, ignore_errors=True)
+    target, old = folder / "release", folder / f".release.{os.getpid()}.old"
+    if target.exists():
+        target.rename(old)
     fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
     return Built(Release.open(target), data)
 
 
 def _fingerprint(dataset: Dataset, config: BuildConfig) -> str:
-    """Changes with the data set's description or its files, and with any knob."""
-    files = [[file.name, file.stat().st_size] for file in dataset.impression_files]
-    said = json.dumps([asdict(dataset.description), files, asdict(config)], sort_keys=True)
-    return hashlib.sha256(said.encode()).hexdigest()
+    """Changes with any byte of the data set, and with any knob."""
+    said = json.dumps([asdict(dataset.description), asdict(config)], sort_keys=True)
+    digest = hashlib.sha256(said.encode())
+    for file in sorted(dataset.path.rglob("*.parquet")):
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

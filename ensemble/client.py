@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import tritonclient.grpc as grpc
@@ -102,7 +103,7 @@ def unpack(reply: dict[str, np.ndarray], tasks: Sequence[str]) -> list[Slate]:
             items.append(
                 Item(
                     content=content,
-                    channels=tuple(c.name.lower().replace("_", "-") for c in Channel if c & bits),
+                    channels=tuple(str(c.name).lower().replace("_", "-") for c in Channel if c & bits),
                     retrieval_rank=int(reply["slate_retrieval_rank"][row, place]),
                     retrieval_score=float(reply["slate_retrieval_score"][row, place]),
                     probabilities=dict(zip(tasks, reply["slate_probabilities"][row, place].tolist())),
@@ -152,16 +153,22 @@ class FeedClient:
     @staticmethod
     def _input(spec: TensorSpec, array: np.ndarray) -> grpc.InferInput:
         array = array[:, None] if not spec.shape and array.ndim == 1 else array
-        made = grpc.InferInput(spec.name, list(array.shape), np_to_triton_dtype(array.dtype))
-        made.set_data_from_numpy(np.ascontiguousarray(array))
-        return made
+        array = array.astype(object) if array.dtype.kind in "SU" else array
+        kind = np_to_triton_dtype(array.dtype)
+        if kind is None:
+            raise RequestError(
+                Code.INVALID_ARGUMENT, f"tensor '{spec.name}' has dtype {array.dtype}; send {spec}"
+            )
+        made = grpc.InferInput(spec.name, list(array.shape), kind)
+        return made.set_data_from_numpy(np.ascontiguousarray(array))
 
-    @staticmethod
-    def _ask(call):
+    def _ask(self, call: Callable[[], Any]) -> Any:
         try:
             return call()
         except InferenceServerException as error:
             status = (error.status() or "").removeprefix("StatusCode.")
+            if status == "DEADLINE_EXCEEDED":
+                raise RequestError(Code.UNAVAILABLE, f"no reply within {self.timeout_s:g} s") from None
             code = Code(status) if status in Code.__members__ else Code.INTERNAL
             raise RequestError(code, error.message()) from None
 
@@ -183,6 +190,7 @@ def connect(url: str) -> Iterator[FeedClient]:
             client.tasks  # noqa: B018  (asks the server once)
         except RequestError as error:
             raise RequestError(
-                error.code, f"no feed is served at {url} ({error.message}); start `pasar serve`, or give --url"
+                error.code,
+                f"no feed is served at {url} ({error.message}); start `pasar serve`, or give --url",
             ) from None
         yield client

@@ -1,4 +1,4 @@
-"""Trained models and fitted workflows become a release: graphs, tables and a plan. The one module that knows both sides."""
+"""Trained models and fitted workflows become a release: graphs, tables and a plan."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def write_release(
         config=config,
     )
     contents = content_frame(examples.contents)
-    with ReleaseWriter(path, name=name, info=info) as release:
+    # The client reads the tasks of a reply from what the served `feed` says of itself.
+    said = {**(info or {}), "feed": {"tasks": ",".join(tasks)}}
+    with ReleaseWriter(path, name=name, info=said) as release:
         onnx.save(rename(query, raw_names), str(release.path("query.onnx")))
         onnx.save(content, str(release.path("content.onnx")))
         onnx.save(ranker_to_onnx(ranker, layout, tasks), str(release.path("ranking.onnx")))
@@ -78,11 +80,11 @@ def write_release(
         release.array("popularity.npy", data.latest)
         release.array("created_at.npy", _seconds(examples.contents, "created_at", 0))
         release.array("ended_at.npy", _seconds(examples.contents, "ended_at", NEVER_ENDS))
-        for group, column in (("seller", "seller_id"), ("category", "category")):
-            release.array(f"{group}_code.npy", _codes(contents, column))
+        release.array("seller_code.npy", _codes(contents, "seller_id"))
+        release.array("category_code.npy", _codes(contents, "category"))
         followed = {c.name.removeprefix("hist_") for c in plan.columns if c.source == "history"}
-        for column in sorted(followed | {"content_id"}):
-            release.array(f"text_{column}.npy", _text(contents[column]))
+        for name_of_text in sorted(followed | {"content_id"}):
+            release.array(f"text_{name_of_text}.npy", _text(contents[name_of_text]))
         release.array("user_history.npy", examples.latest_history)
         release.array("user_id.npy", _text(examples.users["user_id"]))
         users = user_frame(examples.users)

@@ -20,6 +20,7 @@ class IdIndex:
         """Rows of `ids` (text, any shape), int64 of that shape; -1 where unknown."""
         if not len(self.sorted) or not ids.size:
             return np.full(ids.shape, -1, np.int64)
-        wanted = ids.astype(str)
+        # One character more than the longest known id tells a longer one apart, at any length it comes in.
+        wanted = ids.astype(f"U{self.sorted.dtype.itemsize // 4 + 1}")
         place = np.minimum(np.searchsorted(self.sorted, wanted), len(self.sorted) - 1)
         return np.where(self.sorted[place] == wanted, self.order[place], -1)

@@ -10,6 +10,19 @@ from ensemble.release import Release
 
 FILE = "cascade.json"
 
+#: Default worth of every task that a ranker may learn.
+WEIGHTS = {
+    "relevant": 1.0,
+    "click": 1.0,
+    "watch": 1.0,
+    "like": 2.0,
+    "follow": 3.0,
+    "long_view": 1.0,
+    "cart": 5.0,
+    "order": 20.0,
+    "negative": -10.0,
+}
+
 
 @dataclass(frozen=True)
 class CascadeConfig:
@@ -31,19 +44,7 @@ class CascadeConfig:
     slate: int = 10
     seller_cap: int = 2
     category_cap: int = 4
-    weights: Mapping[str, float] = field(
-        default_factory=lambda: {
-            "relevant": 1.0,
-            "click": 1.0,
-            "watch": 1.0,
-            "like": 2.0,
-            "follow": 3.0,
-            "long_view": 1.0,
-            "cart": 5.0,
-            "order": 20.0,
-            "negative": -10.0,
-        }
-    )
+    weights: Mapping[str, float] = field(default_factory=lambda: dict(WEIGHTS))
 
     def __post_init__(self) -> None:
         for name in ("candidates", "pool", "slate", "seller_cap", "category_cap"):
@@ -53,6 +54,9 @@ class CascadeConfig:
             raise ValueError(
                 f"cascade: slate {self.slate} <= pool {self.pool} <= candidates {self.candidates} must hold"
             )
+        for task in self.weights:
+            if task not in WEIGHTS:
+                raise ValueError(f"cascade.weights has {task!r}; there are {', '.join(WEIGHTS)}")
         if not 0 <= self.trending_quota <= self.candidates:
             raise ValueError(
                 f"cascade.trending_quota is {self.trending_quota}; it lies between 0 and candidates "

@@ -1,4 +1,4 @@
-"""Pasar as systems to be compared: its two-tower alone, and the whole cascade, both as a release serves them."""
+"""Pasar as systems to be compared: its two-tower alone and the whole cascade, as a release serves them."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import scipy.sparse as sp
 
 from ensemble.cascade import Cascade
 from ensemble.release import Release
+from ensemble.stages.retrieval import first_eligible
 from evaluation import metrics
 from evaluation.runs import Row
 from models.batches import TrainingSet
@@ -37,7 +38,9 @@ def offline_report(release: Release, data: TrainingSet, *, queries_per_market: i
         here = np.sort(random.permutation(here)[:queries_per_market])
         if not len(here):
             continue
-        lists = [_rankings(cascade, data, here[start : start + BATCH]) for start in range(0, len(here), BATCH)]
+        lists = [
+            _rankings(cascade, data, here[start : start + BATCH]) for start in range(0, len(here), BATCH)
+        ]
         truth = sp.csr_matrix(
             (np.ones(len(here)), (np.arange(len(here)), pairs.content[here])),
             shape=(len(here), len(data.examples.contents)),
@@ -74,10 +77,9 @@ def _rankings(cascade: Cascade, data: TrainingSet, pairs: np.ndarray) -> dict[st
         -np.where(made["candidates"] >= 0, made["retrieval_score"], -np.inf), axis=1, kind="stable"
     )
     shelf = retrieval.shelves[market[0]]
-    eligible = shelf.eligible(time, seen)[:, shelf.by_popularity]
-    popular = np.argsort(~eligible, axis=1, kind="stable")
+    popular = first_eligible(shelf.by_popularity, shelf.eligible(time, seen), 20)
     return {
-        "popularity": shelf.rows[shelf.by_popularity[popular[:, :20]]],
+        "popularity": np.where(popular >= 0, shelf.rows[popular], -1),
         "two-tower": np.take_along_axis(made["candidates"], nearest[:, :20], axis=1),
         "cascade": np.take_along_axis(made["candidates"], by_value[:, :20], axis=1),
     }
@@ -91,7 +93,9 @@ def raw_arrays(table: pa.Table) -> dict[str, np.ndarray]:
         if pa.types.is_list(column.type):
             counts = column.value_lengths().to_numpy(zero_copy_only=False)
             dense = np.full((len(column), int(counts.max(initial=0))), "", object)
-            dense[np.arange(dense.shape[1]) < counts[:, None]] = column.flatten().to_numpy(zero_copy_only=False)
+            dense[np.arange(dense.shape[1]) < counts[:, None]] = column.flatten().to_numpy(
+                zero_copy_only=False
+            )
             arrays[f"raw_{name}"] = dense
         elif pa.types.is_string(column.type):
             arrays[f"raw_{name}"] = column.fill_null("").to_numpy(zero_copy_only=False)

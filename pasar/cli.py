@@ -10,7 +10,7 @@ import time as clock
 import warnings
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -24,19 +24,9 @@ data_app = typer.Typer(no_args_is_help=True, help="Make a data set: simulate one
 app.add_typer(data_app, name="data")
 
 ConfigOption = Annotated[
-    Optional[Path],  # noqa: UP007  (typer reads the annotation on 3.10)
+    Path | None,
     typer.Option("--config", help="Settings file; by default pasar.toml of this folder, where there is one."),
 ]
-
-
-class UserError(typer.Exit):
-    """Ends a command with one readable message."""
-
-    def __init__(self, message: str) -> None:
-        from pasar.show import console
-
-        console.print(f"[red]error:[/] {message}", soft_wrap=True, markup=True)
-        super().__init__(1)
 
 
 def _expected() -> tuple[type[Exception], ...]:
@@ -46,7 +36,7 @@ def _expected() -> tuple[type[Exception], ...]:
     from ensemble.repository import RepositoryError
     from ensemble.server import ServerError
 
-    return (ValueError, FileExistsError, RequestError, ReleaseError, RepositoryError, ServerError)
+    return (ValueError, OSError, RequestError, ReleaseError, RepositoryError, ServerError)
 
 
 def main() -> None:
@@ -58,9 +48,9 @@ def main() -> None:
     except _expected() as error:
         from rich.markup import escape
 
-        from pasar.show import console
+        from pasar.show import errors
 
-        console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        errors.print(f"[red]error:[/] {escape(str(error))}")
         if os.environ.get("PASAR_TRACEBACK"):
             raise
         raise SystemExit(1) from None
@@ -78,7 +68,7 @@ def config() -> None:
 def simulate(
     out: Annotated[Path, typer.Option("--out", help="Folder of the new data set.")],
     impressions: Annotated[
-        Optional[int], typer.Option(help="Length of the log; by default the settings' [world].")  # noqa: UP007
+        int | None, typer.Option(help="Length of the log; by default the settings' [world].")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a data set that stands there.")] = False,
     config: ConfigOption = None,
@@ -116,7 +106,9 @@ def _description(dataset: Any) -> str:
 @data_app.command("import")
 def import_(
     name: Annotated[str, typer.Argument(help="xmarket, taobao, tiktok, kuairand or gowalla.")],
-    path: Annotated[Path, typer.Option("--path", help="Folder with the files as their publisher ships them.")],
+    path: Annotated[
+        Path, typer.Option("--path", help="Folder with the files as their publisher ships them.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the new data set.")],
     overwrite: Annotated[bool, typer.Option(help="Replace a data set that stands there.")] = False,
 ) -> None:
@@ -170,7 +162,9 @@ def _build(dataset: Any, out: Path, config: Any) -> Any:
         rows = offline_report(built.release, built.data, queries_per_market=1000, seed=config.seed)
         write_rows(out / "report.json", rows)
     console.print(_report_table(rows))
-    console.print(f"release {out / 'release'} in {clock.monotonic() - start:.0f} s; report {out / 'report.json'}")
+    console.print(
+        f"release {out / 'release'} in {clock.monotonic() - start:.0f} s; report {out / 'report.json'}"
+    )
     return built
 
 
@@ -195,7 +189,7 @@ def _report_table(rows: list) -> Any:
 def serve(
     release: Annotated[Path, typer.Option("--release", help="Folder of a release.")],
     run: Annotated[
-        Optional[Path],  # noqa: UP007
+        Path | None,
         typer.Option(help="Where repository and log go; by default RELEASE/../serving."),
     ] = None,
     config: ConfigOption = None,
@@ -279,11 +273,11 @@ def feed(
     market: Annotated[str, typer.Option(help="Code of a market that the release serves.")],
     user: Annotated[list[str], typer.Option(help="User id; give it again for more users.")],
     time: Annotated[
-        Optional[str],  # noqa: UP007
+        str | None,
         typer.Option(help="ISO 8601 moment, UTC unless it says otherwise; by default now."),
     ] = None,
-    history: Annotated[Optional[list[str]], typer.Option(help="Content wanted in this session.")] = None,  # noqa: UP007
-    exclude: Annotated[Optional[list[str]], typer.Option(help="Content never to be shown.")] = None,  # noqa: UP007
+    history: Annotated[list[str] | None, typer.Option(help="Content wanted in this session.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Content never to be shown.")] = None,
     diversity: Annotated[float, typer.Option(help="0 (value alone) to 1 (difference alone).")] = 0.2,
     url: Annotated[str, typer.Option(help="gRPC address of the server.")] = "127.0.0.1:8001",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -322,9 +316,9 @@ def _moment(text: str | None) -> int:
 def evaluate(
     protocol: Annotated[str, typer.Argument(help="xmarket, taobao, tiktok, kuairand, gowalla, or dataset.")],
     path: Annotated[Path, typer.Option("--path", help="Folder of the public files, or of a data set.")],
-    market: Annotated[Optional[list[str]], typer.Option(help="Only this market; may be given again.")] = None,  # noqa: UP007
-    seed: Annotated[Optional[list[int]], typer.Option(help="May be given again.")] = None,  # noqa: UP007
-    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the rows here.")] = None,  # noqa: UP007
+    market: Annotated[list[str] | None, typer.Option(help="Only this market; may be given again.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="May be given again.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
     baselines_only: Annotated[bool, typer.Option(help="Leave our models out.")] = False,
     config: ConfigOption = None,
 ) -> None:
@@ -361,10 +355,14 @@ def doctor() -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder of everything the demo makes.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option("--out", help="Folder of everything the demo makes.")] = Path(
+        "runs/demo"
+    ),
     config: ConfigOption = None,
 ) -> None:
     """The main job on a simulated world: log, features, training, release, Triton server, five feeds."""
+    import dataclasses
+
     from ensemble.client import FeedRequest, connect
     from pasar.settings import load
     from pasar.show import console, slate_table
@@ -378,8 +376,6 @@ def demo(
     active = (examples.latest_history >= 0).sum(axis=1)
     users = examples.users.assign(active=active).sort_values("active", ascending=False, kind="stable")
     chosen = users.groupby("market", sort=True).head(2)
-    import dataclasses
-
     free = dataclasses.replace(settings.serve, grpc_port=0, http_port=0, metrics_port=0)
     with served(out / "release", out / "serving", free) as server:
         console.print(f"Triton serves {out / 'release'} at {server.grpc_url}")

@@ -38,7 +38,9 @@ def _memory() -> Finding:
 
 def _gpu() -> Finding:
     if not shutil.which("nvidia-smi"):
-        return Finding("GPU", "none", "nothing, or a CUDA 12 host with environment.yml: all runs on the CPU here")
+        return Finding(
+            "GPU", "none", "nothing, or a CUDA 12 host with environment.yml: all runs on the CPU here"
+        )
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
     if answer.returncode:
@@ -52,7 +54,9 @@ def _package(name: str, wanted: str, gpu: bool = False) -> Finding:
     except importlib.metadata.PackageNotFoundError:
         remedy = "only for GPUs: conda env create -f environment.yml" if gpu else "run `make setup`"
         return Finding(name, "not installed", remedy)
-    return Finding(name, version, "" if version.startswith(wanted) else f"pinned at {wanted}: run `make setup`")
+    return Finding(
+        name, version, "" if version.startswith(wanted) else f"pinned at {wanted}: run `make setup`"
+    )
 
 
 def _training() -> list[Finding]:
@@ -78,5 +82,7 @@ def _serving() -> list[Finding]:
         server = Finding("Triton", "not found", str(error))
     shm = Path("/dev/shm")
     free = shutil.disk_usage(shm).free / 2**20 if shm.is_dir() else 0
-    room = Finding("/dev/shm", f"{free:.0f} MiB free", "" if free > 64 else "Triton's stages need 64 MiB of it")
+    room = Finding(
+        "/dev/shm", f"{free:.0f} MiB free", "" if free > 64 else "Triton's stages need 64 MiB of it"
+    )
     return [_package("onnxruntime", "1.23"), _package("tritonclient", "2.51"), server, room]

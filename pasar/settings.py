@@ -1,4 +1,4 @@
-"""Every knob in one file: `pasar.toml` is read into the dataclasses of the packages, and written from them."""
+"""Every knob in one file: `pasar.toml` is read into the packages' dataclasses, and written from them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ if typing.TYPE_CHECKING:
     from market.world import WorldConfig
 
 FILE = "pasar.toml"
+SECTIONS = ("world", "build", "serve")
 
 
 class SettingsError(ValueError):
@@ -57,13 +58,23 @@ class ServeConfig:
     threads: int = 1
     startup_deadline_s: float = 60.0
 
+    def __post_init__(self) -> None:
+        for name in ("grpc_port", "http_port", "metrics_port"):
+            if not 0 <= getattr(self, name) <= 65535:
+                raise ValueError(f"{name} is {getattr(self, name)}; a port lies between 0 and 65535")
+        for name in ("max_batch", "instances", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.delay_us < 0:
+            raise ValueError(f"delay_us is {self.delay_us}; it must not be negative")
+
 
 def schema() -> dict[str, type]:
     """Section name → dataclass. Importing the build imports the training stack, so it happens here."""
     from ensemble.build import BuildConfig
     from market.world import WorldConfig
 
-    return {"world": WorldConfig, "build": BuildConfig, "serve": ServeConfig}
+    return dict(zip(SECTIONS, (WorldConfig, BuildConfig, ServeConfig)))
 
 
 @dataclass(frozen=True)
@@ -81,30 +92,34 @@ def load(path: Path | None = None) -> Settings:
     Raises:
         SettingsError: no such file, not TOML, or a knob that is unknown or out of range.
     """
-    if path is None:
-        path = Path(FILE) if Path(FILE).is_file() else None
-    content: dict[str, Any] = {}
-    if path is not None:
-        try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise SettingsError(f"{path} does not exist; write one with `pasar config > {path}`") from None
-        except tomllib.TOMLDecodeError as error:
-            raise SettingsError(f"{path} is not valid TOML: {error}") from None
-    sections = schema()
-    _refuse_unknown(content, set(sections), str(path), "")
+    content, where = _content(path)
     return Settings(
-        **{
-            name: _read(kind, content.get(name, {}), str(path), name) for name, kind in sections.items()
-        }
+        **{name: _read(kind, content.get(name, {}), where, name) for name, kind in schema().items()}
     )
 
 
 def load_serve(path: Path | None = None) -> ServeConfig:
     """The server's knobs alone, read without importing what builds releases."""
-    path = path or (Path(FILE) if Path(FILE).is_file() else None)
-    content = tomllib.loads(path.read_text(encoding="utf-8")) if path else {}
-    return _read(ServeConfig, content.get("serve", {}), str(path), "serve")
+    content, where = _content(path)
+    return _read(ServeConfig, content.get("serve", {}), where, "serve")
+
+
+def _content(path: Path | None) -> tuple[dict[str, Any], str]:
+    """The tables of a settings file, and its name for messages."""
+    path = path or Path(FILE)
+    if path == Path(FILE) and not path.is_file():
+        return {}, FILE
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise SettingsError(f"{path} is no file; write one with `pasar config > {FILE}`") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}") from None
+    _refuse_unknown(content, set(SECTIONS), str(path), "")
+    for name, values in content.items():
+        if not isinstance(values, Mapping):
+            raise SettingsError(f"{path}: {name!r} is {values!r}; write it as a section, [{name}]")
+    return content, str(path)
 
 
 def _read(kind: Any, values: Mapping[str, Any], path: str, section: str) -> Any:
@@ -119,12 +134,14 @@ def _read(kind: Any, values: Mapping[str, Any], path: str, section: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
-        problems = [
-            f"[{section}] {'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors()
-        ]
-        raise SettingsError(f"{path}: " + "; ".join(problems)) from None
-    except ValueError as error:
-        raise SettingsError(f"{path}: [{section}] {error}") from None
+        raise SettingsError(f"{path}: [{section}] " + "; ".join(map(_problem, error.errors()))) from None
+
+
+def _problem(error: Any) -> str:
+    """One thing that pydantic found, in the words of the dataclass where it checked the value itself."""
+    if "error" in error.get("ctx", {}):
+        return str(error["ctx"]["error"])
+    return f"{'.'.join(map(str, error['loc']))}: {error['msg']}, got {error['input']!r}"
 
 
 def _refuse_unknown(values: Mapping[str, Any], known: set[str], path: str, section: str) -> None:

@@ -6,7 +6,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from ensemble.client import FeedRequest, Slate
@@ -14,6 +22,7 @@ from ensemble.client import FeedRequest, Slate
 console = Console(highlight=False)
 if not console.is_terminal:  # in a pipe or a log nobody can widen the window
     console = Console(highlight=False, width=max(console.width, 120))
+errors = Console(highlight=False, stderr=True, soft_wrap=True)
 
 
 class Reporter:
@@ -21,7 +30,7 @@ class Reporter:
 
     def __init__(self, bars: Progress) -> None:
         self.bars = bars
-        self.tasks: dict[str, int] = {}
+        self.tasks: dict[str, TaskID] = {}
         self.spinner = bars.add_task("", total=None, metrics="")
 
     def step(self, name: str) -> None:
@@ -32,8 +41,10 @@ class Reporter:
         """A batch or an epoch of a training is done."""
         if name not in self.tasks:
             self.tasks[name] = self.bars.add_task(name, total=total, metrics="")
-        text = "  ".join(f"{key} {value:.4f}" for key, value in list(metrics.items())[:3])
-        self.bars.update(self.tasks[name], completed=done, total=total, **({"metrics": text} if text else {}))
+        self.bars.update(self.tasks[name], completed=done, total=total)
+        if metrics:
+            text = "  ".join(f"{key} {value:.4f}" for key, value in list(metrics.items())[:3])
+            self.bars.update(self.tasks[name], metrics=text)
 
 
 @contextmanager

@@ -100,7 +100,9 @@ class Reordering:
 
         def slate(array: np.ndarray) -> np.ndarray:
             picked = np.take_along_axis(array, place.reshape(place.shape + (1,) * (array.ndim - 2)), axis=1)
-            return np.where(filled.reshape(filled.shape + (1,) * (array.ndim - 2)), picked, 0).astype(array.dtype)
+            return np.where(filled.reshape(filled.shape + (1,) * (array.ndim - 2)), picked, 0).astype(
+                array.dtype
+            )
 
         ids = self.content_id[slate(candidates)]
         return {
@@ -130,9 +132,10 @@ class Reordering:
         present = candidates >= 0
         rows = np.maximum(candidates, 0)
         vectors = self.vectors[rows]
-        low = np.min(np.where(present, value, np.inf), axis=1, keepdims=True, initial=np.inf)
-        high = np.max(np.where(present, value, -np.inf), axis=1, keepdims=True, initial=-np.inf)
-        worth = np.where(present, (value - low) / np.maximum(high - low, 1e-9), -np.inf)
+        some = present.any(axis=1, keepdims=True)
+        low = np.where(some, np.min(value, axis=1, keepdims=True, where=present, initial=np.inf), 0)
+        high = np.where(some, np.max(value, axis=1, keepdims=True), 0)
+        worth = np.where(present, value - low, 0) / np.maximum(high - low, 1e-9)
         groups = self.groups[:, rows]
         free, capped = present.copy(), np.zeros_like(present)
         likeness = np.zeros((batch, size), np.float32)
@@ -146,7 +149,9 @@ class Reordering:
             best = np.argmax(np.where(open_, gain, -np.inf), axis=1)
             left = free.any(axis=1)
             by_value = np.argmax(free, axis=1)  # the pool is sorted by value
-            why = np.where(best == by_value, Reason.VALUE, np.where(open_[each, by_value], Reason.DIVERSITY, Reason.CAP))
+            why = np.where(
+                best == by_value, Reason.VALUE, np.where(open_[each, by_value], Reason.DIVERSITY, Reason.CAP)
+            )
             places[:, position] = np.where(left, best, NONE)
             reasons[:, position] = why
             free[each, best] = False
@@ -154,9 +159,10 @@ class Reordering:
             likeness = np.maximum(likeness, alike) if position else alike
             for group, cap in zip(groups, self.caps):
                 own = group[each, best][:, None]
-                taken = np.zeros((batch, size), bool)
                 chosen = places[:, : position + 1]
-                count = ((np.take_along_axis(group, np.maximum(chosen, 0), 1) == own) & (chosen >= 0)).sum(axis=1)
+                count = ((np.take_along_axis(group, np.maximum(chosen, 0), 1) == own) & (chosen >= 0)).sum(
+                    axis=1
+                )
                 taken = (group == own) & (own >= 0) & (count >= cap)[:, None]
                 capped |= taken
         return places, reasons

@@ -33,7 +33,12 @@ class Shelf:
     """
 
     def __init__(
-        self, available: np.ndarray, popularity: np.ndarray, vectors: np.ndarray, opens: np.ndarray, ends: np.ndarray
+        self,
+        available: np.ndarray,
+        popularity: np.ndarray,
+        vectors: np.ndarray,
+        opens: np.ndarray,
+        ends: np.ndarray,
     ) -> None:
         self.rows = np.flatnonzero(available)
         self.vectors = np.ascontiguousarray(vectors[self.rows])
@@ -151,11 +156,18 @@ class Retrieval:
 
 
 def nearest(scores: np.ndarray, k: int) -> np.ndarray:
-    """Places of the `k` highest finite scores of each row, best first, ties by place: int64[B, <=k], -1 fills."""
+    """Places of each row's `k` highest finite scores, best first, ties by place: int64[B, <=k], -1 fills."""
     k = min(k, scores.shape[1])
-    top = np.argpartition(-scores, k - 1, axis=1)[:, :k] if k < scores.shape[1] else None
-    top = np.tile(np.arange(scores.shape[1]), (len(scores), 1)) if top is None else np.sort(top, axis=1)
+    top = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
     values = np.take_along_axis(scores, top, axis=1)
+    # Of equal scores at the border the partition takes any; these rows take the first ones.
+    border = values.min(axis=1, keepdims=True)
+    tied = np.flatnonzero(np.isfinite(border[:, 0]) & ((scores >= border).sum(axis=1) > k))
+    if len(tied):
+        above, equal = scores[tied] > border[tied], scores[tied] == border[tied]
+        free = k - above.sum(axis=1, keepdims=True)
+        top[tied] = np.nonzero(above | (equal & (equal.cumsum(axis=1) <= free)))[1].reshape(len(tied), k)
+        values = np.take_along_axis(scores, top, axis=1)
     order = np.argsort(-values, axis=1, kind="stable")
     values = np.take_along_axis(values, order, axis=1)
     return np.where(np.isfinite(values), np.take_along_axis(top, order, axis=1), NONE)

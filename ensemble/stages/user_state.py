@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ensemble.errors import Code, RequestError
@@ -12,7 +14,7 @@ from ensemble.steps import StageStep, TensorSpec
 from market.calendar import local_context
 
 NULL_INTEGER = np.iinfo(np.int64).min
-#: Moments a calendar can be asked about: 1970 to 2100.
+#: Moments a calendar can be asked about lie before this one: 2100.
 LATEST_S = 4_102_444_800
 
 REQUEST = (
@@ -60,9 +62,7 @@ class UserState:
     def step(plan: Plan) -> StageStep:
         """Border of the stage."""
         raw = tuple(
-            TensorSpec(
-                f"raw_{column.name}", _DTYPE[column.kind], (-1,) if column.source == "history" else ()
-            )
+            TensorSpec(f"raw_{column.name}", _DTYPE[column.kind], (-1,) if column.source == "history" else ())
             for column in plan.columns
         )
         made = (*raw, TensorSpec("market_index", np.int64), TensorSpec("seen", np.int64, (-1,), pad=-1))
@@ -83,14 +83,14 @@ class UserState:
             RequestError: an unknown market, or a time outside 1970 to 2100.
         """
         market_index = self._market_index(market)
-        if ((time < 0) | (time > LATEST_S)).any():
-            row = int(np.flatnonzero((time < 0) | (time > LATEST_S))[0])
+        if (outside := (time < 0) | (time >= LATEST_S)).any():
+            first = int(np.flatnonzero(outside)[0])
             raise RequestError(
                 Code.INVALID_ARGUMENT,
-                f"tensor 'time' holds {int(time[row])} at row {row}; send seconds since 1970, until 2100",
+                f"tensor 'time' holds {int(time[first])} at row {first}; send seconds from 1970 to 2099",
             )
-        row = self.users(user_id)
-        past = self._history(row, self.contents(history))
+        row, session = self.users(user_id), self.contents(history)
+        past = self._history(row, session)
         columns: dict[str, np.ndarray] = {}
         context = local_context(market.astype(str), time)
         for column in self.plan.columns:
@@ -108,7 +108,7 @@ class UserState:
                     "history_length": (past >= 0).sum(axis=1).astype(np.float32),
                 }[column.name]
             columns[f"raw_{column.name}"] = values
-        seen = np.concatenate([past, self.contents(exclude)], axis=1)
+        seen = np.concatenate([past, session, self.contents(exclude)], axis=1)
         return columns | {"market_index": market_index, "seen": seen}
 
     def _market_index(self, market: np.ndarray) -> np.ndarray:
@@ -122,7 +122,7 @@ class UserState:
         return place
 
     def _attribute(self, name: str, kind: str, row: np.ndarray) -> np.ndarray:
-        null = {"string": "", "integer": NULL_INTEGER, "number": np.float32(0)}[kind]
+        null: Any = {"string": "", "integer": NULL_INTEGER, "number": 0.0}[kind]
         if not len(self.attributes[name]):
             return np.full(len(row), null, _DTYPE[kind])
         return np.where(row >= 0, self.attributes[name][np.maximum(row, 0)], null).astype(_DTYPE[kind])
