@@ -190,6 +190,34 @@ def interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
     return Interval(mean, mean - float(half), mean + float(half))
 
 
+def clustered_interval(
+    estimate: float, influence: np.ndarray, cluster: np.ndarray, confidence: float = 0.95
+) -> Interval:
+    """The t interval of an estimate whose rows come in clusters, such as the requests of one person.
+
+    Args:
+        estimate: the figure itself.
+        influence: float64[N], how much each row moved the estimate: to first order, the estimate's error is
+            their sum. For a mean over N rows that is (value - mean) / N.
+        cluster: int64[N], rows with equal numbers are not independent.
+
+    Returns:
+        Ends are NaN where all rows are of one cluster.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    if not len(influence):
+        raise ValueError("no rows: an estimate over nothing has no interval")
+    _, place = np.unique(cluster, return_inverse=True)
+    sums = np.bincount(place, weights=influence)
+    count = len(sums)
+    if count == 1:
+        return Interval(float(estimate), float("nan"), float("nan"))
+    half = stats.t.ppf((1 + confidence) / 2, count - 1) * np.sqrt(count / (count - 1) * np.square(sums).sum())
+    return Interval(float(estimate), float(estimate - half), float(estimate + half))
+
+
 def bootstrap(
     statistic: Callable[[np.ndarray, np.ndarray], float],
     labels: np.ndarray,

@@ -1,0 +1,307 @@
+"""Policies played against the simulated world: what their slates are really worth.
+
+Every policy gets the same requests, those that the world's own traffic made on the held-out days. The world
+is reset before each, people's outcomes follow from what the policy shows them, and what they click enters the
+history of their next requests. Nothing of the log's held-out part is used but who asked when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ensemble.cascade import Cascade
+from ensemble.release import Release
+from ensemble.stages.retrieval import NONE, Retrieval, Shelf, first_eligible, nearest
+from ensemble.stages.user_state import UserState
+from evaluation.metrics import Interval, clustered_interval
+from evaluation.runs import Row
+from market.world import World
+from workflows.examples import TEST, Examples, build_history
+
+BATCH = 64
+ROUND_S = 3600
+"""People are independent but for stock, so that time may run out of order between them, by this much."""
+OWN_CLICKS = 50
+"""Latest clicks in a play that a policy is told of."""
+DIVERSITY = 0.2
+"""What a client sends unless it says otherwise."""
+ALL = "all"
+"""Market of the figures over all markets."""
+
+EXPECTED = "expected value (USD)"
+MEASURES = (EXPECTED, "value (USD)", "clicks", "orders", "watch (s)", "negative")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A batch of requests, as a policy sees them.
+
+    Attributes:
+        user: int64[B], rows of the users table, each once.
+        market: object[B], codes.
+        time: int64[B], s since epoch.
+        clicked: int64[B, H], contents' rows, what each user clicked so far in this play; oldest first, -1
+            fills anywhere.
+    """
+
+    user: np.ndarray
+    market: np.ndarray
+    time: np.ndarray
+    clicked: np.ndarray
+
+
+Policy = Callable[[Asked], np.ndarray]
+"""Makes slates, int64[B, S]: contents' rows from the top, -1 fills."""
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Who asks for a feed, and when.
+
+    Attributes:
+        user: int64[B], rows of the users table.
+        market: object[B], codes.
+        time: int64[B], s since epoch, ascending.
+        begin: first second of the days they were drawn from; what happened before is history.
+    """
+
+    user: np.ndarray
+    market: np.ndarray
+    time: np.ndarray
+    begin: int
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
+def held_out_requests(examples: Examples, count: int, *, seed: int, split: int = TEST) -> Requests:
+    """The held-out requests of a log: all visits of some people, until there are `count` requests.
+
+    Args:
+        split: TEST for a report, VALID for choices.
+
+    Raises:
+        ValueError: the log has no times, so that nothing can be played.
+    """
+    if examples.split != "time":
+        raise ValueError(
+            f"data set {examples.name!r} is not cut by time, so no days are held out; play a simulated world"
+        )
+    rows = examples.queries.rows(split)
+    user, time = examples.queries.user[rows].astype(np.int64), np.asarray(examples.queries.time[rows])
+    turn = np.random.default_rng(seed).permutation(len(examples.users))
+    chosen = np.lexsort((time, turn[user]))[:count]
+    chosen = chosen[np.argsort(time[chosen], kind="stable")]
+    market = np.array(examples.markets, object)[examples.queries.market[rows][chosen]]
+    return Requests(user[chosen], market, time[chosen], int(time.min(initial=examples.end)))
+
+
+def play(
+    world: World, policies: Mapping[str, Policy], requests: Requests, *, data_set: str, seed: int
+) -> list[Row]:
+    """Play each policy in the world and report what a slate of it is worth, per market and over all.
+
+    "expected value (USD)" is the world's own expectation for each slate at the moment it is shown, "value
+    (USD)" what people then bought; both are of orders before refunds, per slate, as are clicks, orders,
+    seconds watched and negative feedback. "… over X" are differences from the first policy, X, request by
+    request. Intervals are over people, since requests of one person are not independent.
+
+    Args:
+        policies: by name; the first is the one that the others are compared with.
+        data_set, seed: as the rows name them; the world draws by its own seed.
+    """
+    rows: list[Row] = []
+    base: tuple[str, np.ndarray] | None = None
+    for name, policy in policies.items():
+        figures = {measure: column for measure, column in zip(MEASURES, outcomes(world, policy, requests).T)}
+        if base is None:
+            base = name, figures[EXPECTED]
+        else:
+            figures[f"{EXPECTED} over {base[0]}"] = figures[EXPECTED] - base[1]
+        for market in (*np.unique(requests.market), ALL):
+            here = np.flatnonzero((requests.market == market) | (market == ALL))
+            for measure, values in figures.items():
+                value = _mean(values[here], requests.user[here])
+                rows.append(Row(data_set, str(market), name, measure, *value, len(here), seed))
+    return rows
+
+
+def outcomes(world: World, policy: Policy, requests: Requests) -> np.ndarray:
+    """What comes of each request's slate, float64[B, M], columns as in `MEASURES`; the world starts anew."""
+    world.reset()
+    clicked = np.full((world.config.users, OWN_CLICKS), NONE)
+    made = np.zeros((len(requests), len(MEASURES)))
+    for batch in batches(requests.user, requests.time, BATCH):
+        user, time = requests.user[batch], requests.time[batch]
+        slates = policy(Asked(user, requests.market[batch], time, clicked[user]))
+        expected = world.expected_value(user, slates, time, slate=True)
+        real = world.step(user, slates, time)
+        columns = (expected.value, real.value, real.click, real.order, real.watch_s, real.negative)
+        made[batch] = np.stack([column.sum(axis=1, dtype=np.float64) for column in columns], axis=1)
+        both = np.concatenate([clicked[user], np.where(real.click == 1, slates, NONE)], axis=1)
+        latest = np.argsort(both >= 0, axis=1, kind="stable")[:, -OWN_CLICKS:]
+        clicked[user] = np.take_along_axis(both, latest, axis=1)
+    return made
+
+
+def batches(user: np.ndarray, time: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Rows in batches of at most `size` in which no user occurs twice, each user's in order of time.
+
+    A click must be known when its user asks again, so a user's next request waits for the next batch.
+    """
+    if not len(user):
+        return
+    span = (time - time.min()) // ROUND_S
+    by_user = np.lexsort((time, user, span))
+    first = np.r_[True, (np.diff(user[by_user]) != 0) | (np.diff(span[by_user]) != 0)]
+    turn = np.empty(len(user), np.int64)
+    turn[by_user] = np.arange(len(user)) - np.maximum.accumulate(np.where(first, np.arange(len(user)), 0))
+    order = np.lexsort((time, turn, span))
+    cuts = np.flatnonzero((np.diff(turn[order]) != 0) | (np.diff(span[order]) != 0)) + 1
+    for part in np.split(order, cuts):
+        for start in range(0, len(part), size):
+            yield part[start : start + size]
+
+
+def _mean(values: np.ndarray, user: np.ndarray) -> Interval:
+    mean = float(values.mean())
+    return clustered_interval(mean, (values - mean) / len(values), user)
+
+
+class Player:
+    """A release's stages as policies; each method is one.
+
+    The release knows users' histories up to the end of its log. Here they end at `begin`, and go on with the
+    clicks of the play. All policies leave out what is not published yet, what has ended and what the user
+    clicked before; none knows the stock.
+
+    Args:
+        release: built from the world's log.
+        examples: what it was built from.
+        world: the world; only `oracle`, `oracle_over_candidates` look into it.
+        begin: first second of the play (s since epoch).
+
+    Raises:
+        ValueError: the release's users or contents are not the world's.
+    """
+
+    def __init__(
+        self, release: Release, examples: Examples, world: World, begin: int, *, seed: int, threads: int = 2
+    ) -> None:
+        for table, own, other in (
+            ("users", examples.users["user_id"], world.users()["user_id"]),
+            ("contents", examples.contents["content_id"], world.contents()["content_id"]),
+        ):
+            if not np.array_equal(own.to_numpy(str), other.to_numpy(str)):
+                raise ValueError(
+                    f"the {table} of {examples.name!r} are not this world's; play the world whose log the "
+                    "release was built from (the same [world] settings)"
+                )
+        self.cascade = Cascade(release, threads)
+        self.slate = self.cascade.plan.config.slate
+        self.world, self.seed = world, seed
+        user_state, retrieval = self.cascade.run["user_state"], self.cascade.run["retrieval"]
+        assert isinstance(user_state, UserState)
+        assert isinstance(retrieval, Retrieval)
+        self.user_state, self.retrieval = user_state, retrieval
+        user_state.history = histories_until(examples, begin)
+        self.user_id = examples.users["user_id"].to_numpy(object)
+        self.content_id = np.append(examples.contents["content_id"].to_numpy(object), "")
+
+    def cascade_slate(self, asked: Asked) -> np.ndarray:
+        """What the server would reply."""
+        return self.user_state.contents(self.cascade(self._request(asked))["content_id"])
+
+    def two_tower(self, asked: Asked) -> np.ndarray:
+        """The contents nearest to the query."""
+        made = self._retrieved(asked)
+        return self._best(made["retrieval_score"], made["candidates"])
+
+    def popularity(self, asked: Asked) -> np.ndarray:
+        """The contents most wanted in the market in the last days of the training part."""
+
+        def most_wanted(shelf: Shelf, eligible: np.ndarray, rows: np.ndarray) -> np.ndarray:
+            return first_eligible(shelf.by_popularity, eligible, self.slate)
+
+        return self._from_shelf(most_wanted, asked)
+
+    def random(self, asked: Asked) -> np.ndarray:
+        """Any contents of the market, the same for the same request."""
+        rng = np.random.default_rng([self.seed, *asked.user.tolist(), *asked.time.tolist()])
+
+        def any_(shelf: Shelf, eligible: np.ndarray, rows: np.ndarray) -> np.ndarray:
+            return nearest(np.where(eligible, rng.random(eligible.shape), -np.inf), self.slate)
+
+        return self._from_shelf(any_, asked)
+
+    def oracle(self, asked: Asked) -> np.ndarray:
+        """The contents of the highest true expected value, each by itself."""
+
+        def truest(shelf: Shelf, eligible: np.ndarray, rows: np.ndarray) -> np.ndarray:
+            everything = np.broadcast_to(shelf.rows, eligible.shape)
+            value = self.world.expected_value(asked.user[rows], everything, asked.time[rows]).value
+            return nearest(np.where(eligible, value, -np.inf), self.slate)
+
+        return self._from_shelf(truest, asked)
+
+    def oracle_over_candidates(self, asked: Asked) -> np.ndarray:
+        """What a perfect ranker would choose from the retrieved candidates."""
+        candidates = self._retrieved(asked)["candidates"]
+        return self._best(self.world.expected_value(asked.user, candidates, asked.time).value, candidates)
+
+    def _request(self, asked: Asked) -> dict[str, np.ndarray]:
+        return {
+            "user_id": self.user_id[asked.user],
+            "market": asked.market,
+            "time": asked.time,
+            "history": self.content_id[asked.clicked],
+            "exclude": np.full((len(asked.user), 0), "", object),
+            "diversity": np.full(len(asked.user), DIVERSITY, np.float32),
+        }
+
+    def _retrieved(self, asked: Asked) -> dict[str, np.ndarray]:
+        """The cascade's tensors up to its candidates."""
+        made = self._request(asked)
+        for step in self.cascade.steps[:3]:
+            made |= self.cascade.run[step.name](**{spec.name: made[spec.name] for spec in step.inputs})
+        return made
+
+    def _best(self, score: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        place = nearest(np.where(candidates >= 0, score, -np.inf), self.slate)
+        return np.where(place >= 0, np.take_along_axis(candidates, np.maximum(place, 0), axis=1), NONE)
+
+    def _from_shelf(
+        self, choose: Callable[[Shelf, np.ndarray, np.ndarray], np.ndarray], asked: Asked
+    ) -> np.ndarray:
+        """Slates chosen market by market: `choose` gets the shelf, who may see what, and the rows asked."""
+        request = self._request(asked)
+        names = [spec.name for spec in self.cascade.steps[0].inputs]
+        made = self.user_state(**{name: request[name] for name in names})
+        slates = np.full((len(asked.user), self.slate), NONE)
+        for code in np.unique(made["market_index"]):
+            rows = np.flatnonzero(made["market_index"] == code)
+            shelf = self.retrieval.shelves[code]
+            if not len(shelf.rows):
+                continue
+            found = choose(shelf, shelf.eligible(asked.time[rows], made["seen"][rows]), rows)
+            slates[rows, : found.shape[1]] = np.where(found >= 0, shelf.rows[found], NONE)
+        return slates
+
+
+def histories_until(examples: Examples, begin: int) -> np.ndarray:
+    """Each user's history as of a moment, int32[U, L]: the last wanted contents strictly before `begin`."""
+    queries, pairs = examples.queries, examples.pairs
+    time = queries.time[pairs.query]
+    known = np.flatnonzero(pairs.positive & (time < begin))
+    users = np.arange(len(examples.users))
+    return build_history(
+        queries.user[pairs.query[known]],
+        time[known],
+        pairs.content[known],
+        users,
+        np.full(len(users), begin),
+        examples.latest_history.shape[1],
+    )
