@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from functools import partial
 
-import workflows.runtime  # noqa: F401  # isort: skip  (sets the environment before NVTabular is imported)
+import workflows.runtime  # isort: skip  (sets the environment before NVTabular is imported)
 
 import numpy as np
 from merlin.dag import Node
@@ -25,7 +25,9 @@ from merlin.dag.ops import (
 from nvtabular import Workflow, ops
 from onnx import ModelProto
 
-from workflows.compiler import categories, continuous, lists, statistics
+import workflows.patches  # noqa: F401  # isort: skip  (NVTabular hashes values, not rows)
+
+from workflows.compiler import categories, continuous, hashing, lists, statistics
 from workflows.compiler.graph import STRING, Column, Graph, Refused, tensor_dtype
 from workflows.compiler.join import join
 from workflows.compiler.site import Compiler, Site, passed_through, renamed
@@ -35,6 +37,7 @@ __all__ = ["UnsupportedOperator", "compile_workflow", "feature_name", "join"]
 #: By exact type: a subclass may transform differently.
 _COMPILERS: dict[type, Compiler] = {
     ops.Categorify: categories.categorified,
+    ops.HashBucket: hashing.hashed,
     ops.FillMissing: continuous.filled,
     ops.FillMedian: continuous.filled_with_median,
     ops.Clip: continuous.clipped,
@@ -78,12 +81,8 @@ _COMPILERS: dict[type, Compiler] = {
 }
 
 
-_HASHED = (
-    "NVTabular on a CPU hashes the row's number with the value, so one value has many buckets; use Categorify"
-)
 _REASONS: dict[type, str] = {
-    ops.HashBucket: _HASHED,
-    ops.HashedCross: _HASHED,
+    ops.HashedCross: "it combines hashes of several columns; use Categorify(encode_type='combo')",
     ops.LambdaOp: "it is Python code; compute its columns before the workflow or, where they are labels, "
     "leave them out with workflow.remove_inputs",
 }

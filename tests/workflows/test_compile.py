@@ -210,6 +210,51 @@ def test_numbers_are_transformed_as_nvtabular_does(numbers: Compiled, batch: pd.
 
 
 @pytest.fixture(scope="module")
+def hashes(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    path = str(tmp_path_factory.mktemp("hashes"))
+    buckets = {"id": 10, "small": 7, "tiny": 2**31 - 1, "unsigned": 1}
+    spilled = {"id": 3, "small": 50, "history": 9}
+    kept = {"id": 6, "small": 53, "history": 12}
+    return fit_and_compile(
+        (["id", "small", "tiny", "unsigned"] >> ops.HashBucket(buckets))
+        + (
+            ["id", "small", "history"]
+            >> ops.Categorify(out_path=path, num_buckets=spilled, max_size=kept)
+            >> ops.Rename(postfix="_category")
+        ),
+        HASHED,
+    )
+
+
+HASHED = FITTED.assign(tiny=FITTED["small"].astype(np.int8), unsigned=FITTED["small"].astype(np.uint32))
+
+
+@few
+@given(
+    rows=st.lists(
+        st.tuples(
+            ids | st.sampled_from([NULL + 1, 2**63 - 1, -1, 0]),
+            small,
+            st.integers(-128, 127),
+            st.integers(0, 2**32 - 1),
+            st.lists(ids, max_size=3),
+        ),
+        max_size=12,
+    )
+)
+def test_integers_are_hashed_as_nvtabular_does(hashes: Compiled, rows: list[tuple]) -> None:
+    names = ["id", "small", "tiny", "unsigned", "history"]
+    drawn = pd.DataFrame(rows, columns=names).astype({n: HASHED[n].dtype for n in names})
+    assert_same(hashes, pd.concat([HASHED.loc[[0], names], drawn], ignore_index=True))
+
+
+def test_a_missing_integer_has_the_bucket_of_pandas_null(tmp_path: Path) -> None:
+    _, graph = fit_and_compile(["id"] >> ops.HashBucket(1000))
+    null = pd.util.hash_pandas_object(pd.Series([None, "a"]), index=False)[0]
+    assert run(graph, pd.DataFrame({"id": [None]}))["id"].tolist() == [int(null) % 1000]
+
+
+@pytest.fixture(scope="module")
 def encodings(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     path = tmp_path_factory.mktemp("encodings")
     return fit_and_compile(
@@ -454,11 +499,25 @@ def test_list_lengths_cut_and_pad_the_outputs(tmp_path: Path) -> None:
         (lambda path: ["price"] >> ops.LambdaOp(lambda c: c + 1), "LambdaOp", "price"),
         (lambda path: ["price", "id"] >> ops.Dropna(), "Dropna", "price"),
         (lambda path: [["text", "other"]] >> ops.HashedCross(9), "HashedCross", "text_X_other"),
-        (lambda path: ["text"] >> ops.HashBucket(9), "HashBucket", "row's number"),
+        (lambda path: ["text"] >> ops.HashBucket(9), "HashBucket", "SipHash"),
+        (lambda path: ["whole"] >> ops.HashBucket(9), "HashBucket", "bits of a float"),
+        (
+            lambda path: ["tags"] >> ops.Categorify(out_path=path, num_buckets=5, max_size=8),
+            "Categorify",
+            "SipHash",
+        ),
         (
             lambda path: ["text"] >> ops.Categorify(out_path=path, num_buckets=5, max_size=8),
             "Categorify",
-            "text",
+            "SipHash",
+        ),
+        (
+            lambda path: (
+                [["id", "small"]]
+                >> ops.Categorify(out_path=path, num_buckets={"id_small": 5, "id": 5, "small": 5}, max_size=8)
+            ),
+            "Categorify",
+            "several columns",
         ),
         (lambda path: ["ratio"] >> ops.Categorify(out_path=path), "Categorify", "fractions"),
         (

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workflows.compiler import hashing
 from workflows.compiler.graph import Column, Refused
 from workflows.compiler.lookup import codes, rows
 from workflows.compiler.site import Site
 
 # NVTabular's indices: 0 is padding, then null, then what is out of the vocabulary.
 NULL, OOV = 1, 2
+# The code, inside the graph alone, of a value that a hash will place.
+_UNKNOWN = -1
 
 
 def categorified(site: Site, name: str) -> Column:
@@ -27,23 +30,24 @@ def categorified(site: Site, name: str) -> Column:
     combo = op.encode_type == "combo"
     storage = name if combo else op.storage_name.get(name, name)
     buckets = _buckets(op, storage, joint=storage != name)
-    if buckets > 1:
-        raise Refused(
-            "NVTabular on a CPU hashes the row's number with the value, so one value has many buckets; "
-            "leave num_buckets out"
-        )
+    if buckets > 1 and (combo or storage != name):
+        raise Refused("num_buckets of several columns combines their hashes; leave num_buckets out")
     names = _sources(site, name) if combo else [storage]
     keys, labels = _vocabulary(op.categories[storage], names, OOV + buckets)
+    other = OOV if buckets == 1 else _UNKNOWN
 
     if len(columns) == 1:
         known = keys.iloc[:, 0].notna().to_numpy()
         series = keys.iloc[:, 0][known]
-        value = codes(graph, columns[0], series, labels[known], null=NULL, other=OOV)
+        value = codes(graph, columns[0], series, labels[known], null=NULL, other=other)
+        if buckets > 1:
+            bucket = graph.arithmetic("Add", hashing.buckets(graph, columns[0], buckets), OOV)
+            value = graph.where(graph.compare("Equal", value, _UNKNOWN), bucket, value)
     else:
         all_null = keys.isna().all(axis=1).to_numpy()
         nothing = pd.DataFrame([[None] * len(names)], columns=names, dtype=object)
         keys = pd.concat([keys[~all_null].astype(object), nothing], ignore_index=True)
-        value = rows(graph, columns, keys, np.append(labels[~all_null], NULL), other=OOV)
+        value = rows(graph, columns, keys, np.append(labels[~all_null], NULL), other=other)
     return columns[0].but(value, np.dtype(op.output_dtype))
 
 
