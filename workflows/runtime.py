@@ -9,7 +9,7 @@ from pathlib import Path
 
 os.environ.setdefault("DASK_DATAFRAME__QUERY_PLANNING", "False")
 os.environ.setdefault("DASK_DATAFRAME__CONVERT_STRING", "False")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
