@@ -39,7 +39,7 @@ from nvtabular import ops  # isort: skip
 from . import patches  # noqa: F401  # isort: skip  (NVTabular hashes values, not rows)
 from .cluster import gpu_cluster
 from .compile import compile_workflow
-from .examples import SPLITS, Examples, content_frame, followed, query_tables
+from .examples import SPLITS, TRAIN, Examples, content_frame, followed, query_tables, user_frame
 
 LOG = "log"
 
@@ -219,7 +219,8 @@ def fit_features(
     """Fit both workflows on the training part alone, then transform every row, out of core.
 
     Raw tables go to Parquet under `folder`, many files each; Dask streams them through NVTabular, on cudf
-    with a LocalCUDACluster where there is a GPU and on pandas where there is none.
+    with a LocalCUDACluster where there is a GPU and on pandas where there is none. A column without a value
+    in the training part is left out: nothing can be learned from it.
 
     Args:
         folder: scratch space; made anew.
@@ -241,7 +242,7 @@ def fit_features(
         _write(iter([pa.Table.from_pandas(contents[seen], preserve_index=False)]), raw / "contents-train")
         table = pa.Table.from_pandas(contents, preserve_index=False)
         _write(iter([table]), raw / "contents")
-        schema = raw_schema(table.schema, Tags.ITEM)
+        schema = raw_schema(table.schema, Tags.ITEM).excluding_by_name(_empty(contents[seen]))
         workflow = build_workflow(schema, config, stats)
         workflow.fit(_dataset(raw / "contents-train", schema, config))
         progress("contents: transform")
@@ -251,8 +252,12 @@ def fit_features(
         for split, name in enumerate(SPLITS):
             rows = np.flatnonzero(examples.queries.split == split)
             _write(query_tables(examples, rows), raw / f"queries-{name}")
-        vocabularies = {f"hist_{name}": vocabulary(stats, name) for name in followed(contents)}
+        lists = {f"hist_{name}": name for name in followed(contents)}
+        vocabularies = {k: vocabulary(stats, name) for k, name in lists.items() if name in item.arrays}
+        train = np.unique(examples.queries.user[examples.queries.rows(TRAIN)])
+        unknown = [*_empty(user_frame(examples.users).iloc[train]), *(lists.keys() - vocabularies)]
         schema = raw_schema(pq.read_schema(next((raw / "queries-train").glob("*.parquet"))), Tags.USER)
+        schema = schema.excluding_by_name(unknown)
         workflow = build_workflow(schema, config, stats, vocabularies)
         progress("queries: fit")
         workflow.fit(_dataset(raw / "queries-train", schema, config))
@@ -261,6 +266,11 @@ def fit_features(
         lengths = {name: config.history_length for name in vocabularies}
         user = _transform(workflow, parts, folder / "encoded" / "queries", config, lengths)
     return Features(query=user, content=item)
+
+
+def _empty(frame: pd.DataFrame) -> list[str]:
+    """Columns without a value; NVTabular cannot encode them."""
+    return frame.columns[frame.isna().all()].tolist()
 
 
 def _write(tables: Iterator[pa.Table], folder: Path) -> None:
