@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from ensemble.build import BuildConfig, Built
+    from ensemble.release import Release
+    from ensemble.server import TritonServer
     from market.dataset import Dataset
     from models.batches import TrainingSet
     from workflows.examples import Examples
@@ -58,3 +66,99 @@ def small_training_set(small_examples: Examples, small_features: Features) -> Tr
     from models.batches import make_training_set
 
     return make_training_set(small_examples, small_features, window_s=3 * 86_400)
+
+
+SMALL_SETTINGS = """
+[build]
+seed = 3
+[build.features]
+history_length = 10
+user_min_count = 2
+[build.two_tower]
+dim = 8
+embedding_dim = 8
+hidden = [16]
+batch_size = 256
+epochs = 1
+[build.ranker]
+embedding_dim = 8
+bottom = [8]
+top = [16]
+epochs = 1
+min_outcomes = 20
+[build.cascade]
+candidates = 60
+trending_quota = 15
+pool = 30
+"""
+
+
+@dataclass(frozen=True)
+class SmallBuild:
+    """The small world's build: its folder, its configuration, and what it made."""
+
+    folder: Path
+    config: BuildConfig
+    built: Built
+
+
+@pytest.fixture(scope="session")
+def small_build(small_world_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> SmallBuild:
+    """The small world built into a release, one epoch for each model."""
+    from ensemble.build import build_release
+    from pasar.settings import load
+
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "pasar.toml").write_text(SMALL_SETTINGS)
+    config = load(folder / "pasar.toml").build
+    return SmallBuild(folder, config, build_release(small_world_dataset, folder / "build", config))
+
+
+@pytest.fixture(scope="session")
+def small_release(small_build: SmallBuild) -> Release:
+    """The release of the small world."""
+    return small_build.built.release
+
+
+@dataclass(frozen=True)
+class CommandBuild:
+    """What `pasar build` said and made."""
+
+    said: subprocess.CompletedProcess[str]
+    replaced: Release
+    release: Release
+
+
+@pytest.fixture(scope="session")
+def command_build(
+    small_build: SmallBuild, small_world_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> CommandBuild:
+    """`pasar build` of the small world with another seed, into a folder where the small release stands."""
+    from ensemble.release import Release
+
+    folder = tmp_path_factory.mktemp("other")
+    (folder / "pasar.toml").write_text(SMALL_SETTINGS.replace("seed = 3", "seed = 4"))
+    shutil.copytree(small_build.folder / "build" / "release", folder / "build" / "release")
+    replaced = Release.open(folder / "build" / "release")
+    command = [sys.executable, "-c", "from pasar.cli import main; main()", "build"]
+    command += ["--data", str(small_world_dataset.path), "--out", "build"]
+    said = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert said.returncode == 0, said.stderr
+    return CommandBuild(said, replaced, Release.open(folder / "build" / "release"))
+
+
+@pytest.fixture(scope="session")
+def other_release(command_build: CommandBuild) -> Release:
+    """A release of the small world with other weights than `small_release`."""
+    return command_build.release
+
+
+@pytest.fixture(scope="session")
+def feed_server(small_release: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """The Triton server of the small release, on free ports."""
+    from pasar.cli import served
+    from pasar.settings import ServeConfig
+
+    run = tmp_path_factory.mktemp("serving")
+    with served(small_release.path, run, ServeConfig(grpc_port=0, http_port=0, metrics_port=0)) as server:
+        yield server

@@ -1,0 +1,107 @@
+"""Small random releases for the stages: arrays and a plan, without a trained model.
+
+Vectors hold small whole numbers, so scores are exact and often tied.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ensemble.plan import FILE, CascadeConfig, Column, Plan
+from ensemble.release import Release, ReleaseWriter
+
+MARKETS = ("BR", "GB", "ID")
+TASKS = ("click", "order", "negative")
+WEIGHTS = {"click": 1.0, "order": 4.0, "negative": -2.0}
+START, END = 1_772_400_000, 1_772_500_000
+DIM, HISTORY = 3, 5
+NEVER = np.iinfo(np.int64).max
+COLUMNS = (
+    Column("user_id", "string", "request"),
+    Column("language", "string", "user"),
+    Column("age", "integer", "user"),
+    Column("spend", "number", "user"),
+    Column("market", "string", "request"),
+    Column("hour", "integer", "context"),
+    Column("days_to_payday", "number", "context"),
+    Column("hist_content_id", "string", "history"),
+    Column("hist_seller_id", "string", "history"),
+    Column("history_length", "number", "request"),
+)
+
+
+def release(folder: Path, seed: int) -> Release:
+    """The random world of a seed; seed 0 has neither users nor contents for market BR."""
+    random = np.random.default_rng(seed)
+    contents, users = int(random.integers(1, 70)), int(random.integers(1, 12)) if seed else 0
+    slate = int(random.integers(1, 9))
+    pool = slate + int(random.integers(0, 20))
+    candidates = pool + int(random.integers(0, 20))
+    config = CascadeConfig(
+        candidates=candidates,
+        trending_quota=int(random.integers(0, candidates + 1)),
+        pool=pool,
+        slate=slate,
+        seller_cap=int(random.integers(1, 4)),
+        category_cap=int(random.integers(1, 4)),
+        weights=WEIGHTS,
+    )
+    plan = Plan(
+        markets=MARKETS,
+        tasks=TASKS,
+        columns=COLUMNS,
+        history_length=HISTORY,
+        dim=DIM,
+        query_ids=1,
+        query_lists=1,
+        query_numbers=1,
+        content_ids=2,
+        content_numbers=4,
+        as_of=END,
+        config=config,
+    )
+    available = random.random((len(MARKETS), contents)) < 0.7
+    available[0] &= seed > 0
+    opens = random.integers(START, END, contents)
+    ended = np.where(random.random(contents) < 0.5, NEVER, opens + random.integers(0, 50_000, contents))
+    seller = random.integers(-1, 6, contents).astype(np.int32)
+    history = random.integers(0, contents, (users, HISTORY)).astype(np.int32)
+    history[np.arange(HISTORY) >= random.integers(0, HISTORY + 1, users)[:, None]] = -1
+    arrays = {
+        "content_vectors": random.integers(-2, 3, (contents, DIM)).astype(np.float32),
+        "content_ids": random.integers(3, 9, (contents, 2)),
+        "content_numbers": random.normal(size=(contents, 1)).astype(np.float32),
+        "available": available,
+        "popularity": random.integers(0, 4, (len(MARKETS), contents)).astype(np.float32),
+        "created_at": opens,
+        "ended_at": ended,
+        "seller_code": seller,
+        "category_code": random.integers(-1, 4, contents).astype(np.int32),
+        "text_content_id": np.array([f"content-{i}" for i in random.permutation(contents)], str),
+        "text_seller_id": np.array(["" if code < 0 else f"seller-{code}" for code in seller], str),
+        "user_id": np.array([f"user-{i}" for i in random.permutation(users)], str),
+        "user_history": history,
+        "attribute_language": random.choice(np.array(["", "en", "pt"]), users),
+        "attribute_age": random.integers(18, 60, users),
+        "attribute_spend": random.normal(size=users).astype(np.float32),
+    }
+    path = folder / f"world-{seed}"
+    with ReleaseWriter(path, name=path.name) as made:
+        made.json(FILE, plan.to_json())
+        for name, array in arrays.items():
+            made.array(f"{name}.npy", array)
+    return Release.open(path)
+
+
+class Worlds:
+    """The random worlds of one test session, each written once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.made = folder, dict[int, Release]()
+
+    def __call__(self, seed: int) -> Release:
+        if seed not in self.made:
+            self.made[seed] = release(self.folder, seed)
+        return self.made[seed]

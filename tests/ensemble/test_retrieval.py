@@ -1,0 +1,170 @@
+"""Candidates are eligible, distinct, filled by quota, and say where they came from."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ensemble.plan import Plan
+from ensemble.stages.retrieval import Channel, Retrieval, first_eligible, merge, nearest
+from market.statistics import pair_features
+from tests.ensemble import synthetic
+
+SEEDS = st.integers(0, 15)
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory):
+    return synthetic.Worlds(tmp_path_factory.mktemp("worlds"))
+
+
+def ask(plan, contents, seed, rows):
+    random = np.random.default_rng(seed)
+    return {
+        "query_vector": random.integers(-2, 3, (rows, plan.dim)).astype(np.float32),
+        "market_index": random.integers(0, len(plan.markets), rows),
+        "time": random.integers(synthetic.START, synthetic.END + 50_000, rows),
+        "seen": random.integers(-1, contents, (rows, int(random.integers(0, 12)))),
+    }
+
+
+def eligible(release, market, time, seen):
+    """Places of contents that may be shown, by their rules one at a time."""
+    available, opens, ends = (release.array(f"{n}.npy") for n in ("available", "created_at", "ended_at"))
+    return [
+        c
+        for c in range(available.shape[1])
+        if available[market, c] and opens[c] <= time < ends[c] and c not in seen
+    ]
+
+
+@given(SEEDS, st.integers(0, 10**6), st.integers(1, 6))
+@settings(max_examples=80, deadline=None)
+def test_candidates_are_what_a_search_one_by_one_finds(worlds, world, seed, rows):
+    release = worlds(world)
+    stage, plan = Retrieval(release), Plan.of(release)
+    vectors, popularity = release.array("content_vectors.npy"), release.array("popularity.npy")
+    request = ask(plan, len(vectors), seed, rows)
+    made = stage(**request)
+    size, quota = plan.config.candidates, plan.config.trending_quota
+    for row in range(rows):
+        market, time = request["market_index"][row], request["time"][row]
+        may = eligible(release, market, time, request["seen"][row])
+        near = sorted(may, key=lambda c: (-float(vectors[c] @ request["query_vector"][row]), c))[:size]
+        popular = sorted(may, key=lambda c: (-popularity[market, c], c))[:quota]
+        kept = size - min(quota, int(release.array("available.npy")[market].sum()))
+        expected = list(dict.fromkeys([*near[:kept], *popular, *near[kept:]]))[:size]
+        found = made["candidates"][row]
+        assert found.tolist() == expected + [-1] * (size - len(expected))
+        for place, content in enumerate(expected):
+            assert made["retrieval_score"][row, place] == vectors[content] @ request["query_vector"][row]
+            bits = Channel(int(made["channel"][row, place]))
+            assert (Channel.TWO_TOWER in bits) == (content in near)
+            assert (Channel.TRENDING in bits) == (content in popular)
+        assert (made["channel"][row, len(expected) :] == 0).all()
+        assert (made["content_ids"][row, len(expected) :] == 0).all()
+
+
+@given(SEEDS, st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_no_ineligible_and_no_repeated_content_is_a_candidate(worlds, world, seed):
+    release = worlds(world)
+    request = ask(Plan.of(release), release.array("available.npy").shape[1], seed, 16)
+    candidates = Retrieval(release)(**request)["candidates"]
+    opens, ends = release.array("created_at.npy"), release.array("ended_at.npy")
+    rows, places = np.nonzero(candidates >= 0)
+    found, time = candidates[rows, places], request["time"][rows]
+    assert release.array("available.npy")[request["market_index"][rows], found].all(), "sold elsewhere"
+    assert (opens[found] <= time).all(), "not published yet"
+    assert (time < ends[found]).all(), "ended"
+    assert not (request["seen"][rows] == found[:, None]).any(), "seen or excluded"
+    assert len(np.unique(np.stack([rows, found]), axis=1).T) == len(found), "twice"
+
+
+@given(SEEDS, st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_a_batch_has_the_candidates_of_its_requests_one_by_one(worlds, world, seed):
+    release = worlds(world)
+    stage, plan = Retrieval(release), Plan.of(release)
+    request = ask(plan, release.array("available.npy").shape[1], seed, 7)
+    batch = stage(**request)
+    alone = [stage(**{name: array[[row]] for name, array in request.items()}) for row in range(7)]
+    for name, array in batch.items():
+        np.testing.assert_array_equal(array, np.concatenate([one[name] for one in alone]), name)
+
+
+def test_candidates_carry_their_stored_features_and_the_pairs(worlds):
+    release = worlds(3)
+    stage, plan = Retrieval(release), Plan.of(release)
+    request = ask(plan, release.array("available.npy").shape[1], 1, 8)
+    made = stage(**request)
+    popularity, opens = release.array("popularity.npy"), release.array("created_at.npy")
+    row, place = np.argwhere(made["candidates"] >= 0)[0]
+    content, market = made["candidates"][row, place], request["market_index"][row]
+    assert made["content_ids"][row, place].tolist() == release.array("content_ids.npy")[content].tolist()
+    here, world = popularity[market, [content]], popularity[:, content].sum(keepdims=True)
+    pair = pair_features(here, world, opens[[content]], request["time"][[row]])[0]
+    expected = [*release.array("content_numbers.npy")[content], *pair]
+    np.testing.assert_allclose(made["content_numbers"][row, place], expected, rtol=1e-6)
+
+
+def test_everything_excluded_leaves_no_candidate(worlds):
+    release = worlds(3)
+    stage, plan = Retrieval(release), Plan.of(release)
+    contents = release.array("available.npy").shape[1]
+    request = ask(plan, contents, 1, 4) | {"seen": np.tile(np.arange(contents), (4, 1))}
+    made = stage(**request)
+    assert (made["candidates"] == -1).all()
+    assert not made["retrieval_score"].any()
+    assert not made["channel"].any()
+
+
+SCORES = st.integers(1, 12).flatmap(
+    lambda width: st.lists(
+        st.lists(st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 2.0]), min_size=width, max_size=width),
+        min_size=1,
+        max_size=5,
+    )
+)
+
+
+@given(SCORES, st.integers(1, 15))
+def test_nearest_is_a_full_sort_with_ties_by_place(scores, k):
+    found = nearest(np.array(scores, np.float32), k)
+    for row, places in zip(scores, found):
+        best = sorted((p for p in range(len(row)) if row[p] > -np.inf), key=lambda p: (-row[p], p))[:k]
+        assert places.tolist() == best + [-1] * (min(k, len(row)) - len(best))
+
+
+@given(st.permutations(range(8)), st.lists(st.booleans(), min_size=8, max_size=8), st.integers(0, 10))
+def test_the_first_eligible_keep_their_order(order, allowed, k):
+    found = first_eligible(np.array(order), np.array([allowed]), k)[0]
+    first = [place for place in order if allowed[place]][:k]
+    assert found.tolist() == first + [-1] * (min(k, 8) - len(first))
+
+
+@st.composite
+def two_channels(draw):
+    """Two ranked lists of distinct places, filled up with -1, and a size."""
+
+    def ranked(width):
+        places = draw(st.lists(st.integers(0, 12), unique=True, max_size=width))
+        return places + [-1] * (width - len(places))
+
+    return ranked(draw(st.integers(0, 9))), ranked(draw(st.integers(0, 6))), draw(st.integers(1, 9))
+
+
+@given(two_channels())
+def test_a_merge_keeps_the_quota_free_and_tells_every_channel(channels):
+    near, popular, size = channels
+    places, bits = merge(np.array([near], np.int64), np.array([popular], np.int64), size)
+    kept = max(size - len(popular), 0)
+    order = [*near[:kept], *popular, *near[kept:]]
+    expected = list(dict.fromkeys(place for place in order if place >= 0))[:size]
+    assert [place for place in places[0] if place >= 0] == expected
+    assert (places[0, len(expected) :] == -1).all()
+    for place, bit in zip(expected, bits[0]):
+        assert (place in near) == bool(bit & Channel.TWO_TOWER)
+        assert (place in popular) == bool(bit & Channel.TRENDING)
+    if len(popular) <= size:
+        assert {place for place in popular if place >= 0} <= set(expected)

@@ -1,0 +1,134 @@
+"""A user's state is what was stored and what the session adds; the moment is the market's own."""
+
+import datetime
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ensemble.errors import Code, RequestError
+from ensemble.stages.user_state import NULL_INTEGER, UserState
+from market.profiles import profile
+from tests.ensemble import synthetic
+
+LENGTH = synthetic.HISTORY
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory):
+    return synthetic.Worlds(tmp_path_factory.mktemp("worlds"))
+
+
+@pytest.fixture(scope="module")
+def world(worlds):
+    return worlds(5)
+
+
+def ask(stage, user="nobody", market="ID", time=synthetic.START, history=(), exclude=()):
+    """The stage's tensors of one request."""
+    made = stage(
+        user_id=np.array([user], object),
+        market=np.array([market], object),
+        time=np.array([time]),
+        history=np.array([list(history)], object).reshape(1, -1),
+        exclude=np.array([list(exclude)], object).reshape(1, -1),
+    )
+    return {name: array[0] for name, array in made.items()}
+
+
+def stored(release, row):
+    return [int(place) for place in release.array("user_history.npy")[row] if place >= 0]
+
+
+@given(st.integers(0, 9), st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_session_follows_the_stored_history_and_the_newest_stay(worlds, seed, data):
+    release = worlds(seed)
+    users, contents = release.array("user_id.npy").tolist(), release.array("text_content_id.npy").tolist()
+    sellers = release.array("text_seller_id.npy").tolist()
+    user = data.draw(st.sampled_from([*users, "nobody"]))
+    session = data.draw(st.lists(st.sampled_from([*contents, "", "unknown"]), max_size=8))
+    exclude = data.draw(st.lists(st.sampled_from([*contents, "", "unknown"]), max_size=8))
+    made = ask(UserState(release), user, history=session, exclude=exclude)
+    past = stored(release, users.index(user)) if user in users else []
+    both = past + [contents.index(content) for content in session if content in contents]
+    kept = both[-LENGTH:]
+    fill = [""] * (LENGTH - len(kept))
+    assert made["raw_hist_content_id"].tolist() == [contents[place] for place in kept] + fill
+    assert made["raw_hist_seller_id"].tolist() == [sellers[place] for place in kept] + fill
+    assert made["raw_history_length"] == len(kept)
+    hidden = {contents.index(content) for content in exclude if content in contents}
+    newest = set(kept) | {contents.index(content) for content in session if content in contents}
+    assert {place for place in made["seen"].tolist() if place >= 0} == newest | hidden
+
+
+def test_all_of_a_long_session_counts_as_seen(world):
+    contents = world.array("text_content_id.npy").tolist()
+    made = ask(UserState(world), history=contents)
+    assert set(range(len(contents))) <= set(made["seen"].tolist())
+
+
+def test_a_known_user_has_the_stored_attributes(world):
+    row = 1
+    made = ask(UserState(world), str(world.array("user_id.npy")[row]))
+    assert made["raw_language"] == world.array("attribute_language.npy")[row]
+    assert made["raw_age"] == world.array("attribute_age.npy")[row]
+    assert made["raw_spend"] == world.array("attribute_spend.npy")[row]
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_an_unknown_user_has_nulls_and_no_history(worlds, seed):
+    made = ask(UserState(worlds(seed)), "nobody")
+    assert made["raw_user_id"] == "nobody"
+    assert made["raw_language"] == ""
+    assert made["raw_age"] == NULL_INTEGER
+    assert made["raw_spend"] == 0
+    assert made["raw_history_length"] == 0
+    assert (made["raw_hist_content_id"] == "").all()
+    assert (made["seen"] == -1).all()
+
+
+@pytest.mark.parametrize("market", synthetic.MARKETS)
+@pytest.mark.parametrize("time", [synthetic.START, synthetic.START + 40_000, 0])
+def test_the_hour_is_the_local_one_of_the_market(world, market, time):
+    made = ask(UserState(world), market=market, time=time)
+    local = datetime.datetime.fromtimestamp(time, ZoneInfo(profile(market).timezone))
+    assert made["raw_hour"] == local.hour
+    assert made["raw_market"] == market
+    assert synthetic.MARKETS[made["market_index"]] == market
+
+
+def test_mixed_requests_are_answered_row_by_row(world):
+    stage = UserState(world)
+    users = [*world.array("user_id.npy")[:3], "nobody"]
+    markets, times = ["ID", "GB", "BR", "GB"], [synthetic.START + 9_000 * row for row in range(4)]
+    together = stage(
+        user_id=np.array(users, object),
+        market=np.array(markets, object),
+        time=np.array(times),
+        history=np.full((4, 0), "", object),
+        exclude=np.full((4, 0), "", object),
+    )
+    for row in range(4):
+        alone = ask(stage, users[row], markets[row], times[row])
+        for name, array in together.items():
+            np.testing.assert_array_equal(array[row], alone[name], name)
+
+
+def test_an_unknown_market_is_refused_with_those_that_are_served(world):
+    with pytest.raises(RequestError, match="unknown market 'FR' at row 0.*BR, GB, ID") as caught:
+        ask(UserState(world), market="FR")
+    assert caught.value.code is Code.NOT_FOUND
+
+
+@pytest.mark.parametrize("time", [-1, np.iinfo(np.int64).min, 4_102_444_800, np.iinfo(np.int64).max])
+def test_a_time_outside_the_calendar_is_refused(world, time):
+    with pytest.raises(RequestError, match="from 1970 to 2099") as caught:
+        ask(UserState(world), time=time)
+    assert caught.value.code is Code.INVALID_ARGUMENT
+
+
+def test_the_last_second_of_the_calendar_is_served(world):
+    assert ask(UserState(world), time=4_102_444_799)["raw_hour"] in range(24)
