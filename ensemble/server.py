@@ -319,7 +319,9 @@ def _environment(wheel: Path) -> dict[str, str]:
     # The stub finds its packages through the first `python` on the path.
     path = [str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)]
     changed = {"LD_LIBRARY_PATH": ":".join(libraries), "PATH": ":".join(path), "VIRTUAL_ENV": sys.prefix}
-    return {**os.environ, **changed}
+    # Stages are processes side by side: BLAS threads that wait for one another burn a core and gain nothing.
+    alone = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    return {**alone, **os.environ, **changed}
 
 
 def _ports(wanted: dict[str, int | None], host: str) -> dict[str, int]:
