@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.abc
-import importlib.machinery
 import sys
 import warnings
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 from workflows import runtime  # noqa: F401  (sets the environment before TensorFlow is imported)
 
 warnings.filterwarnings("ignore", module="merlin|tensorflow|keras")
 
+import keras.utils  # noqa: E402
 import tensorflow as tf  # noqa: E402
 import tensorflow.python as tensorflow_python  # noqa: E402
 
@@ -30,37 +32,40 @@ _KERAS_UTILS = ("tf_inspect", "tf_utils", "losses_utils", "metrics_utils", "laye
 
 
 class _MovedNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds a module under its new name when the old one is asked for and no longer there."""
+    """Answers an old name that is no longer there with the moved module itself, never with a second copy."""
 
-    def find_spec(self, name: str, path: object = None, target: object = None):
+    def find_spec(self, name: str, path: Sequence[str] | None, target: object = None) -> ModuleSpec | None:
         if name.startswith("keras.src"):
             return None
         for old, new in _MOVED.items():
             if name.startswith(old):
+                above = name.rpartition(".")[0]
+                moved_above = above in sys.modules and sys.modules[above].__name__ != above
+                # Below a moved package Python would find the files again and load them under the old name.
+                if not moved_above and PathFinder.find_spec(name, path) is not None:
+                    return None
                 try:
                     module = importlib.import_module(new + name[len(old) :])
                 except ImportError:
                     continue
-                spec = importlib.machinery.ModuleSpec(name, self)
-                spec.loader_state = module
+                spec = ModuleSpec(name, self)
+                spec.loader_state = module, module.__spec__
                 return spec
         return None
 
-    def create_module(self, spec) -> ModuleType:
-        return spec.loader_state
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return spec.loader_state[0]
 
     def exec_module(self, module: ModuleType) -> None:
-        pass
+        # Python has just given the module the spec of its old name; it keeps its own.
+        module.__spec__ = module.__spec__.loader_state[1] if module.__spec__ else None
 
 
-if not any(isinstance(finder, _MovedNames) for finder in sys.meta_path):
-    sys.meta_path.append(_MovedNames())
-    for _name in ("to_dlpack", "from_dlpack"):
-        if not hasattr(tensorflow_python, _name):
-            setattr(tensorflow_python, _name, getattr(tf.experimental.dlpack, _name))
-    import keras.utils
-
-    for _name in _KERAS_UTILS:
-        if not hasattr(keras.utils, _name):
-            setattr(keras.utils, _name, importlib.import_module(f"keras.src.utils.{_name}"))
-    tf.get_logger().setLevel("ERROR")
+sys.meta_path.insert(0, _MovedNames())
+for _name in ("to_dlpack", "from_dlpack"):
+    if not hasattr(tensorflow_python, _name):
+        setattr(tensorflow_python, _name, getattr(tf.experimental.dlpack, _name))
+for _name in _KERAS_UTILS:
+    if not hasattr(keras.utils, _name):
+        setattr(keras.utils, _name, importlib.import_module(f"keras.src.utils.{_name}"))
+tf.get_logger().setLevel("ERROR")
