@@ -195,17 +195,43 @@ class GraphFilter:
         self.item_inverse_root = _power(degree_item, -0.5)
         rank = min(self.rank, min(self.normalised.shape) - 1)
         start = np.random.default_rng(self.seed).normal(size=min(self.normalised.shape)).astype(np.float32)
-        _, _, self.items = svds(self.normalised, k=rank, v0=start)
+        vectors = svds(self.normalised, k=rank, v0=start, return_singular_vectors="vh")[2]
+        self.items = np.ascontiguousarray(vectors, dtype=np.float32)  # reversed views multiply without BLAS
         return self
 
     def scores(self, users: np.ndarray) -> np.ndarray:
         """float32[B, I]."""
         history = self.interactions[users]
-        # Almost every user shares an item with one of a block, so the second product is a dense one.
         linear = self.normalised.T @ (self.normalised @ history.T).toarray()
         low_pass = (history.multiply(self.item_inverse_root[None, :]).tocsr() @ self.items.T) @ self.items
         low_pass *= self.item_root[None, :]
         return (linear.T + self.alpha * low_pass).astype(np.float32)
+
+
+class Blended:
+    """A baseline's scores plus a little of the logarithm of each item's popularity.
+
+    Args:
+        baseline: what is added to.
+        popularity: per market.
+        weight: of log(1 + users of the item), in the unit of the baseline's scores.
+    """
+
+    def __init__(self, baseline: Baseline, popularity: Popularity, weight: float):
+        self.baseline = baseline
+        self.popularity = popularity
+        self.weight = weight
+
+    def fit(self, interactions: sp.csr_matrix) -> "Blended":
+        """Fits both parts."""
+        self.baseline.fit(interactions)
+        self.popularity.fit(interactions)
+        return self
+
+    def scores(self, users: np.ndarray) -> np.ndarray:
+        """float32[B, I]."""
+        popular = np.log1p(self.popularity.scores(users))
+        return (self.baseline.scores(users) + self.weight * popular).astype(np.float32)
 
 
 def _power(values: np.ndarray, exponent: float) -> np.ndarray:

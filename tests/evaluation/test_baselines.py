@@ -6,7 +6,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.baselines import EASE, GraphFilter, ItemKNN, Popularity
+from evaluation.baselines import EASE, Blended, GraphFilter, ItemKNN, Popularity
 
 
 def random_matrix(seed: int, users: int = 40, items: int = 12) -> sp.csr_matrix:
@@ -95,6 +95,16 @@ def test_the_graph_filter_is_the_one_of_its_paper(rank):
     expected = dense @ (normalised.T @ normalised + 0.3 * low)
     scores = GraphFilter(rank).fit(matrix).scores(np.arange(40))
     np.testing.assert_allclose(scores, expected, atol=1e-4)
+
+
+def test_a_blend_adds_the_logarithm_of_the_popularity_of_the_market():
+    matrix = random_matrix(4)
+    groups = np.arange(40) % 2
+    users = np.array([0, 1])
+    counts = Popularity(groups).fit(matrix).scores(users)
+    expected = EASE(5.0).fit(matrix).scores(users) + 0.1 * np.log1p(counts)
+    blended = Blended(EASE(5.0), Popularity(groups), 0.1).fit(matrix)
+    np.testing.assert_allclose(blended.scores(users), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("build", [Popularity, lambda: EASE(2.0), ItemKNN, GraphFilter])
