@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnxruntime
 
+from ensemble.errors import Code, RequestError
 from ensemble.plan import Plan
 from ensemble.release import Release
 from ensemble.stages import build
@@ -74,6 +75,8 @@ class Cascade:
             RequestError: as the server would answer.
         """
         made = dict(check_inputs(REQUEST, request))
+        if not len(made["user_id"]):
+            raise RequestError(Code.INVALID_ARGUMENT, "the batch has no rows; send at least one request")
         for step in self.steps:
             result = self.run[step.name](**{spec.name: made[spec.name] for spec in step.inputs})
             made.update(result)

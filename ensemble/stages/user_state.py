@@ -90,7 +90,8 @@ class UserState:
                 f"tensor 'time' holds {int(time[first])} at row {first}; send seconds from 1970 to 2099",
             )
         row, session = self.users(user_id), self.contents(history)
-        past = self._history(row, session)
+        stored = self._stored(row)
+        past = self._latest(np.concatenate([stored, session], axis=1))
         columns: dict[str, np.ndarray] = {}
         context = local_context(market.astype(str), time)
         for column in self.plan.columns:
@@ -108,7 +109,8 @@ class UserState:
                     "history_length": (past >= 0).sum(axis=1).astype(np.float32),
                 }[column.name]
             columns[f"raw_{column.name}"] = values
-        seen = np.concatenate([past, session, self.contents(exclude)], axis=1)
+        # A long session pushes the stored history out of the query, not out of what was seen.
+        seen = np.concatenate([stored, session, self.contents(exclude)], axis=1)
         return columns | {"market_index": market_index, "seen": seen}
 
     def _market_index(self, market: np.ndarray) -> np.ndarray:
@@ -127,13 +129,16 @@ class UserState:
             return np.full(len(row), null, _DTYPE[kind])
         return np.where(row >= 0, self.attributes[name][np.maximum(row, 0)], null).astype(_DTYPE[kind])
 
-    def _history(self, row: np.ndarray, session: np.ndarray) -> np.ndarray:
-        """Stored history and the session's, oldest first, the last L, left-aligned, int64[B, L], -1 fills."""
-        length = self.plan.history_length
-        stored = np.full((len(row), length), -1, np.int64)
+    def _stored(self, row: np.ndarray) -> np.ndarray:
+        """Stored histories of users, int64[B, L], -1 fills."""
+        stored = np.full((len(row), self.plan.history_length), -1, np.int64)
         known = row >= 0
         stored[known] = self.history[row[known]]
-        both = np.concatenate([stored, session], axis=1)
+        return stored
+
+    def _latest(self, history: np.ndarray) -> np.ndarray:
+        """The last L contents of histories with gaps of -1, oldest first, left-aligned, int64[B, L]."""
         # A stable sort by "absent" moves absences to the front and keeps the order of events.
-        both = np.take_along_axis(both, np.argsort(both >= 0, axis=1, kind="stable"), axis=1)[:, -length:]
-        return np.take_along_axis(both, np.argsort(both < 0, axis=1, kind="stable"), axis=1)
+        order = np.argsort(history >= 0, axis=1, kind="stable")[:, -self.plan.history_length :]
+        last = np.take_along_axis(history, order, axis=1)
+        return np.take_along_axis(last, np.argsort(last < 0, axis=1, kind="stable"), axis=1)

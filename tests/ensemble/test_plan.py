@@ -1,5 +1,7 @@
 """A plan survives its file, and knobs that contradict one another are refused by name."""
 
+import re
+
 import pytest
 
 from ensemble.plan import WEIGHTS, CascadeConfig, Plan
@@ -27,13 +29,12 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
         ({"pool": 201}, "pool 201 <= candidates 200"),
         ({"trending_quota": 201}, "trending_quota is 201"),
         ({"trending_quota": -1}, "trending_quota is -1"),
-        ({"weights": {"clicks": 1.0}}, "'clicks'; there are relevant, click"),
+        ({"weights": {"clicks": 1.0}}, "has 'clicks'; there are relevant, click"),
     ],
 )
 def test_knobs_out_of_range_are_refused_by_name(knobs, named):
-    with pytest.raises(ValueError, match="^cascade") as caught:
+    with pytest.raises(ValueError, match=re.escape(named)):
         CascadeConfig(**knobs)
-    assert named in str(caught.value)
 
 
 def test_every_task_of_the_ranker_has_a_worth():

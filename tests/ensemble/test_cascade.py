@@ -1,0 +1,149 @@
+"""The whole cascade in this process: its feeds keep every rule, and bad requests are told what is wrong."""
+
+import numpy as np
+import pytest
+
+from ensemble.cascade import Cascade, reply
+from ensemble.errors import RequestError
+from ensemble.stages.user_state import REQUEST
+from ensemble.steps import check_wiring
+from tests.ensemble.asking import BROKEN, requests
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cascade(small_release):
+    return Cascade(small_release)
+
+
+def places(release, ids):
+    """Places of text ids in the contents table."""
+    place = {text: row for row, text in enumerate(release.array("text_content_id.npy").tolist())}
+    return [place[text] for text in ids if text]
+
+
+def test_the_steps_fit_together(cascade):
+    check_wiring(cascade.steps, REQUEST, reply(cascade.plan))
+
+
+def test_a_reply_is_as_declared(cascade, small_release):
+    made = cascade(requests(small_release, 5))
+    assert list(made) == [spec.name for spec in reply(cascade.plan)]
+    for spec in reply(cascade.plan):
+        assert made[spec.name].dtype == spec.dtype
+        assert made[spec.name].shape == (5, *spec.shape)
+
+
+def test_only_eligible_contents_are_served_and_none_twice(cascade, small_release):
+    request = requests(small_release, 64, seed=1)
+    served = cascade(request)["content_id"]
+    opens, ends = small_release.array("created_at.npy"), small_release.array("ended_at.npy")
+    available, history = small_release.array("available.npy"), small_release.array("user_history.npy")
+    users = {text: row for row, text in enumerate(small_release.array("user_id.npy").tolist())}
+    for row, ids in enumerate(served):
+        found = places(small_release, ids)
+        market, time = cascade.plan.markets.index(request["market"][row]), request["time"][row]
+        assert len(found) == cascade.plan.config.slate == len(set(found))
+        assert available[market, found].all()
+        assert (opens[found] <= time).all()
+        assert (time < ends[found]).all()
+        assert not set(ids) & {*request["history"][row], *request["exclude"][row]}
+        if (user := users.get(request["user_id"][row])) is not None:
+            assert not set(found) & set(history[user].tolist())
+
+
+def test_an_ended_room_is_never_served(cascade, small_release):
+    ended = small_release.array("ended_at.npy")
+    room = int(np.flatnonzero(ended < ended.max())[0])
+    request = requests(small_release, 16, seed=2)
+    live = cascade(request | {"time": np.full(16, ended[room] - 1)})
+    request["time"][:] = ended[room]
+    after = cascade(request)
+    text = small_release.array("text_content_id.npy")[room]
+    assert text not in after["content_id"]
+    assert live["content_id"].shape == after["content_id"].shape
+
+
+def test_a_batch_equals_its_requests_one_by_one(cascade, small_release):
+    request = requests(small_release, 24, seed=3)
+    batch = cascade(request)
+    alone = [cascade({name: array[[row]] for name, array in request.items()}) for row in range(24)]
+    for name, array in batch.items():
+        one = np.concatenate([made[name] for made in alone])
+        if array.dtype.kind == "f":
+            np.testing.assert_allclose(array, one, atol=1e-5, err_msg=name)
+        else:
+            np.testing.assert_array_equal(array, one, name)
+
+
+def test_values_and_probabilities_are_finite_and_blended_as_declared(cascade, small_release):
+    made = cascade(requests(small_release, 32, seed=4))
+    probabilities = made["slate_probabilities"]
+    assert ((probabilities >= 0) & (probabilities <= 1)).all()
+    weights = np.array([cascade.plan.config.weights[task] for task in cascade.plan.tasks])
+    np.testing.assert_allclose(made["slate_value"], probabilities @ weights, atol=1e-5)
+
+
+def test_unknown_users_of_a_market_share_its_cold_feed(cascade, small_release):
+    request = requests(small_release, 4)
+    request |= {
+        "user_id": np.array(["nobody", "stranger", "nobody", "stranger"], object),
+        "market": np.array(["ID", "ID", "GB", "GB"], object),
+        "time": np.full(4, cascade.plan.as_of),
+        "history": np.full((4, 0), "", object),
+        "exclude": np.full((4, 0), "", object),
+        "diversity": np.zeros(4, np.float32),
+    }
+    made = cascade(request)["content_id"]
+    assert (made != "").all()
+    assert made[0].tolist() == made[1].tolist()
+    assert made[2].tolist() == made[3].tolist()
+    assert made[0].tolist() != made[2].tolist()
+
+
+def test_what_a_person_wants_now_moves_the_feed(cascade, small_release):
+    request = {name: array[:1] for name, array in requests(small_release, 1).items()}
+    request |= {"user_id": np.array(["nobody"], object), "history": np.full((1, 0), "", object)}
+    cold = cascade(request)
+    wanted = small_release.array("text_content_id.npy")[np.arange(6)].astype(object)
+    warm = cascade(request | {"history": wanted[None]})
+    assert not np.array_equal(cold["slate_retrieval_score"], warm["slate_retrieval_score"])
+
+
+def test_a_content_wanted_again_and_again_in_a_session_is_no_error(cascade, small_release):
+    request = requests(small_release, 2)
+    text = small_release.array("text_content_id.npy")[0]
+    made = cascade(request | {"history": np.full((2, 300), text, object)})["content_id"]
+    assert (made != "").all()
+    assert text not in made
+
+
+@pytest.mark.parametrize("count", [10_000, None])
+def test_the_excluded_are_never_served_and_the_slate_is_as_full_as_what_is_left(
+    cascade, small_release, count
+):
+    texts = small_release.array("text_content_id.npy").astype(object)
+    kept = texts[::4] if count else texts[:0]
+    exclude = np.setdiff1d(texts, kept)
+    exclude = np.concatenate([exclude, [f"unknown-{i}" for i in range((count or len(texts)) - len(exclude))]])
+    request = requests(small_release, 3) | {"exclude": np.tile(exclude.astype(object), (3, 1))}
+    request["history"][:] = ""
+    request["user_id"][:] = "nobody"
+    made = cascade(request)
+    assert not set(made["content_id"].ravel()) & set(exclude)
+    if count:
+        assert (made["content_id"] != "").all()
+    else:
+        assert (made["content_id"] == "").all()
+        assert not made["slate_value"].any()
+
+
+@pytest.mark.parametrize("wrong", BROKEN)
+def test_a_broken_request_is_told_what_is_wrong(cascade, small_release, wrong):
+    broken, code = BROKEN[wrong]
+    with pytest.raises(RequestError) as caught:
+        cascade(broken(requests(small_release, 3)))
+    assert caught.value.code is code
+    assert "\n" not in caught.value.message
+    assert "/" not in caught.value.message

@@ -1,0 +1,112 @@
+"""The client packs requests, reads replies, and turns every failure into a code and one line."""
+
+import socket
+import time
+
+import numpy as np
+import pytest
+
+from ensemble.cascade import Cascade
+from ensemble.client import FeedClient, FeedRequest, Slate, connect, pack, unpack
+from ensemble.errors import Code, RequestError
+from ensemble.stages.reordering import Reason
+from ensemble.stages.user_state import REQUEST
+from ensemble.steps import check_inputs
+
+
+def test_requests_are_packed_as_the_cascade_reads_them():
+    packed = pack(
+        [
+            FeedRequest("ana", "BR", 10, ("a", "b"), (), 0.5),
+            FeedRequest("budi", "ID", 20, (), ("c",), 0.0),
+        ]
+    )
+    assert packed["history"].tolist() == [["a", "b"], ["", ""]]
+    assert packed["exclude"].tolist() == [[""], ["c"]]
+    assert packed["time"].tolist() == [10, 20]
+    assert packed["diversity"].tolist() == [0.5, 0.0]
+    check_inputs(REQUEST, packed)
+
+
+def test_requests_without_a_past_are_packed_with_lists_of_no_width():
+    packed = pack([FeedRequest("ana", "BR", 10)])
+    assert packed["history"].shape == packed["exclude"].shape == (1, 0)
+    check_inputs(REQUEST, packed)
+
+
+def test_places_without_an_item_are_left_out_of_a_slate():
+    reply = {
+        "content_id": np.array([[b"a", b"b", b""], ["", "", ""]], object),
+        "slate_channel": np.array([[1, 3, 0], [0, 0, 0]]),
+        "slate_reason": np.array([[0, 2, 0], [0, 0, 0]]),
+        "slate_retrieval_rank": np.array([[4, 1, 0], [0, 0, 0]]),
+        "slate_retrieval_score": np.zeros((2, 3)),
+        "slate_probabilities": np.tile(np.array([0.25, 0.75]), (2, 3, 1)),
+        "slate_value": np.array([[2.0, 1.0, 0], [0, 0, 0]]),
+    }
+    full, empty = unpack(reply, ("click", "order"))
+    assert [item.content for item in full.items] == ["a", "b"]
+    assert [item.channels for item in full.items] == [("two-tower",), ("two-tower", "trending")]
+    assert [item.retrieval_rank for item in full.items] == [4, 1]
+    assert full.items[0].probabilities == {"click": 0.25, "order": 0.75}
+    assert [item.value for item in full.items] == [2.0, 1.0]
+    assert [item.reason for item in full.items] == [Reason.VALUE.text, Reason.CAP.text]
+    assert empty == Slate(())
+
+
+def test_where_no_server_answers_the_code_says_unavailable():
+    with FeedClient("127.0.0.1:1", timeout_s=2) as client, pytest.raises(RequestError) as caught:
+        client.infer(pack([FeedRequest("ana", "BR", 10)]))
+    assert caught.value.code is Code.UNAVAILABLE
+
+
+def test_a_server_that_never_answers_is_given_up_in_time():
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        start = time.monotonic()
+        with (
+            FeedClient(f"127.0.0.1:{deaf.getsockname()[1]}", timeout_s=0.5) as client,
+            pytest.raises(RequestError) as caught,
+        ):
+            client.infer(pack([FeedRequest("ana", "BR", 10)]))
+    assert caught.value.code is Code.UNAVAILABLE
+    assert "no reply within 0.5 s" in caught.value.message
+    assert time.monotonic() - start < 5
+
+
+def test_connecting_says_what_to_do_where_no_server_answers():
+    with pytest.raises(RequestError) as caught, connect("127.0.0.1:1"):
+        pass
+    assert caught.value.message.startswith("no feed is served at 127.0.0.1:1 (")
+    assert caught.value.message.endswith("start `pasar serve`, or give --url")
+    assert "\n" not in caught.value.message
+
+
+def test_a_dtype_that_no_server_reads_is_refused_before_it_is_sent():
+    request = pack([FeedRequest("ana", "BR", 10)]) | {"time": np.array([1], "datetime64[s]")}
+    with FeedClient("127.0.0.1:1") as client, pytest.raises(RequestError, match="'time' has dtype datetime"):
+        client.infer(request)
+
+
+@pytest.mark.slow
+def test_slates_come_back_with_the_tasks_of_the_served_ranker(feed_server, small_release):
+    cascade = Cascade(small_release)
+    requests = [
+        FeedRequest(str(user), market, cascade.plan.as_of)
+        for user in small_release.array("user_id.npy")[:3]
+        for market in cascade.plan.markets
+    ]
+    with connect(feed_server.grpc_url) as client:
+        assert client.tasks == cascade.plan.tasks
+        slates = client.feed(requests)
+    assert slates == unpack(cascade(pack(requests)), cascade.plan.tasks)
+    assert all(len(slate.items) == cascade.plan.config.slate for slate in slates)
+
+
+@pytest.mark.slow
+def test_text_may_come_as_a_plain_array_of_text(feed_server, small_release):
+    request = pack([FeedRequest("ana", "ID", Cascade(small_release).plan.as_of)])
+    with FeedClient(feed_server.grpc_url) as client:
+        plain = client.infer(request | {"user_id": np.array(["ana"])})
+        assert plain["content_id"].tolist() == client.infer(request)["content_id"].tolist()

@@ -1,0 +1,189 @@
+"""A release says what the trained models say, and appears, or is replaced, whole or not at all."""
+
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+
+import ensemble.build
+import ensemble.export
+from ensemble.build import build_release
+from ensemble.cascade import Cascade, cascade_steps
+from ensemble.export import content_vectors, write_release
+from ensemble.plan import Plan
+from ensemble.release import Release
+from ensemble.stages.user_state import NULL_INTEGER
+from evaluation.report import raw_arrays
+from models.batches import RankingBatches
+from models.ranker import predict, task_labels, train_ranker
+from models.two_tower import encode, train_two_tower
+from workflows.examples import TEST, content_frame, query_tables, user_frame
+
+pytestmark = pytest.mark.slow
+
+PAIRS = 200
+
+
+@pytest.fixture(scope="module")
+def models(small_build):
+    """The build's Keras models; training that has ended gives them back as they were."""
+    data, config, work = small_build.built.data, small_build.config, small_build.folder / "build" / "work"
+    two_tower, _ = train_two_tower(data, config.two_tower, work / "two_tower", config.seed)
+    ranker, tasks, _ = train_ranker(data, config.ranker, work / "ranker", config.seed)
+    return two_tower, ranker, tasks
+
+
+@pytest.fixture(scope="module")
+def test_pairs(small_build):
+    """Rows of test pairs, and the raw columns of their queries as the served graph reads them."""
+    examples = small_build.built.data.examples
+    rows = np.arange(examples.pairs.rows(TEST).start, examples.pairs.rows(TEST).stop)[:PAIRS]
+    return rows, raw_arrays(next(query_tables(examples, examples.pairs.query[rows])))
+
+
+def query_step(cascade, raw):
+    return cascade.run["query"](**{spec.name: raw[spec.name] for spec in cascade.steps[1].inputs})
+
+
+def test_the_query_graph_says_what_the_query_tower_says(small_build, small_release, models, test_pairs):
+    rows, raw = test_pairs
+    data = small_build.built.data
+    made = query_step(Cascade(small_release), raw)["query_vector"]
+    expected = encode(models[0].query_encoder, data.query_arrays(data.examples.pairs.query[rows]))
+    np.testing.assert_allclose(made, expected, atol=1e-5)
+
+
+def test_the_graphs_say_what_the_ranker_says_from_raw_columns_on(
+    small_build, small_release, models, test_pairs
+):
+    rows, raw = test_pairs
+    data, (_, ranker, tasks) = small_build.built.data, models
+    labels = task_labels(data.examples, small_build.config.ranker.min_outcomes)
+    batches = RankingBatches(data, rows, labels, batch_size=64, shuffle=False)
+    expected, _ = predict(ranker, batches, tasks)
+    cascade = Cascade(small_release)
+    made = query_step(cascade, raw)
+    query, content = data.examples.pairs.query[rows], data.examples.pairs.content[rows]
+    retrieval = cascade.run["retrieval"]
+    served = retrieval.describe(
+        content[:, None].astype(np.int64),
+        data.examples.queries.market[query].astype(np.int64),
+        data.examples.queries.time[query],
+    )
+    # What a pair knows of popularity is that of its own moment while training, the latest while serving.
+    pairs = data.pair_arrays(query, content, np.zeros(len(rows), bool))
+    own = np.concatenate(list(pairs.values()), axis=1)[:, None]
+    served["content_numbers"] = np.concatenate(
+        [served["content_numbers"][..., : -own.shape[-1]], own], axis=-1
+    )
+    packed = {name: made[name] for name in ("query_ids", "query_lists", "query_numbers")}
+    probabilities = cascade.run["ranking"](**packed, **served)["probabilities"]
+    np.testing.assert_allclose(probabilities[:, 0], expected, atol=1e-5)
+    assert cascade.plan.tasks == tasks
+
+
+def test_the_content_graph_reproduces_the_vectors_and_the_content_tower(small_build, small_release, models):
+    data = small_build.built.data
+    stored = small_release.array("content_vectors.npy")
+    graph = onnx.load(str(small_release.onnx_path("content.onnx")))
+    made = content_vectors(graph, content_frame(data.examples.contents), batch=100)
+    np.testing.assert_allclose(made, stored, atol=1e-6)
+    tower = encode(models[0].candidate_encoder, data.content_arrays(np.arange(len(stored))))
+    np.testing.assert_allclose(stored, tower, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(stored, axis=1), 1, atol=1e-5)
+
+
+def test_a_served_user_is_the_user_of_the_examples(small_build, small_release):
+    """What user-state writes for a stored user equals the raw columns that training would read."""
+    examples = small_build.built.data.examples
+    stage, plan = Cascade(small_release).run["user_state"], Plan.of(small_release)
+    users = examples.users.head(20)
+    made = stage(
+        user_id=users["user_id"].to_numpy(object),
+        market=users["market"].to_numpy(object),
+        time=np.full(len(users), plan.as_of),
+        history=np.full((len(users), 0), "", object),
+        exclude=np.full((len(users), 0), "", object),
+    )
+    frame = user_frame(users)
+    for column in (column for column in plan.columns if column.source == "user"):
+        assert column.kind == "string"
+        assert made[f"raw_{column.name}"].tolist() == frame[column.name].fillna("").tolist()
+    contents = small_release.array("text_content_id.npy")
+    for row, history in enumerate(examples.latest_history[:20]):
+        known = history[history >= 0]
+        assert made["raw_hist_content_id"][row][: len(known)].tolist() == contents[known].tolist()
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "expected"),
+    [
+        (pd.Series(["a", None], dtype=object), "string", ["a", ""]),
+        (pd.Series([3, None], dtype="Int64"), "integer", [3, NULL_INTEGER]),
+        (pd.Series([1.5, None]), "number", [1.5, 0.0]),
+    ],
+)
+def test_nulls_of_users_are_stored_as_the_stage_writes_those_of_strangers(values, kind, expected):
+    stored = ensemble.export._attribute(values, kind)
+    assert stored.tolist() == expected
+    assert not stored.dtype.hasobject
+
+
+def test_moments_and_groups_that_are_unknown_have_their_own_codes():
+    contents = pd.DataFrame({"ended_at": pd.array([5, None], "Int64"), "seller_id": ["b", None]})
+    assert ensemble.export._seconds(contents, "ended_at", 99).tolist() == [5, 99]
+    assert ensemble.export._seconds(contents, "created_at", 0).tolist() == [0, 0]
+    assert ensemble.export._codes(contents, "seller_id").tolist() == [0, -1]
+    assert ensemble.export._codes(contents, "category").tolist() == [-1, -1]
+
+
+def test_a_release_that_could_not_be_finished_leaves_nothing(small_build, models, tmp_path, monkeypatch):
+    two_tower, ranker, tasks = models
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ensemble.export, "content_vectors", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_release(
+            tmp_path / "release",
+            name="broken",
+            data=small_build.built.data,
+            two_tower=two_tower,
+            ranker=ranker,
+            tasks=tasks,
+            config=small_build.config.cascade,
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_release_says_its_tasks_and_how_training_went(small_release):
+    assert small_release.info["feed"]["tasks"].split(",") == list(Plan.of(small_release).tasks)
+    assert small_release.info["two_tower"]["best_epoch"] == 1
+    assert small_release.info["ranker"]["validation"]
+
+
+def test_a_build_that_fails_keeps_the_old_release(small_build, small_world_dataset, monkeypatch):
+    folder = small_build.folder / "build"
+    before = Release.open(folder / "release").created
+
+    def fail(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(ensemble.build, "train_two_tower", fail)
+    with pytest.raises(OSError, match="no space left"):
+        build_release(small_world_dataset, folder, small_build.config)
+    kept = Release.open(folder / "release")
+    assert kept.created == before
+    assert sorted(path.name for path in folder.iterdir()) == ["release", "work"]
+
+
+def test_another_seed_replaces_the_release_with_one_of_the_same_borders(small_release, command_build):
+    assert command_build.replaced.info["seed"] == small_release.info["seed"]
+    assert command_build.release.info["seed"] != small_release.info["seed"]
+    old, new = (r.array("content_vectors.npy") for r in (small_release, command_build.release))
+    assert old.shape == new.shape
+    assert not np.allclose(old, new)
+    assert cascade_steps(Plan.of(small_release)) == cascade_steps(Plan.of(command_build.release))
+    folder = command_build.release.path.parent
+    assert sorted(path.name for path in folder.iterdir()) == ["release", "report.json", "work"]

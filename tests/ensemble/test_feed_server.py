@@ -1,0 +1,84 @@
+"""The real Triton server of the small release: it answers as the cascade in this process does."""
+
+import numpy as np
+import pytest
+
+from ensemble.cascade import Cascade
+from ensemble.client import FeedClient
+from ensemble.errors import RequestError
+from tests.ensemble.asking import BROKEN, requests
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cascade(small_release):
+    return Cascade(small_release)
+
+
+@pytest.fixture
+def client(feed_server):
+    with FeedClient(feed_server.grpc_url) as connected:
+        yield connected
+
+
+def decoded(array):
+    """Text as it comes over the wire, as `str`."""
+    if array.dtype != object:
+        return array
+    text = np.empty(array.size, object)
+    text[:] = [item.decode() for item in array.ravel()]
+    return text.reshape(array.shape)
+
+
+def assert_same(reply, expected):
+    assert set(reply) == set(expected)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(decoded(reply[name]), array, name)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 64])
+def test_a_reply_equals_the_cascade_in_this_process_tensor_for_tensor(client, cascade, small_release, rows):
+    request = requests(small_release, rows, seed=rows)
+    assert rows == 1 or len(set(request["market"])) > 1
+    assert_same(client.infer(request), cascade(request))
+
+
+def test_empty_histories_and_exclusions_travel(client, cascade, small_release):
+    request = requests(small_release, 3)
+    request |= {"history": np.empty((3, 0), object), "exclude": np.empty((3, 0), object)}
+    assert_same(client.infer(request), cascade(request))
+
+
+def test_ten_thousand_exclusions_are_obeyed(client, cascade, small_release):
+    texts = small_release.array("text_content_id.npy").astype(object)
+    exclude = np.concatenate([texts[::2], [f"unknown-{i}" for i in range(10_000 - len(texts[::2]))]])
+    request = requests(small_release, 2) | {"exclude": np.tile(exclude.astype(object), (2, 1))}
+    reply = client.infer(request)
+    assert_same(reply, cascade(request))
+    served = decoded(reply["content_id"])
+    assert (served != "").all()
+    assert not set(served.ravel()) & set(exclude)
+
+
+def test_everything_excluded_gives_an_empty_slate(client, small_release):
+    texts = small_release.array("text_content_id.npy").astype(object)
+    reply = client.infer(requests(small_release, 2) | {"exclude": np.tile(texts, (2, 1))})
+    assert (decoded(reply["content_id"]) == "").all()
+
+
+@pytest.mark.parametrize("wrong", BROKEN)
+def test_a_broken_request_gets_a_typed_error_and_the_next_one_its_feed(client, cascade, small_release, wrong):
+    broken, code = BROKEN[wrong]
+    request = requests(small_release, 3)
+    with pytest.raises(RequestError) as caught:
+        client.infer(broken(request))
+    assert caught.value.code is code, caught.value.message
+    assert "/work" not in caught.value.message
+    assert "Traceback" not in caught.value.message
+    assert_same(client.infer(request), cascade(request))
+
+
+def test_more_rows_than_a_batch_may_have_are_refused_with_the_limit(client, small_release):
+    with pytest.raises(RequestError, match="64"):
+        client.infer(requests(small_release, 65))

@@ -1,0 +1,150 @@
+"""Serving knows no training library, a release is data, packages import as the architecture says."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ensemble.cascade import Cascade
+from tests.ensemble.asking import requests
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+MAY_IMPORT = {
+    "market": set(),
+    "supply": {"market"},
+    "workflows": {"market"},
+    "models": {"market", "workflows"},
+    "ensemble": {"market", "supply"},
+    "triton_repo": {"ensemble"},
+    "feedback": {"market", "supply"},
+    "evaluation": {"market", "supply", "workflows", "models", "ensemble", "triton_repo", "feedback"},
+    "pasar": {
+        "market",
+        "supply",
+        "workflows",
+        "models",
+        "ensemble",
+        "triton_repo",
+        "feedback",
+        "evaluation",
+    },
+}
+"""Package → packages of ours that it may import."""
+
+BUILDERS = {"export.py", "build.py"}
+"""Files of `ensemble` that may import models and workflows as well."""
+
+SERVE_BEHIND_THE_WALL = """
+import importlib, json, pickle, sys
+import numpy as np
+
+BLOCKED = {
+    "tensorflow", "keras", "merlin", "nvtabular", "pandas", "dask", "distributed", "cudf", "pyarrow",
+    "cloudpickle", "joblib", "sklearn", "torch", "models", "workflows", "evaluation",
+}
+
+class Wall:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ImportError(f"{name} is behind the wall")
+
+sys.meta_path.insert(0, Wall())
+
+def refused(*args, **kwargs):
+    raise AssertionError("a pickle was read")
+
+pickle.load = pickle.loads = pickle.Unpickler = refused
+read = np.load
+
+def plain(file, *args, allow_pickle=False, **kwargs):
+    assert not allow_pickle
+    return read(file, *args, allow_pickle=False, **kwargs)
+
+np.load = plain
+
+release_path, request_path, reply_path, *stages = sys.argv[1:]
+for name in stages:
+    importlib.import_module(f"ensemble.stages.{name}")
+import ensemble.triton, ensemble.client
+from ensemble.cascade import Cascade
+from ensemble.release import Release
+
+request = {}
+for name, value in json.load(open(request_path)).items():
+    request[name] = np.array(value["values"], value["dtype"]).reshape(value["shape"])
+reply = Cascade(Release.open(release_path))(request)
+assert not BLOCKED & {name.partition(".")[0] for name in sys.modules}
+json.dump({name: array.tolist() for name, array in reply.items()}, open(reply_path, "w"))
+"""
+
+
+@pytest.mark.slow
+def test_a_request_is_served_where_no_training_library_can_be_imported(small_release, tmp_path):
+    request = requests(small_release, 4)
+    written = {
+        name: {"values": array.ravel().tolist(), "dtype": str(array.dtype), "shape": array.shape}
+        for name, array in request.items()
+    }
+    (tmp_path / "request.json").write_text(json.dumps(written))
+    stages = [file.stem for file in (REPOSITORY / "ensemble" / "stages").glob("*.py")]
+    files = [small_release.path, tmp_path / "request.json", tmp_path / "reply.json"]
+    command = [sys.executable, "-c", SERVE_BEHIND_THE_WALL, *map(str, files)]
+    command += [stage for stage in stages if stage != "__init__"]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    reply = json.loads((tmp_path / "reply.json").read_text())
+    for name, array in Cascade(small_release)(request).items():
+        np.testing.assert_array_equal(np.array(reply[name], array.dtype), array, name)
+
+
+@pytest.mark.slow
+def test_a_release_holds_graphs_arrays_and_json_alone(small_release):
+    files = sorted(file.name for file in small_release.path.iterdir())
+    assert {Path(file).suffix for file in files} == {".onnx", ".npy", ".json"}
+    for file in files:
+        if file.endswith(".npy"):
+            assert not np.load(small_release.path / file, allow_pickle=False).dtype.hasobject
+
+
+def imports(file: Path) -> set[str]:
+    """Top-level names that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_a_package_imports_only_those_that_the_architecture_allows(package):
+    for file in (REPOSITORY / package).rglob("*.py"):
+        allowed = {package} | MAY_IMPORT[package]
+        if package == "ensemble" and file.name in BUILDERS:
+            allowed |= {"models", "workflows"}
+        strangers = imports(file) & set(MAY_IMPORT) - allowed
+        assert not strangers, f"{file.relative_to(REPOSITORY)} imports {', '.join(sorted(strangers))}"
+
+
+def test_the_stages_know_neither_builder():
+    """A stage that imported `ensemble.export` or `ensemble.build` would bring the training stack with it."""
+    for file in (REPOSITORY / "ensemble").rglob("*.py"):
+        if file.name in BUILDERS:
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                names = {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+                assert not names & {"ensemble.export", "ensemble.build"}, file.name
+
+
+@pytest.mark.parametrize(
+    "package", [name for name in MAY_IMPORT if (REPOSITORY / name / "__init__.py").is_file()]
+)
+def test_importing_a_package_imports_nothing(package):
+    assert not imports(REPOSITORY / package / "__init__.py")
