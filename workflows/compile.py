@@ -139,16 +139,27 @@ def compile_workflow(
         UnsupportedOperator: an operator, or the way it is used, cannot become ONNX.
         ValueError: the workflow is not fitted, or `list_lengths` names a column that is not a list output.
     """
+    graph = Graph()
+    return graph.model(name, write_outputs(graph, workflow, list_lengths))
+
+
+def write_outputs(
+    graph: Graph, workflow: Workflow, list_lengths: Mapping[str, int] | None = None
+) -> dict[str, tuple[str, list[str | int]]]:
+    """Compile every output of a fitted workflow into `graph`; see `compile_workflow`.
+
+    Returns:
+        For each output's name in the graph, the value that it carries and its dimensions.
+    """
     fitting = workflow.graph.get_nodes_by_op_type([workflow.output_node], ops.StatOperator)
     if workflow.output_schema is None or not all(node.op.fitted for node in fitting):
         raise ValueError("the workflow is not fitted; call workflow.fit(dataset) before it is compiled")
     lengths = dict(list_lengths or {})
     names = workflow.output_schema.column_names
-    graph = Graph()
     outputs: dict[str, tuple[str, list[str | int]]] = {}
     memo: dict[tuple[int, str], Column] = {}
     for column_name in names:
-        column = _column(graph, workflow, workflow.output_node, column_name, memo)
+        column = write_column(graph, workflow, workflow.output_node, column_name, memo)
         dims: list[str | int] = ["batch"]
         if column.present is not None:
             if column_name in lengths:
@@ -161,13 +172,13 @@ def compile_workflow(
             f"list_lengths names {sorted(lengths)}, which are not list outputs of the workflow; "
             f"its outputs are {names}"
         )
-    return graph.model(name, outputs)
+    return outputs
 
 
-def _column(
+def write_column(
     graph: Graph, workflow: Workflow, node: Node, name: str, memo: dict[tuple[int, str], Column]
 ) -> Column:
-    """Compile output column `name` of a node, and what it needs upstream; each only once."""
+    """Compile output column `name` of a node, and what it needs upstream; each only once in a `memo`."""
     key = (id(node), name)
     if key in memo:
         return memo[key]
@@ -176,7 +187,7 @@ def _column(
         # Of two upstream columns with one name NVTabular keeps the later.
         for upstream in reversed(node.parents_with_dependencies):
             if source in upstream.output_schema.column_names:
-                return _column(graph, workflow, upstream, source, memo)
+                return write_column(graph, workflow, upstream, source, memo)
         return graph.once(("raw", source), partial(_raw, graph, workflow, source))
 
     operator = type(node.op)

@@ -284,11 +284,12 @@ def test_statistics_and_combinations_are_looked_up_as_nvtabular_does(
 
 
 def test_a_batch_may_be_empty(
-    categories: Compiled, lists: Compiled, numbers: Compiled, encodings: Compiled
+    categories: Compiled, lists: Compiled, numbers: Compiled, encodings: Compiled, hashes: Compiled
 ) -> None:
-    for _, graph in (categories, lists, numbers, encodings):
-        for value in run(graph, FITTED.iloc[:0]).values():
-            assert value.shape[0] == 0
+    for _, graph in (categories, lists, numbers, encodings, hashes):
+        for (name, value), output in zip(run(graph, HASHED.iloc[:0]).items(), graph.get_outputs()):
+            assert value.shape[0] == 0, name
+            assert value.ndim == len(output.shape), name
 
 
 def test_lists_may_all_be_empty(lists: Compiled) -> None:

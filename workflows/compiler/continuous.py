@@ -110,8 +110,9 @@ def bucketized(site: Site, name: str) -> Column:
         valued = graph.emit("Not", graph.is_null(column), dtype=BOOL)
         valued = graph.emit("Unsqueeze", valued, graph.constant([-1], INT64), dtype=BOOL)
         below = graph.emit("And", below, valued, dtype=BOOL)
+    # Axis 1, not -1: ONNX Runtime 1.23 does not reduce the last axis of no rows.
     count = graph.emit(
-        "ReduceSum", graph.cast(below, INT64), graph.constant([-1], INT64), dtype=INT64, keepdims=0
+        "ReduceSum", graph.cast(below, INT64), graph.constant([1], INT64), dtype=INT64, keepdims=0
     )
     if not (bounds.size > 1 and bounds[0] > bounds[-1]):
         count = graph.emit("Sub", graph.constant(bounds.size, INT64), count, dtype=INT64)

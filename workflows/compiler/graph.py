@@ -85,7 +85,7 @@ class Graph:
 
     def input(self, name: str, dtype: np.dtype, *, is_list: bool) -> str:
         """Declare an input, [batch] or [batch, width]; each list has its own symbolic width."""
-        self._inputs[name] = (dtype, ["batch", f"{name}_width"] if is_list else ["batch"])
+        self._inputs[name] = (self._stored(dtype), ["batch", f"{name}_width"] if is_list else ["batch"])
         self._dtypes[name] = dtype
         return name
 
@@ -128,6 +128,10 @@ class Graph:
         node.attribute.extend([entries, values, helper.make_attribute("default_int64", default)])
         self._nodes.append(node)
         return name
+
+    def dtype(self, value: str) -> np.dtype:
+        """What a value is; object for text."""
+        return self._dtypes[value]
 
     def cast(self, value: str, dtype: np.dtype) -> str:
         """`value` as `dtype`; no node where it is one already."""
@@ -191,7 +195,7 @@ class Graph:
             nodes,
             name,
             [_value_info(n, dtype, dims) for n, (dtype, dims) in self._inputs.items()],
-            [_value_info(n, self._dtypes[value], dims) for n, (value, dims) in outputs.items()],
+            [_value_info(n, self._stored(self._dtypes[value]), dims) for n, (value, dims) in outputs.items()],
             initializer=self._initializers,
         )
         model = helper.make_model(
@@ -202,6 +206,10 @@ class Graph:
         )
         checker.check_model(model)
         return model
+
+    def _stored(self, dtype: np.dtype) -> np.dtype:
+        """The dtype of the tensor that carries a value of `dtype`."""
+        return dtype
 
     def _name(self, op: str, dtype: np.dtype) -> str:
         name = f"/{op}_{len(self._nodes)}"

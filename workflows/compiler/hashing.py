@@ -56,15 +56,17 @@ def buckets(graph: Graph, column: Column, number: int) -> str:
         )
         raise Refused(f"the column is {what}: {why}; use Categorify, or hash integers")
 
+    rank = 1 if column.present is None else 2
+
     def mixed() -> str:
         value = column.value
         if column.dtype.kind != "b" and column.dtype.itemsize < 8:
             # pandas hashes the bits of the narrow integer.
             value = graph.cast(value, np.dtype(f"u{column.dtype.itemsize}"))
         value = graph.cast(value, UINT64)
-        value = _multiply(graph, _xor_shifted(graph, value, 30), 0xBF58476D1CE4E5B9)
-        value = _multiply(graph, _xor_shifted(graph, value, 27), 0x94D049BB133111EB)
-        return _xor_shifted(graph, value, 31)
+        value = _multiply(graph, _xor_shifted(graph, value, 30, rank), 0xBF58476D1CE4E5B9)
+        value = _multiply(graph, _xor_shifted(graph, value, 27, rank), 0x94D049BB133111EB)
+        return _xor_shifted(graph, value, 31, rank)
 
     value = graph.once(("hash", column.value, column.dtype), mixed)
     return graph.cast(graph.emit("Mod", value, graph.constant(number, UINT64), dtype=UINT64), INT64)
@@ -76,8 +78,8 @@ def _multiply(graph: Graph, value: str, factor: int) -> str:
     return graph.cast(product, UINT64)
 
 
-def _xor_shifted(graph: Graph, value: str, shift: int) -> str:
-    """value ^ (value >> shift), for a shift of 24 bits or more.
+def _xor_shifted(graph: Graph, value: str, shift: int, rank: int) -> str:
+    """value ^ (value >> shift) of a tensor of `rank` dimensions, for a shift of 24 bits or more.
 
     Opset 17 has no XOR of integers: the low bytes, which alone can change, are looked up pair by pair.
     """
@@ -87,7 +89,8 @@ def _xor_shifted(graph: Graph, value: str, shift: int) -> str:
     pair = graph.arithmetic("Add", graph.arithmetic("Mul", left, 256), right)
     changed = graph.emit("Gather", graph.constant(pairs, UINT8), pair, dtype=UINT8)
     weighted = graph.arithmetic("Mul", graph.cast(changed, INT64), 256 ** np.arange(_BYTES))
-    axis = graph.constant([-1], INT64)
+    # Counted from the left: ONNX Runtime 1.23 does not reduce the last axis of no rows.
+    axis = graph.constant([rank], INT64)
     low = graph.emit("ReduceSum", weighted, axis, dtype=INT64, keepdims=0)
     high = _shifted(graph, _shifted(graph, value, "RIGHT", 8 * _BYTES), "LEFT", 8 * _BYTES)
     return graph.cast(graph.emit("Add", graph.cast(high, INT64), low, dtype=INT64), UINT64)

@@ -1,0 +1,181 @@
+"""Transform whole tables: the compiled workflow over Arrow columns, without a Python object for each text.
+
+The graph that serves one row looks keys up itself. Here Arrow looks up all keys of a column at once, and the
+graph computes on their places in the vocabulary. Both come from one compiler, so both give the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from workflows import compile as compiler
+from workflows.compiler.graph import NULL_INTEGER, STRING
+from workflows.compiler.ordinals import MISSING, UNKNOWN, Lookup, OrdinalGraph
+
+import nvtabular as nvt  # isort: skip
+
+_NUMPY = {"tensor(int64)": np.int64, "tensor(float)": np.float32, "tensor(double)": np.float64}
+_MISSING = {"tensor(int64)": NULL_INTEGER, "tensor(float)": np.nan, "tensor(double)": np.nan}
+
+
+class BulkTransform:
+    """A fitted workflow as a function from an Arrow table to arrays.
+
+    It gives what the graph of `compile_workflow` gives, row for row.
+
+    Args:
+        workflow: fitted; see `compile_workflow`.
+        list_lengths: the length of list outputs, by output column.
+        threads: cores to use; 0 for all.
+        rows: rows that go through the graph at once.
+
+    Raises:
+        UnsupportedOperator: the workflow cannot be compiled.
+        ValueError: an output is text that the workflow changes.
+    """
+
+    def __init__(
+        self,
+        workflow: nvt.Workflow,
+        *,
+        list_lengths: Mapping[str, int] | None = None,
+        threads: int = 0,
+        rows: int = 16_384,
+    ) -> None:
+        graph = OrdinalGraph()
+        outputs = compiler.write_outputs(graph, workflow, list_lengths)
+        names = dict(zip(outputs, workflow.output_schema.column_names))
+        self._names = list(names.values())
+        self._texts = {}
+        for output in [o for o, (value, _) in outputs.items() if graph.dtype(value) == STRING]:
+            value, dims = outputs.pop(output)
+            if dims != ["batch"] or value not in workflow.input_schema.column_names:
+                raise ValueError(
+                    f"output {names[output]!r} is text that the workflow changes; encode it with Categorify"
+                )
+            self._texts[names[output]] = value
+        model, self._lookups = graph.finish("bulk", outputs)
+        self._outputs = {output: names[output] for output in outputs}
+        self._rows = rows
+        self._pool = ThreadPoolExecutor(threads or os.cpu_count())
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self._session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        self._values = {name: _value_set(lookup) for name, lookup in self._lookups.items()}
+
+    def transform(self, table: pa.Table) -> dict[str, np.ndarray]:
+        """Transform R rows.
+
+        Args:
+            table: the raw columns; nulls, NaN in floats and "" in text are missing values.
+
+        Returns:
+            By output column, arrays [R] or, for lists, [R, length] padded with 0 on the right, in the
+            dtypes of `Workflow.transform`; text as objects.
+
+        Raises:
+            ValueError: the table lacks a column or has it in another type.
+        """
+        specs = self._session.get_inputs()
+        columns = dict(zip([s.name for s in specs], self._pool.map(lambda s: self._column(table, s), specs)))
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in self._outputs.values()}
+        for start in range(0, max(table.num_rows, 1), self._rows) if parts else ():
+            feeds = {name: column.rows(start, start + self._rows) for name, column in columns.items()}
+            for name, values in zip(parts, self._session.run(list(self._outputs), feeds)):
+                parts[name].append(values)
+        arrays = {name: _stacked(values) for name, values in parts.items()}
+        arrays |= {name: _texts(table, raw) for name, raw in self._texts.items()}
+        return {name: arrays[name] for name in self._names}
+
+    def _column(self, table: pa.Table, spec: onnxruntime.NodeArg) -> _Column:
+        """A graph input's values: the raw column, or the ordinals of its keys."""
+        lookup = self._lookups.get(spec.name)
+        name = spec.name if lookup is None else lookup.column
+        column = _of_table(table, name)
+        is_list = len(spec.shape) == 2
+        if is_list != (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+            raise ValueError(f"column {name!r} is {column.type}; it has to be {'' if is_list else 'no '}list")
+        offsets = None
+        if is_list:
+            lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+            offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+            column = pc.list_flatten(column)
+        try:
+            if lookup is None:
+                return _Column(_numbers(column, _NUMPY[spec.type]), offsets, _MISSING[spec.type])
+            return _Column(_ordinals(column, self._values[spec.name]), offsets, MISSING)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise ValueError(f"column {name!r} is {column.type}, not as fitted: {error}") from None
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column's values; where it is a list, `offsets` (int64[R + 1]) part them into rows."""
+
+    values: np.ndarray
+    offsets: np.ndarray | None
+    missing: float
+
+    def rows(self, start: int, end: int) -> np.ndarray:
+        """Rows start to end, [R] or [R, width], lists padded on the right with the missing value."""
+        if self.offsets is None:
+            return self.values[start:end]
+        offsets = self.offsets[start : end + 1]
+        lengths = np.diff(offsets)
+        dense = np.full((len(lengths), lengths.max(initial=0)), self.missing, self.values.dtype)
+        dense[np.arange(dense.shape[1]) < lengths[:, None]] = self.values[offsets[0] : offsets[-1]]
+        return dense
+
+
+def _of_table(table: pa.Table, name: str) -> pa.ChunkedArray:
+    if name not in table.column_names:
+        raise ValueError(f"the table has no column {name!r}; it has {', '.join(table.column_names)}")
+    column = table[name]
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def _numbers(column: pa.ChunkedArray, dtype: type) -> np.ndarray:
+    missing = NULL_INTEGER if dtype == np.int64 else np.nan
+    column = column.cast(pa.from_numpy_dtype(dtype))
+    return (pc.fill_null(column, missing) if column.null_count else column).to_numpy()
+
+
+def _ordinals(column: pa.ChunkedArray, keys: pa.Array) -> np.ndarray:
+    """int64: each key's place in `keys`, of which the first is the missing value."""
+    column = column.cast(keys.type)
+    places = pc.index_in(column, value_set=keys)
+    if places.null_count:
+        places = pc.fill_null(places, UNKNOWN)
+    ordinals = places.to_numpy().astype(np.int64)
+    if column.null_count:
+        ordinals[pc.is_null(column).to_numpy()] = MISSING
+    return ordinals
+
+
+def _value_set(lookup: Lookup) -> pa.Array:
+    """A lookup's keys after the value that stands for a missing one."""
+    if lookup.keys.dtype.kind == "i":
+        return pa.array(np.concatenate([[NULL_INTEGER], lookup.keys]))
+    return pa.array(np.concatenate([np.array([""], object), lookup.keys]), pa.string())
+
+
+def _stacked(parts: list[np.ndarray]) -> np.ndarray:
+    """Parts of R rows below one another, lists padded with zeros to the widest part."""
+    if parts[0].ndim == 2:
+        width = max(part.shape[1] for part in parts)
+        parts = [np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in parts]
+    return np.concatenate(parts)
+
+
+def _texts(table: pa.Table, name: str) -> np.ndarray:
+    return np.asarray(pc.fill_null(_of_table(table, name), "").to_pandas(), dtype=object)

@@ -1,0 +1,149 @@
+"""A graph that reads the places of keys in a vocabulary instead of the keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from onnx import ModelProto, numpy_helper
+
+from workflows.compiler.graph import BOOL, INT64, NULL_INTEGER, STRING, Column, Graph
+
+#: The ordinals of a missing value and of one that is in no vocabulary; the vocabulary's are 1 and up.
+MISSING, UNKNOWN = 0, -1
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """An input of the graph that is the ordinal of a raw column.
+
+    Attributes:
+        column: the raw column.
+        keys: text (object) or int64; keys[i] has the ordinal i + 1.
+    """
+
+    column: str
+    keys: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The codes that one lookup gives, before the ordinals of its input are known."""
+
+    name: str
+    input: str
+    keys: np.ndarray
+    codes: np.ndarray
+    default: int
+
+
+class OrdinalGraph(Graph):
+    """The graph of a workflow over ordinals: int64 tensors wherever `Graph` has text.
+
+    Text that the workflow brings, such as a fill value, has the ordinals -2, -3, ...: a lookup is a Gather
+    from a table that ends in their codes, and ONNX counts negative indices from the end.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._brought: dict[str, int] = {"": MISSING}
+        self._tables: list[_Table] = []
+        self._origins: dict[str, str] = {}
+        self._columns: dict[str, str] = {}
+
+    def input(self, name: str, dtype: np.dtype, *, is_list: bool) -> str:
+        super().input(name, dtype, is_list=is_list)
+        if dtype == STRING:
+            self._origins[name] = name
+            self._columns[name] = name
+        return name
+
+    def constant(self, values: Any, dtype: np.dtype) -> str:
+        if dtype != STRING:
+            return super().constant(values, dtype)
+        texts = np.asarray(values, dtype=object)
+        ordinals = [self._brought.setdefault(text, -1 - len(self._brought)) for text in texts.ravel()]
+
+        def make() -> str:
+            name = f"/constant_{len(self._initializers)}"
+            array = np.array(ordinals, np.int64).reshape(texts.shape)
+            self._initializers.append(numpy_helper.from_array(array, name))
+            self._dtypes[name] = STRING
+            return name
+
+        return self.once(("text", tuple(ordinals), texts.shape), make)
+
+    def emit(self, op: str, *inputs: str, dtype: np.dtype, **attributes: Any) -> str:
+        name = super().emit(op, *inputs, dtype=dtype, **attributes)
+        if dtype == STRING:
+            for value in inputs:
+                if value in self._origins:
+                    self._origins[name] = self._origins[value]
+        return name
+
+    def encode(self, value: str, keys: np.ndarray, codes: np.ndarray, default: int) -> str:
+        if self._dtypes[value] != STRING:
+            if value not in self._inputs:
+                return super().encode(value, keys, codes, default)
+            value = self.once(("ordinal", value), lambda: self._ordinal(value))
+        name = f"/table_{len(self._tables)}"
+        self._dtypes[name] = INT64
+        self._tables.append(_Table(name, self._origins[value], keys, codes, default))
+        return self.emit("Gather", name, value, dtype=INT64)
+
+    def is_null(self, column: Column) -> str:
+        if column.dtype == STRING:
+            return self.emit("Equal", column.value, self.constant("", STRING), dtype=BOOL)
+        return super().is_null(column)
+
+    def finish(
+        self, name: str, outputs: Mapping[str, tuple[str, list[str | int]]]
+    ) -> tuple[ModelProto, dict[str, Lookup]]:
+        """The model, and the lookups that its inputs are made by.
+
+        An input that is not a lookup's is the raw column of its name. Inputs that nothing reads are left out.
+        """
+        lookups = {}
+        for origin, column in self._columns.items():
+            tables = [table for table in self._tables if table.input == origin]
+            known = [table.keys[~_is_missing(table.keys)] for table in tables]
+            keys = pd.unique(np.concatenate(known)) if len(known) > 1 else [*known, np.zeros(0, object)][0]
+            lookups[origin] = Lookup(column, keys)
+            for table in tables:
+                codes = self._codes(table, keys, alone=len(tables) == 1)
+                self._initializers.append(numpy_helper.from_array(codes, table.name))
+        read = {value for node in self._nodes for value in node.input} | {v for v, _ in outputs.values()}
+        self._inputs = {n: spec for n, spec in self._inputs.items() if n in read}
+        model = self.model(name, outputs)
+        return model, {n: lookup for n, lookup in lookups.items() if n in self._inputs}
+
+    def _codes(self, table: _Table, keys: np.ndarray, *, alone: bool) -> np.ndarray:
+        """int64: the codes of the ordinals 0, 1, ..., then of ..., -3, -2 (brought texts), then of -1."""
+        missing = _is_missing(table.keys)
+        known, codes = table.keys[~missing], table.codes[~missing]
+        null = table.codes[missing][0] if missing.any() else table.default
+        brought = [text for text in self._brought if text] if self._dtypes[table.input] == STRING else []
+        of_brought = dict(zip(known, codes)) if brought else {}
+        if not alone:
+            places = pd.Index(known).get_indexer(keys)
+            codes = np.where(places < 0, table.default, np.append(codes, 0)[places])
+        tail = [of_brought.get(text, table.default) for text in reversed(brought)]
+        return np.concatenate([[null], codes, tail, [table.default]]).astype(np.int64)
+
+    def _ordinal(self, value: str) -> str:
+        name = f"{value}/ordinal"
+        self._inputs[name] = (INT64, self._inputs[value][1])
+        self._dtypes[name] = INT64
+        self._origins[name] = name
+        self._columns[name] = value
+        return name
+
+    def _stored(self, dtype: np.dtype) -> np.dtype:
+        return INT64 if dtype == STRING else dtype
+
+
+def _is_missing(keys: np.ndarray) -> np.ndarray:
+    return keys == (NULL_INTEGER if keys.dtype.kind == "i" else "")
