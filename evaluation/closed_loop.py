@@ -16,7 +16,7 @@ from ensemble.cascade import Cascade
 from ensemble.release import Release
 from ensemble.stages.retrieval import NONE, Retrieval, Shelf, first_eligible, nearest
 from ensemble.stages.user_state import UserState
-from evaluation.metrics import Interval, clustered_interval
+from evaluation.metrics import mean_interval
 from evaluation.runs import Row
 from market.world import World
 from workflows.examples import TEST, Examples, build_history
@@ -124,7 +124,7 @@ def play(
         for market in (*np.unique(requests.market), ALL):
             here = np.flatnonzero((requests.market == market) | (market == ALL))
             for measure, values in figures.items():
-                value = _mean(values[here], requests.user[here])
+                value = mean_interval(values[here], requests.user[here])
                 rows.append(Row(data_set, str(market), name, measure, *value, len(here), seed))
     return rows
 
@@ -164,11 +164,6 @@ def batches(user: np.ndarray, time: np.ndarray, size: int) -> Iterator[np.ndarra
     for part in np.split(order, cuts):
         for start in range(0, len(part), size):
             yield part[start : start + size]
-
-
-def _mean(values: np.ndarray, user: np.ndarray) -> Interval:
-    mean = float(values.mean())
-    return clustered_interval(mean, (values - mean) / len(values), user)
 
 
 class Player:

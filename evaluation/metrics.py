@@ -218,6 +218,46 @@ def clustered_interval(
     return Interval(float(estimate), float(estimate - half), float(estimate + half))
 
 
+def mean_interval(values: np.ndarray, cluster: np.ndarray, weights: np.ndarray | float = 1.0) -> Interval:
+    """The mean of values [N] with its interval over clusters; see `clustered_interval`.
+
+    With weights 1 / propensity it is the self-normalised inverse-propensity estimate (SNIPS; Swaminathan and
+    Joachims, "The self-normalized estimator for counterfactual learning", NIPS 2015).
+    """
+    values = np.asarray(values, np.float64)
+    weights = np.broadcast_to(np.asarray(weights, np.float64), values.shape)
+    mean = float((weights * values).sum() / weights.sum()) if len(values) else float("nan")
+    return clustered_interval(mean, weights * (values - mean) / weights.sum(), cluster)
+
+
+def auc_interval(labels: np.ndarray, scores: np.ndarray, cluster: np.ndarray) -> Interval:
+    """AUC with its interval over clusters, without resampling.
+
+    DeLong et al., "Comparing the areas under two or more correlated ROC curves", Biometrics 1988, for
+    clusters as Obuchowski, "Nonparametric analysis of clustered ROC curve data", Biometrics 1997.
+
+    Args:
+        labels: 0 or 1, [N].
+        scores: [N].
+        cluster: int64[N], rows with equal numbers are not independent.
+
+    Raises:
+        ValueError: the labels are all of one class, where the area is undefined.
+    """
+    labels, scores = np.asarray(labels).ravel() > 0, np.asarray(scores).ravel()
+    positives, negatives = int(labels.sum()), int((~labels).sum())
+    if not positives or not negatives:
+        raise ValueError(f"AUC needs both classes, but all {len(labels)} labels are equal")
+    rank = stats.rankdata(scores)
+    # Of each positive, the share of negatives below it; of each negative, the share of positives above it.
+    below = (rank[labels] - stats.rankdata(scores[labels])) / negatives
+    above = 1 - (rank[~labels] - stats.rankdata(scores[~labels])) / positives
+    area = float(below.mean())
+    influence = np.empty(len(labels))
+    influence[labels], influence[~labels] = (below - area) / positives, (above - area) / negatives
+    return clustered_interval(area, influence, cluster)
+
+
 def bootstrap(
     statistic: Callable[[np.ndarray, np.ndarray], float],
     labels: np.ndarray,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
@@ -15,7 +17,14 @@ from models.batches import TrainingSet
 from workflows.examples import TEST, query_tables
 
 METRICS = ("recall@20", "ndcg@10")
+WEIGHTED = "recall@20 by propensity"
 BATCH = 64
+JUDGED = ("click", "order")
+"""Outcomes whose AUC is reported where impressions were logged."""
+LEAST_OUTCOMES = 100
+"""Outcomes that a market needs, so that an AUC says anything."""
+IMPRESSIONS_PER_QUERY = 20
+BATCH_PAIRS = 2048
 
 
 def offline_report(release: Release, data: TrainingSet, *, queries_per_market: int, seed: int) -> list[Row]:
@@ -25,8 +34,19 @@ def offline_report(release: Release, data: TrainingSet, *, queries_per_market: i
     left out, as are contents not published yet or ended. Systems: "popularity" (of the training part),
     "two-tower" (the retrieval's order), "cascade" (the order of the ranker's value).
 
+    Where impressions were logged, recall favours whatever the logging policy showed. So there are also:
+
+    - "auc of click", "auc of order": how well popularity, the two-tower's cosine and the ranker's probability
+      tell the outcome among held-out impressions, whose choice the policy has made already; left out below
+      `LEAST_OUTCOMES` outcomes. Intervals are over people.
+    - "recall@20 by propensity", where propensities were logged: each wanted impression weighs as much as it
+      was unlikely to be shown (self-normalised inverse propensity; Yang et al., "Unbiased offline recommender
+      evaluation for missing-not-at-random implicit feedback", RecSys 2018), which estimates recall had
+      contents been shown uniformly.
+
     Args:
-        queries_per_market: at most so many test outcomes a market (queries).
+        queries_per_market: at most so many test outcomes a market (queries), and about
+            `IMPRESSIONS_PER_QUERY` times as many impressions.
     """
     cascade = Cascade(release, threads=2)
     pairs, queries = data.examples.pairs, data.examples.queries
@@ -47,21 +67,27 @@ def offline_report(release: Release, data: TrainingSet, *, queries_per_market: i
         )
         for system in lists[0]:
             hit = metrics.hits(np.concatenate([ranked[system] for ranked in lists]), truth)
+            figures = {}
             for name in METRICS:
                 function, k = metrics.ranking_metric(name)
-                value = metrics.interval(function(hit[:, :k], np.ones(len(here), np.int64)))
+                figures[name] = metrics.interval(function(hit[:, :k], np.ones(len(here), np.int64)))
+            if pairs.propensity is not None:
+                user, weight = queries.user[pairs.query[here]], 1 / pairs.propensity[here]
+                figures[WEIGHTED] = metrics.mean_interval(hit.any(axis=1), user, weight)
+            for name, value in figures.items():
                 rows.append(Row(data.examples.name, market, system, name, *value, len(here), seed))
+        if data.examples.feedback == "impressions":
+            rows += _impression_rows(
+                cascade, data, place, count=IMPRESSIONS_PER_QUERY * queries_per_market, seed=seed
+            )
     return rows
 
 
 def _rankings(cascade: Cascade, data: TrainingSet, pairs: np.ndarray) -> dict[str, np.ndarray]:
     """The first 20 contents of each system for the queries of `pairs`, int64[B, 20], -1 fills."""
-    query = data.examples.pairs.query[pairs]
     queries = data.examples.queries
-    raw = raw_arrays(next(query_tables(data.examples, query)))
-    made = cascade.run["query"](**{s.name: raw[s.name] for s in cascade.steps[1].inputs})
-    market = queries.market[query].astype(np.int64)
-    time = np.maximum(queries.time[query], 0)
+    query = data.examples.pairs.query[pairs]
+    made, market, time = _asked(cascade, data, query)
     # What comes back is wanted again: only other contents of the past are left out.
     own = data.examples.pairs.content[pairs]
     history = queries.history[query].astype(np.int64)
@@ -83,6 +109,65 @@ def _rankings(cascade: Cascade, data: TrainingSet, pairs: np.ndarray) -> dict[st
         "two-tower": np.take_along_axis(made["candidates"], nearest[:, :20], axis=1),
         "cascade": np.take_along_axis(made["candidates"], by_value[:, :20], axis=1),
     }
+
+
+def _asked(
+    cascade: Cascade, data: TrainingSet, query: np.ndarray
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Queries int64[B] through the served query graph: its tensors, and their markets and times, int64[B]."""
+    raw = raw_arrays(next(query_tables(data.examples, query)))
+    made = cascade.run["query"](**{s.name: raw[s.name] for s in cascade.steps[1].inputs})
+    queries = data.examples.queries
+    return made, queries.market[query].astype(np.int64), np.maximum(queries.time[query], 0)
+
+
+def _impression_rows(
+    cascade: Cascade, data: TrainingSet, market: int, *, count: int, seed: int
+) -> Iterator[Row]:
+    """AUC among at most `count` held-out impressions of a market, drawn by query."""
+    examples = data.examples
+    pairs, queries = examples.pairs, examples.queries
+    logged = np.flatnonzero(pairs.split == TEST)
+    logged = logged[queries.market[pairs.query[logged]] == market]
+    turn = np.random.default_rng(seed).permutation(len(queries))
+    logged = logged[np.argsort(turn[pairs.query[logged]], kind="stable")][:count]
+    labels = {name: pairs.outcomes[name][logged] > 0 for name in JUDGED if name in pairs.outcomes}
+    labels = {n: y for n, y in labels.items() if min(y.sum(), (~y).sum()) >= LEAST_OUTCOMES}
+    if not labels:
+        return
+    scores = _impression_scores(cascade, data, logged)
+    asked = pairs.query[logged]
+    for name, label in labels.items():
+        for system in ("popularity", "two-tower", "cascade"):
+            score = scores[name if system == "cascade" else system]
+            value = metrics.auc_interval(label, score, queries.user[asked])
+            number = len(np.unique(asked))
+            yield Row(examples.name, examples.markets[market], system, f"auc of {name}", *value, number, seed)
+
+
+def _impression_scores(cascade: Cascade, data: TrainingSet, pairs: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores float32[P] of logged pairs: "popularity", "two-tower" and each task of the ranker."""
+    contents = data.examples.pairs.content[pairs].astype(np.int64)
+    query, row, count = np.unique(data.examples.pairs.query[pairs], return_inverse=True, return_counts=True)
+    by_query = np.argsort(row, kind="stable")
+    column = np.empty(len(pairs), np.int64)
+    column[by_query] = np.arange(len(pairs)) - np.repeat(np.cumsum(count) - count, count)
+    candidates = np.full((len(query), int(count.max())), -1, np.int64)
+    candidates[row, column] = contents
+    retrieval = cascade.run["retrieval"]
+    vectors = cascade.run["reordering"].vectors
+    parts = []
+    size = max(1, BATCH_PAIRS // candidates.shape[1])
+    for start in range(0, len(query), size):
+        some = candidates[start : start + size]
+        made, market, time = _asked(cascade, data, query[start : start + size])
+        made |= retrieval.describe(some, market, time)
+        made |= cascade.run["ranking"](**{s.name: made[s.name] for s in cascade.steps[3].inputs})
+        cosine = np.einsum("bd,bcd->bc", made["query_vector"], vectors[np.maximum(some, 0)])
+        parts.append(np.concatenate([cosine[..., None], made["probabilities"]], axis=-1))
+    scores = dict(zip(("two-tower", *cascade.plan.tasks), np.concatenate(parts)[row, column].T))
+    market = data.examples.queries.market[data.examples.pairs.query[pairs]]
+    return scores | {"popularity": data.latest[market, contents]}
 
 
 def raw_arrays(table: pa.Table) -> dict[str, np.ndarray]:

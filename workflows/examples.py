@@ -69,6 +69,7 @@ class Log:
         request: int64[P], request number, or None where requests were not logged.
         split: int8[P], 0 train, 1 valid, 2 test.
         outcomes: float32[P] by outcome name.
+        propensity: float32[P], chance that the content was shown there, or None where it was not logged.
     """
 
     user: np.ndarray
@@ -78,6 +79,7 @@ class Log:
     outcomes: dict[str, np.ndarray]
     time: np.ndarray | None = None
     request: np.ndarray | None = None
+    propensity: np.ndarray | None = None
 
     @property
     def positive(self) -> np.ndarray:
@@ -125,6 +127,7 @@ class Pairs:
         positive: bool[P].
         outcomes: float32[P] by outcome name.
         split: int8[P].
+        propensity: float32[P], chance that the content was shown there, or None where it was not logged.
     """
 
     query: np.ndarray
@@ -132,6 +135,7 @@ class Pairs:
     positive: np.ndarray
     outcomes: dict[str, np.ndarray]
     split: np.ndarray
+    propensity: np.ndarray | None = None
 
     def rows(self, split: int) -> slice:
         first, last = np.searchsorted(self.split, [split, split + 1])
@@ -210,6 +214,8 @@ def read_log(dataset: Dataset, folder: Path, progress: Callable[[int], None] | N
             append("time", part["time"].to_numpy(np.int64))
         if "request_id" in present:
             append("request", part["request_id"].to_numpy(np.int64))
+        if "propensity" in present:
+            append("propensity", part["propensity"].to_numpy(np.float32))
         for name in outcomes:
             append(f"outcome_{name}", part[name].to_numpy(np.float32, na_value=np.nan))
         if progress:
@@ -228,6 +234,7 @@ def read_log(dataset: Dataset, folder: Path, progress: Callable[[int], None] | N
         outcomes={name: load(f"outcome_{name}") for name in outcomes},
         time=load("time") if "time" in present else None,
         request=load("request") if "request_id" in present else None,
+        propensity=load("propensity") if "propensity" in present else None,
     )
 
 
@@ -360,6 +367,7 @@ def build_examples(
         positive=positive[by_split],
         outcomes={name: np.asarray(values)[by_split] for name, values in log.outcomes.items()},
         split=split_of[by_split],
+        propensity=None if log.propensity is None else np.asarray(log.propensity)[by_split],
     )
     train = positive & (split_of == TRAIN)
     popularity = np.zeros((len(markets), len(contents)), np.float32)
