@@ -1,0 +1,125 @@
+"""The ranker: its tasks are the outcomes that the log can teach."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from models.batches import RankingBatches
+from models.ranker import TASKS, WATCH_SCALE_S, RankerConfig, build_ranker, predict, task_labels
+from tests.models.conftest import Trained
+from workflows.examples import TRAIN, VALID, Examples, Pairs
+
+UNSEEN = 2
+
+
+def with_outcomes(examples: Examples, **outcomes: np.ndarray) -> Examples:
+    return replace(examples, pairs=replace(examples.pairs, outcomes=outcomes))
+
+
+def flags(examples: Examples, split: int, count: int) -> np.ndarray:
+    """An outcome that `count` rows of a split have."""
+    made = np.zeros(len(examples.pairs.split), np.float32)
+    made[np.flatnonzero(examples.pairs.split == split)[:count]] = 1
+    return made
+
+
+def test_tasks_are_the_outcomes_of_the_log_in_the_order_of_all_tasks(small_examples):
+    labels = task_labels(small_examples, 1)
+    outcomes = small_examples.pairs.outcomes
+    assert list(labels) == ["click", "watch", "cart", "order", "negative"]
+    assert list(labels) == [task for task in TASKS if task in labels]
+    for task in ("click", "cart", "order", "negative"):
+        np.testing.assert_array_equal(labels[task], outcomes[task] > 0)
+    assert all(values.dtype == np.float32 for values in labels.values())
+
+
+def test_a_task_needs_enough_outcomes_in_the_training_part(small_examples):
+    examples = with_outcomes(
+        small_examples,
+        click=flags(small_examples, TRAIN, 50),
+        like=flags(small_examples, TRAIN, 49),
+        cart=flags(small_examples, VALID, 50),
+    )
+    assert list(task_labels(examples, 50)) == ["click"]
+
+
+def test_a_log_that_teaches_nothing_is_refused_with_the_remedy(small_examples):
+    examples = with_outcomes(small_examples, click=flags(small_examples, TRAIN, 3))
+    with pytest.raises(ValueError, match=r"no outcome has 100 training rows.*lower ranker.min_outcomes"):
+        task_labels(examples, 100)
+
+
+def test_where_positives_alone_were_logged_the_one_task_is_relevance(small_examples):
+    labels = task_labels(replace(small_examples, feedback="positives"), 10**6)
+    assert list(labels) == ["relevant"]
+    np.testing.assert_array_equal(labels["relevant"], small_examples.pairs.positive)
+
+
+seconds = st.floats(0, float(np.finfo(np.float32).max), width=32) | st.just(np.nan)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(watch_s=arrays(np.float32, 20, elements=seconds))
+def test_watch_time_becomes_a_share_below_one(small_examples, watch_s):
+    zeros = np.zeros(len(watch_s), np.int64)
+    pairs = Pairs(zeros, zeros, zeros > 0, {"watch_s": watch_s}, zeros)
+    share = task_labels(replace(small_examples, pairs=pairs), 0)["watch"]
+    known = np.nan_to_num(watch_s).astype(np.float64)
+    assert ((share >= 0) & (share < 1)).all()
+    np.testing.assert_allclose(share, known / (known + WATCH_SCALE_S), atol=1e-6)
+    assert (np.diff(share[np.argsort(known)]) >= 0).all()
+
+
+def test_each_task_has_its_head(small_ranker: Trained, small_training_set):
+    assert small_ranker.tasks == ("click", "watch", "cart", "negative")
+    labels = task_labels(small_training_set.examples, small_ranker.config.min_outcomes)
+    rows = np.arange(30)
+    batches = RankingBatches(small_training_set, rows, labels, batch_size=8, shuffle=False)
+    predicted, truth = predict(small_ranker.model, batches, small_ranker.tasks)
+    assert predicted.shape == truth.shape == (30, 4)
+    assert ((predicted > 0) & (predicted < 1)).all()
+    for place, task in enumerate(small_ranker.tasks):
+        np.testing.assert_array_equal(truth[:, place], labels[task][rows])
+    assert len({tuple(column) for column in predicted.T.tolist()}) == 4
+
+
+def test_validation_tells_the_auc_of_each_task_and_their_mean(small_ranker: Trained):
+    [metrics] = small_ranker.state.history
+    assert set(metrics) == {"auc", *(f"auc_{task}" for task in small_ranker.tasks)}
+    each = [metrics[f"auc_{task}"] for task in small_ranker.tasks]
+    assert metrics["auc"] == pytest.approx(np.mean(each))
+    assert all(0 <= value <= 1 for value in each)
+
+
+def test_popularity_age_history_and_content_all_reach_the_prediction(
+    small_ranker: Trained, small_training_set
+):
+    labels = task_labels(small_training_set.examples, small_ranker.config.min_outcomes)
+    rich = np.flatnonzero(small_training_set.examples.queries.history[:, 2] >= 0)
+    rows = np.flatnonzero(np.isin(small_training_set.examples.pairs.query, rich))[:16]
+    x, _ = RankingBatches(small_training_set, rows, labels, batch_size=16, shuffle=False)[0]
+
+    def scores(x: dict) -> np.ndarray:
+        made = small_ranker.model(x, training=False)
+        return np.concatenate([made[f"{task}/binary_output"] for task in small_ranker.tasks], axis=1)
+
+    before = scores(x)
+    for name in ("popularity_market", "popularity_world", "age", "hist_content_id", "content_id", "market"):
+        changed = x[name] + 1 if x[name].dtype == np.float32 else np.where(x[name] > 0, UNSEEN, 0)
+        assert np.abs(scores(x | {name: changed}) - before).max() > 1e-6, name
+
+
+def test_one_task_makes_a_model_of_one_output(small_training_set):
+    features = small_training_set.features
+    config = RankerConfig(embedding_dim=4, bottom=(8,), top=(8,))
+    model = build_ranker(features.query.schema, features.content.schema, ("relevant",), config, seed=1)
+    labels = {"relevant": small_training_set.examples.pairs.positive.astype(np.float32)}
+    batches = RankingBatches(small_training_set, np.arange(10), labels, batch_size=4, shuffle=False)
+    predicted, truth = predict(model, batches, ("relevant",))
+    assert predicted.shape == truth.shape == (10, 1)

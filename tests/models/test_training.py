@@ -1,0 +1,113 @@
+"""Training: repeatable, resumable after a kill, and left with the best epoch's weights."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from models.ranker import train_ranker
+from models.two_tower import train_two_tower
+from tests.conftest import REPOSITORY
+from tests.models import resumable
+from tests.models.conftest import SEED, Trained
+
+
+def same(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
+    return len(first) == len(second) and all(np.array_equal(a, b) for a, b in zip(first, second))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
+    return resumable.run(tmp_path_factory.mktemp("whole"))[0]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_was_not(uninterrupted, tmp_path):
+    command = [sys.executable, "-m", "tests.models.resumable", str(tmp_path)]
+    killed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert json.loads((tmp_path / "state.json").read_text())["epoch"] == 1
+
+    done: list[int] = []
+    weights, state = resumable.run(tmp_path, lambda name, at, total, metrics: done.append(at))
+    assert done[0] == resumable.BATCHES + 1
+    assert state.epoch == resumable.EPOCHS
+    assert same(weights, uninterrupted)
+
+
+def test_a_finished_run_is_not_trained_again(uninterrupted, tmp_path):
+    resumable.run(tmp_path)
+    before = (tmp_path / "state.json").read_bytes()
+    done: list[int] = []
+    weights, _ = resumable.run(tmp_path, lambda name, at, total, metrics: done.append(at))
+    assert done == [resumable.BATCHES * resumable.EPOCHS]
+    assert same(weights, uninterrupted)
+    assert (tmp_path / "state.json").read_bytes() == before
+
+
+def scripted(metrics: list[float]):
+    """A validation that says `metrics` one after another, and the weights it was shown."""
+    shown: list[list[np.ndarray]] = []
+
+    def validate(model) -> dict[str, float]:
+        shown.append(model.get_weights())
+        return {"recall": metrics[len(shown) - 1]}
+
+    return validate, shown
+
+
+def test_the_best_epochs_weights_are_kept_and_patience_ends_the_run(tmp_path):
+    validate, shown = scripted([0.1, 0.5, 0.3, 0.5, 0.9])
+    weights, state = resumable.run(tmp_path, validate=validate, epochs=5, patience=2)
+    assert len(shown) == state.epoch == 4
+    assert (state.best_epoch, state.best) == (2, 0.5)
+    assert [metrics["recall"] for metrics in state.history] == [0.1, 0.5, 0.3, 0.5]
+    assert same(weights, shown[1])
+    assert not same(weights, shown[3])
+    kept = {file.name.split(".")[0] for file in tmp_path.glob("epoch-*")}
+    assert kept == {"epoch-2", "epoch-4"}
+
+
+def test_a_better_epoch_renews_patience(tmp_path):
+    validate, shown = scripted([0.1, 0.0, 0.2, 0.1, 0.3])
+    weights, state = resumable.run(tmp_path, validate=validate, epochs=5, patience=2)
+    assert (state.epoch, state.best_epoch) == (5, 5)
+    assert same(weights, shown[4])
+
+
+def test_without_validation_data_the_last_epoch_is_kept(uninterrupted, tmp_path):
+    shown: list[list[np.ndarray]] = []
+
+    def validate(model) -> dict[str, float]:
+        shown.append(model.get_weights())
+        return {}
+
+    weights, state = resumable.run(tmp_path, validate=validate)
+    assert (state.epoch, state.best_epoch) == (resumable.EPOCHS, resumable.EPOCHS)
+    assert same(weights, shown[-1])
+    assert same(weights, uninterrupted)
+    assert not same(shown[0], shown[1])
+
+
+@pytest.mark.parametrize("knob", ["epochs", "patience"])
+def test_a_run_of_no_epoch_is_refused(knob, tmp_path):
+    with pytest.raises(ValueError, match=f"{knob}=0.*toy must be at least 1"):
+        resumable.run(tmp_path, **{knob: 0})
+
+
+def test_a_seed_gives_bitwise_equal_towers(small_two_tower: Trained, small_training_set, tmp_path):
+    model, state = train_two_tower(small_training_set, small_two_tower.config, tmp_path, SEED)
+    assert same(model.get_weights(), small_two_tower.model.get_weights())
+    assert state == small_two_tower.state
+
+
+def test_a_seed_gives_a_bitwise_equal_ranker(small_ranker: Trained, small_training_set, tmp_path):
+    model, tasks, state = train_ranker(small_training_set, small_ranker.config, tmp_path, SEED)
+    assert tasks == small_ranker.tasks
+    assert same(model.get_weights(), small_ranker.model.get_weights())
+    assert state == small_ranker.state
