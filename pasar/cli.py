@@ -172,16 +172,52 @@ def _report_table(rows: list) -> Any:
     from pasar.show import rows_table
 
     systems = list(dict.fromkeys(row.system for row in rows))
-    names = list(dict.fromkeys(row.metric for row in rows))
     value = {(row.market, row.metric, row.system): row.value for row in rows}
-    users = {row.market: row.users for row in rows}
+    queries = {(row.market, row.metric): row.users for row in rows}
     return rows_table(
-        "Held-out outcomes, full ranking of each market",
-        ["market", "queries", *[f"{name} {system}" for name in names for system in systems]],
+        "Held-out outcomes of each market",
+        ["market", "metric", "queries", *systems],
         [
-            [market, str(users[market]), *[f"{value[market, n, s]:.4f}" for n in names for s in systems]]
-            for market in users
+            [
+                market,
+                metric,
+                str(count),
+                *[f"{value.get((market, metric, system), float('nan')):.4f}" for system in systems],
+            ]
+            for (market, metric), count in queries.items()
         ],
+    )
+
+
+def _play(world: Any, built: Any, seed: int) -> None:
+    """Judge a release by the truth of the world that its log came from."""
+    from evaluation.closed_loop import ALL, EXPECTED, MEASURES, Player, held_out_requests, play
+    from market.world import World
+    from pasar.show import console, rows_table
+
+    examples = built.data.examples
+    requests = held_out_requests(examples, 2000, seed=seed)
+    played = World(world)
+    player = Player(built.release, examples, played, requests.begin, seed=seed)
+    policies = {
+        "popularity": player.popularity,
+        "two-tower": player.two_tower,
+        "cascade": player.cascade_slate,
+    }
+    with console.status(f"playing {len(requests):,} requests"):
+        rows = play(played, policies, requests, data_set=examples.name, seed=seed)
+    found = {(row.system, row.metric): row for row in rows if row.market == ALL}
+    table = []
+    for system in policies:
+        sure = found[system, EXPECTED]
+        figures = [f"{found[system, measure].value:.3f}" for measure in MEASURES[1:]]
+        table.append([system, f"{sure.value:.3f}", f"{sure.low:.3f} to {sure.high:.3f}", *figures])
+    console.print(
+        rows_table(
+            f"Played in the simulated world: {len(requests):,} requests of held-out days, a slate each",
+            ["policy", EXPECTED, "95 %", *MEASURES[1:]],
+            table,
+        )
     )
 
 
@@ -371,6 +407,7 @@ def demo(
     start = clock.monotonic()
     dataset = _simulate(settings.world, out / "data", overwrite=True)
     built = _build(dataset, out, settings.build)
+    _play(settings.world, built, settings.build.seed)
     examples = built.data.examples
     # Ask for two people of each market with a past, at the end of the log.
     active = (examples.latest_history >= 0).sum(axis=1)
