@@ -23,7 +23,9 @@ def tracked() -> list[Path]:
     return [REPOSITORY / name for name in listed if name and (REPOSITORY / name).is_file()]
 
 
-@pytest.mark.parametrize("command", [("ruff", "check"), ("ruff", "format", "--check"), ("mypy",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [("ruff", "check"), ("ruff", "format", "--check"), ("mypy",)], ids=" ".join
+)
 def test_the_code_passes(command):
     done = tool(*command)
     assert done.returncode == 0, done.stdout + done.stderr
