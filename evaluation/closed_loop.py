@@ -184,7 +184,7 @@ class Player:
     """
 
     def __init__(
-        self, release: Release, examples: Examples, world: World, begin: int, *, seed: int, threads: int = 2
+        self, release: Release, examples: Examples, world: World, begin: int, *, seed: int, threads: int = 1
     ) -> None:
         for table, own, other in (
             ("users", examples.users["user_id"], world.users()["user_id"]),
