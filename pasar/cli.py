@@ -88,12 +88,12 @@ def _simulate(config: Any, out: Path, overwrite: bool) -> Any:
     from rich.progress import Progress
 
     from market.world import World
-    from pasar.show import console
+    from pasar.show import console, say
 
     with Progress(console=console) as bars:
         task = bars.add_task("simulating", total=config.impressions)
         dataset = World(config).write(out, lambda rows: bars.advance(task, rows), overwrite=overwrite)
-    console.print(_description(dataset))
+    say(_description(dataset))
     return dataset
 
 
@@ -115,7 +115,7 @@ def import_(
     """Import a public data set."""
     from market.dataset import write_dataset
     from market.importers import read
-    from pasar.show import console
+    from pasar.show import console, say
 
     with console.status(f"reading {name}"):
         tables = read(name, path)
@@ -133,7 +133,7 @@ def import_(
             impressions=[impressions],
             overwrite=overwrite,
         )
-    console.print(_description(dataset))
+    say(_description(dataset))
 
 
 @app.command()
@@ -153,7 +153,7 @@ def _build(dataset: Any, out: Path, config: Any) -> Any:
     from ensemble.build import build_release
     from evaluation.report import offline_report
     from evaluation.runs import write_rows
-    from pasar.show import console, reporter
+    from pasar.show import console, reporter, say
 
     start = clock.monotonic()
     with reporter() as report:
@@ -162,9 +162,7 @@ def _build(dataset: Any, out: Path, config: Any) -> Any:
         rows = offline_report(built.release, built.data, queries_per_market=1000, seed=config.seed)
         write_rows(out / "report.json", rows)
     console.print(_report_table(rows))
-    console.print(
-        f"release {out / 'release'} in {clock.monotonic() - start:.0f} s; report {out / 'report.json'}"
-    )
+    say(f"release {out / 'release'} in {clock.monotonic() - start:.0f} s; report {out / 'report.json'}")
     return built
 
 
@@ -235,19 +233,19 @@ def serve(
     import threading
 
     from pasar.settings import load_serve
-    from pasar.show import console
+    from pasar.show import say
 
     settings = load_serve(config)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with served(release, run or release.parent / "serving", settings) as server, server.watch():
-        console.print(
+        say(
             f"serving {release} at {server.grpc_url} (gRPC), {server.http_url} (HTTP), "
             f"{server.metrics_url}/metrics; Ctrl-C stops"
         )
         stop.wait()
-    console.print("stopped")
+    say("stopped")
 
 
 def served(release: Path, run: Path, settings: Any) -> Any:
@@ -297,11 +295,11 @@ def reload(
     from ensemble.release import Release
     from ensemble.repository import add_version
     from ensemble.stages.user_state import REQUEST
-    from pasar.show import console
+    from pasar.show import say
 
     plan = Plan.of(Release.open(release))
     version = add_version(run / "repository", release, cascade_steps(plan), REQUEST, reply(plan), url=url)
-    console.print(f"serving {release} as version {version}")
+    say(f"serving {release} as version {version}")
 
 
 @app.command()
@@ -362,7 +360,7 @@ def evaluate(
     from evaluation.command import run_protocol
     from evaluation.runs import table, write_rows
     from pasar.settings import load
-    from pasar.show import console, reporter
+    from pasar.show import reporter, say
 
     with reporter() as report:
         rows = run_protocol(
@@ -376,7 +374,7 @@ def evaluate(
         )
     if json_file:
         write_rows(json_file, rows)
-    console.print(table(rows), markup=False)
+    say(table(rows))
 
 
 @app.command()
@@ -401,7 +399,7 @@ def demo(
 
     from ensemble.client import FeedRequest, connect
     from pasar.settings import load
-    from pasar.show import console, slate_table
+    from pasar.show import console, say, slate_table
 
     settings = load(config)
     start = clock.monotonic()
@@ -415,15 +413,15 @@ def demo(
     chosen = users.groupby("market", sort=True).head(2)
     free = dataclasses.replace(settings.serve, grpc_port=0, http_port=0, metrics_port=0)
     with served(out / "release", out / "serving", free) as server:
-        console.print(f"Triton serves {out / 'release'} at {server.grpc_url}")
+        say(f"Triton serves {out / 'release'} at {server.grpc_url}")
         with connect(server.grpc_url) as client:
             for market, people in chosen.groupby("market"):
                 requests = [FeedRequest(user, str(market), examples.end) for user in people["user_id"]]
                 slates = client.feed(requests)
                 console.print(slate_table(requests[0], slates[0]))
                 common = {i.content for i in slates[0].items} & {i.content for i in slates[1].items}
-                console.print(
+                say(
                     f"{requests[1].user} of {market} gets {len(slates[1].items)} others, "
                     f"{len(common)} of them the same\n"
                 )
-    console.print(f"server stopped; the demo took {clock.monotonic() - start:.0f} s")
+    say(f"server stopped; the demo took {clock.monotonic() - start:.0f} s")

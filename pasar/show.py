@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,6 +24,11 @@ console = Console(highlight=False)
 if not console.is_terminal:  # in a pipe or a log nobody can widen the window
     console = Console(highlight=False, width=max(console.width, 120))
 errors = Console(highlight=False, stderr=True, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Print a line as it is: paths in it are neither wrapped nor read as markup."""
+    console.print(text, soft_wrap=True, markup=False)
 
 
 class Reporter:
@@ -66,7 +72,7 @@ def reporter() -> Iterator[Reporter]:
 
 def slate_table(request: FeedRequest, slate: Slate) -> Table:
     """A slate as a table: where each item came from, what each stage thought of it, why it stands there."""
-    table = Table(title=f"{request.market}  {request.user}", title_justify="left")
+    table = Table(title=escape(f"{request.market}  {request.user}"), title_justify="left")
     tasks = list(slate.items[0].probabilities) if slate.items else []
     numbers = ("rank", "cosine", *tasks, "value")
     for name in ("#", "content", "retrieved by", *numbers, "reason"):
@@ -74,7 +80,7 @@ def slate_table(request: FeedRequest, slate: Slate) -> Table:
     for place, item in enumerate(slate.items, 1):
         table.add_row(
             str(place),
-            item.content,
+            escape(item.content),
             ", ".join(item.channels),
             str(item.retrieval_rank),
             f"{item.retrieval_score:.2f}",
@@ -91,5 +97,5 @@ def rows_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     for place, name in enumerate(columns):
         table.add_column(name, justify="left" if place == 0 else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table

@@ -1,0 +1,85 @@
+"""Pasar's two systems score every content, and candidates score as in the full ranking."""
+
+import numpy as np
+import pytest
+
+import evaluation.cascade
+from evaluation.cascade import BELOW, FullCascade, Released, TwoTower
+from evaluation.command import load_tables
+from evaluation.protocols import benchmarks
+
+pytestmark = pytest.mark.slow
+
+USERS = np.arange(30)
+
+
+@pytest.fixture(scope="module")
+def task(small_world_dataset):
+    return benchmarks(load_tables("dataset", small_world_dataset.path))[0].task
+
+
+@pytest.fixture(scope="module")
+def released(small_build, task):
+    systems = Released(small_build.config)
+    systems.use(small_build.built.release, task)
+    return systems
+
+
+@pytest.fixture(params=[TwoTower, FullCascade])
+def system(request, released):
+    return request.param(released)
+
+
+def test_every_content_is_scored_for_every_user(system, task):
+    scores = system.score(USERS)
+    assert scores.shape == (len(USERS), task.items)
+    assert np.isfinite(scores).all()
+
+
+def test_candidates_score_as_in_the_full_ranking(system):
+    full = system.score(USERS)
+    random = np.random.default_rng(0)
+    # The cascade ranks what it retrieved; the rest stands below in the order of the two-tower.
+    candidates = np.argsort(-full, axis=1)[:, random.permutation(20)]
+    scores = system.score(USERS, candidates)
+    assert scores.shape == candidates.shape
+    retrieved = np.take_along_axis(full, candidates, axis=1)
+    assert (retrieved > -BELOW / 2).all()
+    np.testing.assert_allclose(scores, retrieved, atol=1e-5)
+
+
+def test_the_cascade_ranks_what_was_not_retrieved_below_and_by_the_two_tower(released):
+    full, near = FullCascade(released).score(USERS), TwoTower(released).score(USERS)
+    below = full < -BELOW / 2
+    assert below.any()
+    assert (~below).any(axis=1).all()
+    np.testing.assert_allclose(full[below] + BELOW, near[below], atol=0.1)
+
+
+def test_users_of_two_markets_are_given_contents_of_their_own(released, task):
+    users = np.r_[0:5, task.users - 5 : task.users]
+    retrieved = FullCascade(released).score(users) > -BELOW / 2
+    available = np.array(
+        [[m in markets for m in task.markets] for markets in task.tables.contents["markets"]]
+    )
+    home = task.user_market[users]
+    assert len(set(home)) > 1
+    for row, market in enumerate(home):
+        assert available[retrieved[row], market].all()
+
+
+def test_both_systems_share_one_build_a_seed(small_build, task, monkeypatch):
+    built = []
+
+    def build(dataset, folder, config, **_):
+        built.append((dataset.name, len(dataset.impressions()), config.seed))
+        return small_build.built
+
+    monkeypatch.setattr(evaluation.cascade, "build_release", build)
+    released = Released(small_build.config)
+    for seed in (5, 6):
+        for system in (TwoTower(released), FullCascade(released)):
+            system.fit(task, seed=seed)
+            assert np.isfinite(system.score(USERS[:3])).all()
+    rows = len(task.tables.impressions)
+    assert built == [(task.tables.name, rows, 5), (task.tables.name, rows, 6)]

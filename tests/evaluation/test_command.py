@@ -1,0 +1,57 @@
+"""A protocol runs from a folder to rows, for baselines and for Pasar's own systems."""
+
+import pytest
+
+import evaluation.cascade
+import evaluation.command
+from evaluation.command import load_tables, only_markets, run_protocol
+from evaluation.protocols import benchmarks
+from evaluation.systems import baselines
+
+
+@pytest.fixture
+def popularity_alone(monkeypatch):
+    """Fitting every baseline is tested where they live; the first is enough here."""
+    monkeypatch.setattr(evaluation.command, "baselines", lambda task: baselines(task)[:1])
+
+
+def test_a_data_set_on_disk_gives_back_its_tables(small_world_dataset):
+    tables = load_tables("dataset", small_world_dataset.path)
+    assert tables.name == small_world_dataset.name
+    assert len(tables.impressions) == small_world_dataset.description.rows["impressions"]
+    assert len(tables.users) == small_world_dataset.description.rows["users"]
+
+
+def test_a_market_can_be_judged_alone_and_is_still_learned_with_the_others(small_world_dataset):
+    benchmark = benchmarks(load_tables("dataset", small_world_dataset.path))[0]
+    alone = only_markets(benchmark, ["GB"])
+    assert {exam.market for exam in alone.exams} == {"GB"}
+    assert {exam.market for exam in benchmark.exams} == {"GB", "ID"}
+    assert alone.task is benchmark.task
+
+
+def test_a_market_without_an_exam_is_refused_with_those_there_are(small_world_dataset):
+    benchmark = benchmarks(load_tables("dataset", small_world_dataset.path))[0]
+    with pytest.raises(ValueError, match="no exam in market 'FR'; there are GB, ID"):
+        only_markets(benchmark, ["FR"])
+
+
+def test_baselines_are_judged_without_a_build(small_world_dataset, popularity_alone):
+    rows = run_protocol("dataset", small_world_dataset.path, markets=["ID"], seeds=(1, 2))
+    assert {row.system for row in rows} == {"popularity"}
+    assert {row.market for row in rows} == {"ID"}
+    assert {row.seed for row in rows} == {1}
+
+
+@pytest.mark.slow
+def test_our_systems_are_judged_under_every_seed(
+    small_build, small_world_dataset, popularity_alone, monkeypatch
+):
+    monkeypatch.setattr(evaluation.cascade, "build_release", lambda *_, **__: small_build.built)
+    rows = run_protocol("dataset", small_world_dataset.path, seeds=(1, 2), build=small_build.config)
+    ours = [row for row in rows if row.system != "popularity"]
+    assert {(row.system, row.seed) for row in ours} == {
+        (system, seed) for system in ("two-tower", "cascade") for seed in (1, 2)
+    }
+    assert all(0 <= row.value <= 1 for row in ours)
+    assert {row.market for row in ours} == {"GB", "ID"}

@@ -1,0 +1,280 @@
+"""The command line does the whole job, says errors in one line, and cleans up after itself."""
+
+import contextlib
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ensemble.cascade import Cascade
+from ensemble.client import FeedClient, FeedRequest, connect, pack
+from ensemble.errors import RequestError
+from market.dataset import Dataset
+from pasar import cli
+from pasar.settings import render
+
+COMMAND = [sys.executable, "-c", "from pasar.cli import main; main()"]
+CHATTER = re.compile(r"oneDNN|cpu_feature_guard|grappler|tensorflow/core|Warning|Traceback")
+
+
+@pytest.fixture
+def pasar(monkeypatch, capsys):
+    """Runs a command in this process: exit code, what it printed, what it said went wrong."""
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pasar", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return ended.value.code, said.out, said.err
+
+    yield run
+    for number, handler in handlers.items():  # `serve` takes them over
+        signal.signal(number, handler)
+
+
+def one_line(text):
+    assert text.startswith("error: ")
+    assert text.count("\n") == 1, text
+    return text
+
+
+def test_config_prints_the_settings_file(pasar):
+    assert pasar("config") == (0, render(), "")
+
+
+def test_doctor_reports_this_machine_and_nothing_else():
+    said = subprocess.run([*COMMAND, "doctor"], capture_output=True, text=True, timeout=120, check=False)
+    assert said.returncode == 0
+    for what in ("Python", "GPU", "Merlin imports", "Triton"):
+        assert what in said.stdout
+    assert said.stderr == ""
+    assert not CHATTER.search(said.stdout)
+
+
+def test_a_world_is_simulated_into_a_data_set_that_stays(pasar, tmp_path):
+    settings = tmp_path / "pasar.toml"
+    settings.write_text("[world]\nmarkets = ['ID', 'GB']\nusers = 40\ncontents = 60\nsellers = 8\ndays = 2\n")
+    command = ["data", "simulate", "--out", tmp_path / "data", "--impressions", "300", "--config", settings]
+    code, out, err = pasar(*command)
+    assert (code, err) == (0, "")
+    assert "300 impressions" in out
+    dataset = Dataset.open(tmp_path / "data")
+    assert dataset.markets == ["GB", "ID"]
+    assert dataset.description.rows == {"users": 40, "contents": 60, "sellers": 8, "impressions": 300}
+    code, _, err = pasar(*command)
+    assert code == 1
+    assert "exists; choose another folder" in one_line(err)
+    assert pasar(*command, "--overwrite")[0] == 0
+
+
+def test_a_public_data_set_that_is_not_known_is_refused_with_those_that_are(pasar, tmp_path):
+    code, _, err = pasar("data", "import", "netflix", "--path", tmp_path, "--out", tmp_path / "out")
+    assert code == 1
+    assert "kuairand" in one_line(err)
+
+
+def test_a_knob_that_does_not_exist_is_said_with_a_near_one(pasar, tmp_path):
+    settings = tmp_path / "mine.toml"
+    settings.write_text("[world]\nuser = 3\n")
+    code, out, err = pasar("data", "simulate", "--out", tmp_path / "data", "--config", settings)
+    assert (code, out) == (1, "")
+    assert "'user' is no knob; did you mean 'users'?" in one_line(err)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("command", ["build", "serve"])
+def test_a_folder_that_is_not_what_a_command_needs_is_named(pasar, tmp_path, command):
+    option = {"build": ["--data", tmp_path / "none", "--out", tmp_path], "serve": ["--release", tmp_path]}
+    code, _, err = pasar(command, *option[command])
+    assert code == 1
+    assert str(tmp_path) in one_line(err)
+
+
+def test_a_folder_that_cannot_be_written_is_said_in_one_line(pasar, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = pasar("data", "simulate", "--out", tmp_path / "file" / "data", "--impressions", "100")
+    assert code == 1
+    one_line(err)
+
+
+def test_where_no_server_answers_feed_says_what_to_do(pasar):
+    code, out, err = pasar("feed", "--market", "ID", "--user", "ana", "--url", "127.0.0.1:1")
+    assert (code, out) == (1, "")
+    assert "start `pasar serve`" in one_line(err)
+
+
+@pytest.mark.parametrize("moment", ["yesterday", "2026-13-01"])
+def test_a_moment_that_is_no_date_is_refused(pasar, moment):
+    code, _, err = pasar("feed", "--market", "ID", "--user", "ana", "--time", moment)
+    assert code == 1
+    assert f"--time '{moment}' is not ISO 8601" in one_line(err)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2026-03-15T20:30", 1_773_606_600),
+        ("2026-03-15T20:30Z", 1_773_606_600),
+        ("2026-03-15T22:30+02:00", 1_773_606_600),
+    ],
+)
+def test_a_moment_is_utc_unless_it_says_otherwise(text, seconds):
+    assert cli._moment(text) == seconds
+
+
+@pytest.mark.slow
+def test_build_reports_every_market_and_says_nothing_else(command_build):
+    said = command_build.said
+    assert said.stderr == ""
+    assert not CHATTER.search(said.stdout), said.stdout
+    for text in ("GB", "ID", "recall@20", "cascade", "release build/release in"):
+        assert text in said.stdout
+    report = json.loads((command_build.release.path.parent / "report.json").read_text())
+    assert {row["market"] for row in report["rows"]} == {"GB", "ID"}
+
+
+@pytest.mark.slow
+def test_feed_prints_each_slate_as_a_table(pasar, feed_server, small_release):
+    user = str(small_release.array("user_id.npy")[0])
+    command = ["feed", "--market", "ID", "--user", user, "--user", "[/nobody]", "--url", feed_server.grpc_url]
+    code, out, err = pasar(*command, "--time", "2026-03-08T12:00")
+    assert (code, err) == (0, "")
+    for text in (f"ID  {user}", "ID  [/nobody]", "retrieved by", "two-tower", "reason", "click"):
+        assert text in out
+
+
+@pytest.mark.slow
+def test_feed_prints_json_that_equals_the_server_s_reply(pasar, feed_server, small_release):
+    texts = [str(text) for text in small_release.array("text_content_id.npy")[:4]]
+    user = str(small_release.array("user_id.npy")[1])
+    command = ["feed", "--json", "--market", "GB", "--user", user, "--url", feed_server.grpc_url]
+    command += ["--history", texts[0], "--history", texts[1], "--exclude", texts[2], "--exclude", texts[3]]
+    code, out, err = pasar(*command, "--time", "2026-03-08T12:00Z", "--diversity", "0.6")
+    assert (code, err) == (0, "")
+    request = FeedRequest(user, "GB", 1_772_971_200, texts[:2], texts[2:], 0.6)
+    with connect(feed_server.grpc_url) as client:
+        (slate,) = client.feed([request])
+    (printed,) = json.loads(out)
+    assert [item["content"] for item in printed["items"]] == [item.content for item in slate.items]
+    assert printed["items"][0]["probabilities"] == slate.items[0].probabilities
+    assert not {item["content"] for item in printed["items"]} & set(texts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(["--market", "ZZ"], "unknown market 'ZZ'"), (["--diversity", "7"], "send 0 to 1")],
+)
+def test_feed_says_what_the_server_refused(pasar, feed_server, change, said):
+    command = ["feed", "--market", "ID", "--user", "ana", "--url", feed_server.grpc_url, *change]
+    code, out, err = pasar(*command)
+    assert (code, out) == (1, "")
+    assert said in one_line(err)
+
+
+def group(leader):
+    """Processes that a process started, itself left out."""
+    found = set()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = status.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == leader or int(fields[1]) in found:
+                found.add(int(status.parent.name))
+    return found
+
+
+class Serving:
+    """`pasar serve` as a process of its own, on free ports."""
+
+    def __init__(self, release, folder):
+        self.run = folder / "run"
+        (folder / "pasar.toml").write_text("[serve]\ngrpc_port = 0\nhttp_port = 0\nmetrics_port = 0\n")
+        command = [*COMMAND, "serve", "--release", str(release.path), "--run", str(self.run)]
+        self.process = subprocess.Popen(
+            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.said = self.process.stdout.readline()
+        self.url = re.search(r"at (\S+) \(gRPC\)", self.said)[1]
+
+    def stop(self):
+        self.process.send_signal(signal.SIGINT)
+        return self.process.communicate(timeout=20)
+
+
+@pytest.fixture
+def serving(small_release, tmp_path):
+    started = Serving(small_release, tmp_path)
+    yield started
+    if started.process.poll() is None:
+        started.stop()
+
+
+def served_vectors(url, release):
+    """Retrieval scores of one fixed request, which tell releases apart."""
+    request = FeedRequest("nobody", "ID", Cascade(release).plan.as_of)
+    with connect(url) as client:
+        return [item.retrieval_score for item in client.feed([request])[0].items]
+
+
+def expected_vectors(release):
+    cascade = Cascade(release)
+    made = cascade(pack([FeedRequest("nobody", "ID", cascade.plan.as_of)]))
+    return made["slate_retrieval_score"][0].tolist()
+
+
+@pytest.mark.slow
+def test_serve_takes_another_release_refuses_a_damaged_one_and_stops_cleanly(
+    pasar, serving, small_release, other_release, tmp_path
+):
+    assert served_vectors(serving.url, small_release) == expected_vectors(small_release)
+
+    reload = ["reload", "--run", serving.run, "--url", serving.url, "--release"]
+    code, out, err = pasar(*reload, other_release.path)
+    assert (code, err) == (0, "")
+    assert "as version 2" in out
+    assert served_vectors(serving.url, small_release) == expected_vectors(other_release)
+    assert expected_vectors(other_release) != expected_vectors(small_release)
+
+    damaged = tmp_path / "damaged"
+    shutil.copytree(small_release.path, damaged)
+    vectors = damaged / "content_vectors.npy"
+    vectors.write_bytes(vectors.read_bytes()[:-1] + b"\x7f")
+    code, out, err = pasar(*reload, damaged)
+    assert (code, out) == (1, "")
+    assert "content_vectors.npy differs from its SHA-256" in one_line(err)
+    assert served_vectors(serving.url, small_release) == expected_vectors(other_release)
+
+    started = group(serving.process.pid)
+    assert started
+    begin = time.monotonic()
+    out, err = serving.stop()
+    assert time.monotonic() - begin < 15
+    assert serving.process.returncode == 0
+    assert (out, err) == ("stopped\n", "")
+    assert not any(Path(f"/proc/{pid}").exists() for pid in started)
+    with FeedClient(serving.url, timeout_s=2) as client, pytest.raises(RequestError):
+        _ = client.tasks
+
+
+@pytest.mark.slow
+def test_serve_says_which_port_is_taken(pasar, small_release, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        settings = tmp_path / "mine.toml"
+        settings.write_text(f"[serve]\ngrpc_port = {port}\nhttp_port = 0\nmetrics_port = 0\n")
+        command = ["serve", "--release", small_release.path, "--run", tmp_path / "run", "--config", settings]
+        code, out, err = pasar(*command)
+    assert (code, out) == (1, "")
+    assert f"the grpc port {port} on 127.0.0.1 cannot be used" in one_line(err)

@@ -1,0 +1,48 @@
+"""The doctor looks at everything a build and a server need, and says what to do about what is missing."""
+
+import importlib.metadata
+import subprocess
+
+import pytest
+
+from pasar import doctor
+
+
+@pytest.fixture(scope="module")
+def findings():
+    return {finding.what: finding for finding in doctor.examine()}
+
+
+def test_this_machine_can_build_and_serve(findings):
+    for what in ("Python", "nvtabular", "merlin-models", "Merlin imports", "onnxruntime", "Triton"):
+        assert findings[what].found not in ("", "not installed", "not found")
+        assert not findings[what].remedy
+    assert findings["Merlin imports"].found == "yes"
+
+
+def test_versions_are_those_that_are_installed(findings):
+    assert findings["onnxruntime"].found == importlib.metadata.version("onnxruntime")
+
+
+def test_a_package_of_another_version_is_told_with_the_pin():
+    assert "pinned at 99.1" in doctor._package("numpy", "99.1").remedy
+    assert doctor._package("no-such-package", "1").remedy == "run `make setup`"
+    assert "environment.yml" in doctor._package("no-such-package", "1", gpu=True).remedy
+
+
+def test_a_driver_that_fails_is_told(monkeypatch):
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(
+        doctor.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 9, "", "no driver")
+    )
+    assert "install the NVIDIA driver" in doctor._gpu().remedy
+
+
+def test_a_gpu_that_answers_is_named(monkeypatch):
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(
+        doctor.subprocess,
+        "run",
+        lambda *a, **k: subprocess.CompletedProcess(a, 0, "H200, 143771 MiB, 570.1\n", ""),
+    )
+    assert doctor._gpu() == ("GPU", "H200, 143771 MiB, 570.1", "")

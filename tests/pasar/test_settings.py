@@ -1,0 +1,112 @@
+"""One file has every knob; what it cannot mean is said in one line with the knob's name."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+
+from pasar.settings import FILE, ServeConfig, SettingsError, load, load_serve, render, schema
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def knobs(kind, config, section):
+    """(section, knob) of every field, nested dataclasses included."""
+    for field in dataclasses.fields(kind):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from knobs(type(value), value, (*section, field.name))
+        else:
+            yield section, field.name
+
+
+def written(tmp_path, text):
+    path = tmp_path / "some.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_printed_file_holds_every_knob_with_a_comment_and_means_the_defaults(tmp_path):
+    text = render()
+    parsed = tomllib.loads(text)
+    lines = text.splitlines()
+    for name, kind in schema().items():
+        for section, knob in knobs(kind, kind(), (name,)):
+            table = parsed
+            for part in section:
+                table = table[part]
+            assert knob in table, (section, knob)
+            places = [i for i, line in enumerate(lines) if line.startswith(f"{knob} = ")]
+            assert all(lines[place - 1].startswith("# ") for place in places), knob
+    settings = load(written(tmp_path, text))
+    for name, kind in schema().items():
+        assert getattr(settings, name) == kind()
+
+
+def test_the_repository_s_file_is_the_printed_one():
+    assert (REPOSITORY / FILE).read_text() == render(), "write it again: pasar config > pasar.toml"
+
+
+def test_a_knob_changes_alone(tmp_path):
+    settings = load(written(tmp_path, "[build.cascade]\nslate = 5\n[world]\nmarkets = ['GB']\n"))
+    assert settings.build.cascade.slate == 5
+    assert settings.build.cascade.pool == 60
+    assert settings.world.markets == ("GB",)
+    assert settings.build.two_tower == schema()["build"]().two_tower
+
+
+def test_the_file_of_the_working_folder_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_serve() == ServeConfig()
+    (tmp_path / FILE).write_text("[serve]\ngrpc_port = 9001\n")
+    assert load_serve().grpc_port == load().serve.grpc_port == 9001
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[serve]\ngrpc_prot = 1", "[serve] 'grpc_prot' is no knob; did you mean 'grpc_port'?"),
+        ("[sreve]\ngrpc_port = 1", "'sreve' is no knob; did you mean 'serve'?"),
+        ("[build.rankr]\nepochs = 1", "[build] 'rankr' is no knob; did you mean 'ranker'?"),
+        ("[build.ranker]\nepoch = 1", "[build.ranker] 'epoch' is no knob; did you mean 'epochs'?"),
+        ("[world]\nzzz = 1", "[world] 'zzz' is no knob; there are contents, days"),
+        ("[serve]\ngrpc_port = 'high'", "[serve] grpc_port: "),
+        ("[serve]\ngrpc_port = 99999", "grpc_port is 99999; a port lies between 0 and 65535"),
+        ("[serve]\nmax_batch = 0", "max_batch is 0; it must be at least 1"),
+        ("[serve]\ndelay_us = -1", "delay_us is -1"),
+        ("[build.ranker]\nepochs = 1.5", "[build] ranker.epochs: "),
+        ("[build.two_tower]\nhidden = 'wide'", "two_tower.hidden"),
+        ("[build]\nranker = 3", "ranker: "),
+        ("[build.cascade]\nslate = 900", "slate 900 <= pool 60 <= candidates 200 must hold"),
+        ("[build.cascade]\nweights = { clik = 1.0 }", "cascade.weights has 'clik'"),
+        ("[build.split]\nvalid_fraction = 2.0", "valid_fraction=2.0"),
+        ("[world]\nmarkets = ['ZZ']", "no market 'ZZ'"),
+        ("[world]\nusers = 1", "users must be a whole number of at least 5, got 1"),
+        ("serve = 3", "'serve' is 3; write it as a section, [serve]"),
+        ("[serve", "is not valid TOML"),
+    ],
+)
+def test_what_a_file_cannot_mean_is_said_in_one_line(tmp_path, text, said):
+    with pytest.raises(SettingsError) as caught:
+        load(written(tmp_path, text))
+    assert said in str(caught.value)
+    assert str(caught.value).startswith(str(tmp_path / "some.toml"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("read", [load, load_serve])
+def test_a_file_that_is_not_there_is_named(tmp_path, read):
+    with pytest.raises(SettingsError, match=r"none\.toml is no file; write one with `pasar config"):
+        read(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("text", ["[sreve]\nx = 1", "[serve]\nhots = 'x'", "[serve"])
+def test_the_server_s_part_is_as_strict(tmp_path, text):
+    with pytest.raises(SettingsError):
+        load_serve(written(tmp_path, text))
