@@ -378,6 +378,29 @@ def evaluate(
 
 
 @app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="features.")],
+    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the report here.")] = None,  # noqa: UP007
+    rows: Annotated[int, typer.Option(min=1, help="Rows of each table.")] = 1_000_000,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the data.")] = 0,
+) -> None:
+    """Run a benchmark beside its peers, which are installed under ~/.cache/pasar-peers; see benchmarks/."""
+    from importlib import import_module
+
+    from benchmarks import NAMES
+    from benchmarks.harness import table
+
+    if name not in NAMES:
+        raise ValueError(f"there is no benchmark {name!r}; there are: {', '.join(NAMES)}")
+    run = import_module(f"benchmarks.{name}").run
+    results = run(
+        rows=rows, repeats=repeats, seed=seed, file=json_file, report=lambda line: typer.echo(line, err=True)
+    )
+    typer.echo(table(results))
+
+
+@app.command()
 def doctor() -> None:
     """Say what was found on this machine, and what to do about what is missing."""
     from pasar.doctor import examine

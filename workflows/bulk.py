@@ -6,7 +6,6 @@ graph computes on their places in the vocabulary. Both come from one compiler, s
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,9 @@ from workflows.compiler.ordinals import MISSING, UNKNOWN, Lookup, OrdinalGraph
 
 import nvtabular as nvt  # isort: skip
 
+#: Rows that go through a graph at once: few enough for a processor's cache.
+ROWS = 16_384
+
 _NUMPY = {"tensor(int64)": np.int64, "tensor(float)": np.float32, "tensor(double)": np.float64}
 _MISSING = {"tensor(int64)": NULL_INTEGER, "tensor(float)": np.nan, "tensor(double)": np.nan}
 
@@ -34,22 +36,13 @@ class BulkTransform:
     Args:
         workflow: fitted; see `compile_workflow`.
         list_lengths: the length of list outputs, by output column.
-        threads: cores to use; 0 for all.
-        rows: rows that go through the graph at once.
 
     Raises:
         UnsupportedOperator: the workflow cannot be compiled.
         ValueError: an output is text that the workflow changes.
     """
 
-    def __init__(
-        self,
-        workflow: nvt.Workflow,
-        *,
-        list_lengths: Mapping[str, int] | None = None,
-        threads: int = 0,
-        rows: int = 16_384,
-    ) -> None:
+    def __init__(self, workflow: nvt.Workflow, *, list_lengths: Mapping[str, int] | None = None) -> None:
         graph = OrdinalGraph()
         outputs = compiler.write_outputs(graph, workflow, list_lengths)
         names = dict(zip(outputs, workflow.output_schema.column_names))
@@ -62,16 +55,8 @@ class BulkTransform:
                     f"output {names[output]!r} is text that the workflow changes; encode it with Categorify"
                 )
             self._texts[names[output]] = value
-        model, self._lookups = graph.finish("bulk", outputs)
         self._outputs = {output: names[output] for output in outputs}
-        self._rows = rows
-        self._pool = ThreadPoolExecutor(threads or os.cpu_count())
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        self._session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        self._values = {name: _value_set(lookup) for name, lookup in self._lookups.items()}
+        self._runner = Runner(graph, outputs)
 
     def transform(self, table: pa.Table) -> dict[str, np.ndarray]:
         """Transform R rows.
@@ -86,36 +71,68 @@ class BulkTransform:
         Raises:
             ValueError: the table lacks a column or has it in another type.
         """
-        specs = self._session.get_inputs()
-        columns = dict(zip([s.name for s in specs], self._pool.map(lambda s: self._column(table, s), specs)))
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in self._outputs.values()}
-        for start in range(0, max(table.num_rows, 1), self._rows) if parts else ():
-            feeds = {name: column.rows(start, start + self._rows) for name, column in columns.items()}
-            for name, values in zip(parts, self._session.run(list(self._outputs), feeds)):
-                parts[name].append(values)
-        arrays = {name: _stacked(values) for name, values in parts.items()}
+        arrays = {self._outputs[output]: values for output, values in self._runner.run(table).items()}
         arrays |= {name: _texts(table, raw) for name, raw in self._texts.items()}
         return {name: arrays[name] for name in self._names}
+
+
+class Runner:
+    """Runs a finished ordinal graph over tables.
+
+    Args:
+        graph: the graph.
+        outputs: for each output's name, the value that it carries and its dimensions.
+    """
+
+    def __init__(self, graph: OrdinalGraph, outputs: Mapping[str, tuple[str, list[str | int]]]) -> None:
+        model, self._lookups = graph.finish("bulk", outputs)
+        self._outputs = list(outputs)
+        self._session = onnxruntime.InferenceSession(
+            model.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        self._values = {name: _value_set(lookup) for name, lookup in self._lookups.items()}
+
+    def run(self, table: pa.Table) -> dict[str, np.ndarray]:
+        """The outputs, [R] or [R, length], of a table's R rows."""
+        if not self._outputs:
+            return {}
+        specs = self._session.get_inputs()
+        with ThreadPoolExecutor() as pool:
+            columns = dict(zip([s.name for s in specs], pool.map(lambda s: self._column(table, s), specs)))
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in self._outputs}
+        for start in range(0, max(table.num_rows, 1), ROWS):
+            feeds = {name: column.rows(start, start + ROWS) for name, column in columns.items()}
+            for name, values in zip(parts, self._session.run(self._outputs, feeds)):
+                parts[name].append(values)
+        return {name: _stacked(values) for name, values in parts.items()}
 
     def _column(self, table: pa.Table, spec: onnxruntime.NodeArg) -> _Column:
         """A graph input's values: the raw column, or the ordinals of its keys."""
         lookup = self._lookups.get(spec.name)
         name = spec.name if lookup is None else lookup.column
-        column = _of_table(table, name)
         is_list = len(spec.shape) == 2
-        if is_list != (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-            raise ValueError(f"column {name!r} is {column.type}; it has to be {'' if is_list else 'no '}list")
-        offsets = None
-        if is_list:
-            lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
-            offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-            column = pc.list_flatten(column)
+        column, offsets = elements(table, name, is_list=is_list)
         try:
             if lookup is None:
                 return _Column(_numbers(column, _NUMPY[spec.type]), offsets, _MISSING[spec.type])
             return _Column(_ordinals(column, self._values[spec.name]), offsets, MISSING)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise ValueError(f"column {name!r} is {column.type}, not as fitted: {error}") from None
+
+
+def elements(table: pa.Table, name: str, *, is_list: bool) -> tuple[pa.ChunkedArray, np.ndarray | None]:
+    """A column's values and, where it is a list, the int64[R + 1] offsets that part them into rows.
+
+    Raises:
+        ValueError: the table lacks the column, or it is a list where it should not be or the reverse.
+    """
+    column = _of_table(table, name)
+    if is_list != (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        raise ValueError(f"column {name!r} is {column.type}; fitted was {'a' if is_list else 'no'} list")
+    if not is_list:
+        return column, None
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+    return pc.list_flatten(column), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 @dataclass(frozen=True)

@@ -183,13 +183,6 @@ def write_column(
     if key in memo:
         return memo[key]
 
-    def read(source: str) -> Column:
-        # Of two upstream columns with one name NVTabular keeps the later.
-        for upstream in reversed(node.parents_with_dependencies):
-            if source in upstream.output_schema.column_names:
-                return write_column(graph, workflow, upstream, source, memo)
-        return graph.once(("raw", source), partial(_raw, graph, workflow, source))
-
     operator = type(node.op)
     if operator not in _COMPILERS:
         raise UnsupportedOperator(
@@ -197,12 +190,28 @@ def write_column(
             node.output_schema.column_names,
             _REASONS.get(operator, "it has no counterpart in ONNX"),
         )
-    site = Site(graph, node.op, node.input_columns.resolve(node.input_schema), read)
+    site = Site(
+        graph,
+        node.op,
+        node.input_columns.resolve(node.input_schema),
+        partial(read_column, graph, workflow, node, memo=memo),
+    )
     try:
         memo[key] = _COMPILERS[operator](site, name)
     except Refused as refusal:
         raise UnsupportedOperator(operator.__name__, [name], str(refusal)) from None
     return memo[key]
+
+
+def read_column(
+    graph: Graph, workflow: Workflow, node: Node, source: str, memo: dict[tuple[int, str], Column]
+) -> Column:
+    """Compile the column that a node reads under the name `source`: an upstream column or a raw one."""
+    # Of two upstream columns with one name NVTabular keeps the later.
+    for upstream in reversed(node.parents_with_dependencies):
+        if source in upstream.output_schema.column_names:
+            return write_column(graph, workflow, upstream, source, memo)
+    return graph.once(("raw", source), partial(_raw, graph, workflow, source))
 
 
 def _raw(graph: Graph, workflow: Workflow, name: str) -> Column:

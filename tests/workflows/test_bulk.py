@@ -2,6 +2,7 @@
 
 import workflows.runtime  # noqa: F401  # isort: skip  (before NVTabular)
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -97,8 +98,11 @@ def workflow(tmp_path_factory: pytest.TempPathFactory) -> nvt.Workflow:
 
 
 @pytest.fixture(scope="module")
-def bulk(workflow: nvt.Workflow) -> BulkTransform:
-    return BulkTransform(workflow, rows=3)
+def bulk(workflow: nvt.Workflow) -> Iterator[BulkTransform]:
+    """The transform, in batches of three rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("workflows.bulk.ROWS", 3)
+        yield BulkTransform(workflow)
 
 
 @pytest.fixture(scope="module")

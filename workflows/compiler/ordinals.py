@@ -99,6 +99,10 @@ class OrdinalGraph(Graph):
             return self.emit("Equal", column.value, self.constant("", STRING), dtype=BOOL)
         return super().is_null(column)
 
+    def raw(self, value: str) -> str | None:
+        """The raw column that a value is as it came, if it is one."""
+        return value if value in self._inputs else None
+
     def finish(
         self, name: str, outputs: Mapping[str, tuple[str, list[str | int]]]
     ) -> tuple[ModelProto, dict[str, Lookup]]:

@@ -1,0 +1,303 @@
+"""What every benchmark shares: sides that take turns, medians with their spread, files and tables.
+
+A side is anything that does the work once and says what it cost. Sides take turns, so that a machine that
+other programs use slows all of them alike; wall and CPU time are both kept, and on such a machine the CPU
+time, of all threads, is the one to trust.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PEERS = Path(__file__).parent / "peers"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What doing the work once took: wall and CPU time, of all threads (s)."""
+
+    wall: float
+    cpu: float
+
+
+Side = Callable[[], Cost]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, least and greatest of the runs."""
+
+    median: float
+    least: float
+    greatest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of a table: a case done by one side.
+
+    Attributes:
+        case: what was done, such as "transform, integer keys".
+        rows: rows it was done to.
+        side: who did it.
+        runs: measurements behind the figures.
+        wall: s.
+        cpu: s, of all threads.
+        times_ours: median CPU time over that of the case's first side, which is ours.
+        times_ours_wall: the same of wall time.
+    """
+
+    case: str
+    rows: int
+    side: str
+    runs: int
+    wall: Spread
+    cpu: Spread
+    times_ours: float
+    times_ours_wall: float
+
+
+def timed(work: Callable[[], object], *, at_least: float = 0.2) -> Side:
+    """A side that calls `work` in this process, repeatedly until a measurement lasts `at_least` seconds."""
+    calls = 0
+
+    def measure(number: int) -> Cost:
+        gc.collect()
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(number):
+            work()
+        return Cost((time.perf_counter() - wall) / number, (time.process_time() - cpu) / number)
+
+    def side() -> Cost:
+        nonlocal calls
+        if not calls:
+            once = measure(1).wall
+            calls = 1 if once >= at_least else min(int(at_least / once) + 1, 2000)
+        return measure(calls)
+
+    return side
+
+
+def compare(
+    case: str,
+    rows: int,
+    sides: Mapping[str, Side],
+    *,
+    repeats: int = 5,
+    budget_s: float = 60.0,
+    report: Callable[[str], None] = lambda line: None,
+) -> list[Result]:
+    """Let the sides of a case take turns.
+
+    Args:
+        case: what they do.
+        rows: how many rows they do it to.
+        sides: by name; the first is ours, and the others are told as multiples of it.
+        repeats: turns; before them each side runs once unmeasured.
+        budget_s: a side that has run for longer than this has no further turn (s).
+        report: called with a line as each side of the case is known.
+    """
+    costs: dict[str, list[Cost]] = {name: [] for name in sides}
+    warm: dict[str, Cost] = {}
+    for turn in range(repeats + 1):
+        for name, side in sides.items():
+            spent = sum(c.wall for c in costs[name]) + (warm[name].wall if turn else 0)
+            if turn > 0 and spent > budget_s:
+                continue
+            if turn == 0:
+                warm[name] = side()
+            else:
+                costs[name].append(side())
+    for name, cost in warm.items():
+        # Too slow for a second turn: the only run counts, and `runs` says so.
+        costs[name] = costs[name] or [cost]
+    results: list[Result] = []
+    for name, runs in costs.items():
+        wall, cpu = Spread.of([c.wall for c in runs]), Spread.of([c.cpu for c in runs])
+        ours = results[0] if results else None
+        results.append(
+            Result(
+                case,
+                rows,
+                name,
+                len(runs),
+                wall,
+                cpu,
+                cpu.median / ours.cpu.median if ours else 1.0,
+                wall.median / ours.wall.median if ours else 1.0,
+            )
+        )
+        report(
+            f"{case}, {rows:,} rows, {name}: CPU {seconds(cpu.median)}, {results[-1].times_ours:.1f} x ours"
+        )
+    return results
+
+
+def seconds(value: float) -> str:
+    """A time in the unit that reads best."""
+    for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if value * factor >= 1:
+            return f"{value * factor:.3g} {unit}"
+    return f"{value * 1e6:.2g} µs"
+
+
+def table(results: Sequence[Result]) -> str:
+    """The results as a Markdown table."""
+    lines = [
+        "| case | rows | side | CPU time (least to greatest) | wall time | CPU, times ours | runs |",
+        "|---|---:|---|---:|---:|---:|---:|",
+    ]
+    for r in results:
+        spread = f"{seconds(r.cpu.median)} ({seconds(r.cpu.least)} to {seconds(r.cpu.greatest)})"
+        lines.append(
+            f"| {r.case} | {r.rows:,} | {r.side} | {spread} | {seconds(r.wall.median)} | "
+            f"{r.times_ours:.3g} | {r.runs} |"
+        )
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    """What the benchmark ran on, and how busy others kept it (load: runnable processes, 1 minute mean)."""
+    info = Path("/proc/cpuinfo")
+    models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+    return {
+        "processor": models[0] if models else platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "load": os.getloadavg()[0],
+    }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The installed versions of packages."""
+    return {name: metadata.version(name) for name in packages}
+
+
+def write_json(path: Path, report: Mapping[str, Any], results: Sequence[Result]) -> None:
+    """Write a report with its results; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**report, "results": [asdict(r) for r in results]}, indent=1) + "\n"
+    handle, place = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+    os.chmod(place, 0o644)
+    os.replace(place, path)
+
+
+def peer_python(name: str) -> Path:
+    """The interpreter of a virtual environment with `peers/<name>.txt`, made when it is first asked for.
+
+    It lies under ~/.cache/pasar-peers (or $XDG_CACHE_HOME), one for each content of the file and Python.
+
+    Raises:
+        RuntimeError: uv is not there, or cannot install the peer.
+    """
+    requirements = PEERS / f"{name}.txt"
+    key = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()[:12]
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pasar-peers"
+    home = cache / f"{name}-{key}"
+    if not home.is_dir():
+        uv = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+        if uv is None:
+            raise RuntimeError("uv is not on the PATH; peers are installed with it: pip install uv")
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            new = Path(folder) / "venv"
+            for command in (
+                [uv, "venv", "--quiet", "--python", sys.executable, str(new)],
+                [
+                    uv,
+                    "pip",
+                    "install",
+                    "--quiet",
+                    "--python",
+                    str(new / "bin/python"),
+                    "-r",
+                    str(requirements),
+                ],
+            ):
+                done = subprocess.run(command, capture_output=True, text=True)
+                if done.returncode:
+                    raise RuntimeError(f"the peer {name} cannot be installed: {done.stderr.strip()}")
+            with contextlib.suppress(FileExistsError, OSError):  # another process was faster
+                new.rename(home)
+    return home / "bin" / "python"
+
+
+class Peer:
+    """A script of `peers/` in a process of its own, which does one piece of work for each line it is sent."""
+
+    def __init__(self, process: subprocess.Popen[str], name: str) -> None:
+        self._process = process
+        self._name = name
+
+    def ask(self, work: str, **arguments: Any) -> dict[str, Any]:
+        """Have a piece of work done and return what the script says about it.
+
+        Raises:
+            RuntimeError: the script failed; its standard error has gone to ours.
+        """
+        assert self._process.stdin
+        assert self._process.stdout
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps({"work": work, **arguments}) + "\n")
+            self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(
+                f"the peer {self._name} ended while it was asked to {work}; see its error above"
+            )
+        return json.loads(answer)
+
+    def side(self, work: str, **arguments: Any) -> Side:
+        """A side that has the peer do a piece of work, timed by the peer itself."""
+
+        def side() -> Cost:
+            answer = self.ask(work, **arguments)
+            return Cost(answer["wall"], answer["cpu"])
+
+        return side
+
+
+@contextlib.contextmanager
+def peer(script: str, python: Path, *arguments: str) -> Iterator[Peer]:
+    """Run a script of `peers/` for the length of the block."""
+    process = subprocess.Popen(
+        [str(python), str(PEERS / script), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield Peer(process, script)
+    finally:
+        assert process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,192 @@
+"""Fit a workflow on an Arrow table: the statistics that NVTabular computes, without pandas and Dask.
+
+Keys are counted by Arrow and pandas' hash table; what lies between a raw column and a statistic is compiled,
+as it is for serving. The result is the same workflow, with NVTabular's own files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from . import runtime  # noqa: F401  # isort: skip  (sets the environment before NVTabular is imported)
+
+import merlin.dtypes as merlin_types
+import numpy as np
+import nvtabular as nvt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from merlin.dag import Node
+from merlin.dag.executors import clear_stats
+from merlin.schema import ColumnSchema, Schema
+from nvtabular import ops
+from nvtabular.ops.categorify import _save_encodings
+
+from .bulk import Runner, elements
+from .compile import UnsupportedOperator, read_column
+from .compiler.graph import NULL_INTEGER, STRING, Column
+from .compiler.ordinals import OrdinalGraph
+
+
+def fit(workflow: nvt.Workflow, table: pa.Table, schema: Schema | None = None) -> nvt.Workflow:
+    """Fit a workflow on R rows, and return it, as `Workflow.fit` does.
+
+    Vocabularies fall in frequency; of equally frequent keys the one that came first is first, where
+    NVTabular's order differs between machines. Text "" is missing, as in the compiled graph.
+
+    Categorify of single columns and Normalize are fitted here. A workflow with any other statistic, or with
+    one on text that it changed first, goes through `Workflow.fit`.
+
+    Args:
+        workflow: the workflow; what it was fitted on before is forgotten.
+        table: the raw columns.
+        schema: of the raw columns, with their tags; by default made from the table.
+    """
+    schema = arrow_schema(table.schema) if schema is None else schema
+    statistics = workflow.graph.get_nodes_by_op_type([workflow.output_node], ops.StatOperator)
+    clear_stats(workflow.graph)
+    workflow.fit_schema(schema)
+    if not all(_is_fitted_here(node) for node in statistics):
+        return workflow.fit(nvt.Dataset(table.to_pandas(), schema=schema))
+    pending = {
+        node: set(workflow.graph.get_nodes_by_op_type(node.parents_with_dependencies, ops.StatOperator))
+        for node in statistics
+    }
+    while pending:
+        ready = [node for node, needed in pending.items() if not needed & pending.keys()]
+        try:
+            inputs = _inputs(workflow, ready, table)
+        except (_Changed, UnsupportedOperator):
+            return workflow.fit(nvt.Dataset(table.to_pandas(), schema=schema))
+        for node in ready:
+            (_categorify if type(node.op) is ops.Categorify else _normalize)(node.op, inputs[node])
+            node.op.fitted = True
+            del pending[node]
+    workflow.graph.construct_schema(schema, preserve_dtypes=True)
+    return workflow
+
+
+def arrow_schema(schema: pa.Schema) -> Schema:
+    """The Merlin schema of an Arrow table, without tags."""
+    columns = []
+    for field in schema:
+        is_list = pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
+        element = field.type.value_type if is_list else field.type
+        text = (
+            pa.types.is_string(element)
+            or pa.types.is_large_string(element)
+            or pa.types.is_dictionary(element)
+        )
+        dtype = merlin_types.string if text else element.to_pandas_dtype()
+        columns.append(ColumnSchema(field.name, dtype=dtype, is_list=is_list, is_ragged=is_list))
+    return Schema(columns)
+
+
+class _Changed(Exception):
+    """A statistic is on text that the workflow changed, which ordinals do not tell apart."""
+
+
+def _is_fitted_here(node: Node) -> bool:
+    op = node.op
+    if type(op) is ops.Normalize:
+        return True
+    return (
+        type(op) is ops.Categorify
+        and op.encode_type == "joint"
+        and not op.single_table
+        and all(isinstance(group, str) for group in node.input_columns.grouped_names)
+    )
+
+
+def _inputs(
+    workflow: nvt.Workflow, nodes: Iterable[Node], table: pa.Table
+) -> dict[Node, dict[str, pa.ChunkedArray | np.ndarray]]:
+    """For each node and column that it is fitted on, the values, those of lists one after another."""
+    graph = OrdinalGraph()
+    memo: dict[tuple[int, str], Column] = {}
+    found: dict[Node, dict[str, Any]] = {node: {} for node in nodes}
+    outputs: dict[str, tuple[str, list[str | int]]] = {}
+    for node in found:
+        for name in node.input_columns.names:
+            if isinstance(node.op, ops.Categorify) and name in node.op.vocabs:
+                continue
+            column = read_column(graph, workflow, node, name, memo)
+            raw = graph.raw(column.value)
+            if raw is not None:
+                found[node][name] = elements(table, raw, is_list=column.present is not None)[0]
+            elif column.dtype == STRING:
+                raise _Changed
+            else:
+                found[node][name] = column
+                dims: list[str | int] = ["batch"]
+                if column.present is not None:
+                    dims.append(f"width of {column.value}" if column.length is None else column.length)
+                    outputs[f"{column.present}?"] = (column.present, dims)
+                outputs[f"{column.value}!"] = (column.value, dims)
+    arrays = Runner(graph, outputs).run(table)
+    for columns in found.values():
+        for name, column in columns.items():
+            if isinstance(column, Column):
+                values = arrays[f"{column.value}!"]
+                columns[name] = values if column.present is None else values[arrays[f"{column.present}?"]]
+    return found
+
+
+def _categorify(op: ops.Categorify, columns: Mapping[str, pa.ChunkedArray | np.ndarray]) -> None:
+    folder = Path(op.out_path) / "categories"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for name, values in columns.items():
+        keys, counts, missing = _counted(values)
+        order = np.argsort(-counts, kind="stable")
+        frame = pd.DataFrame({name: keys[order], f"{name}_size": counts[order]})
+        files[name] = _save_encodings(
+            frame,
+            str(folder),
+            name,
+            first_n=_of_column(op.max_size, name),
+            freq_threshold=_of_column(op.freq_threshold, name),
+            oov_count=_of_column(op.num_buckets, name) or 1,
+            null_size=missing,
+        )
+    op.fit_finalize(files)
+
+
+def _of_column(option: int | dict[str, int] | None, name: str) -> int | None:
+    return (option[name] if isinstance(option, dict) else option) or None
+
+
+def _counted(values: pa.ChunkedArray | np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """The distinct keys in the order of their first rows, how often each comes, and how many are missing."""
+    if isinstance(values, pa.ChunkedArray) and not pa.types.is_integer(values.type):
+        if pa.types.is_dictionary(values.type):
+            values = values.cast(values.type.value_type)
+        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+            counted = pc.value_counts(values)
+            keys, counts = counted.field("values"), counted.field("counts").to_numpy()
+            present = pc.fill_null(pc.not_equal(keys, ""), False).to_numpy(zero_copy_only=False)
+            texts = keys.to_numpy(zero_copy_only=False)
+            return texts[present], counts[present], int(counts[~present].sum())
+    array = values.drop_null().to_numpy() if isinstance(values, pa.ChunkedArray) else values
+    valued = ~np.isnan(array) if array.dtype.kind == "f" else array != NULL_INTEGER
+    if not valued.all():
+        array = array[valued]
+    codes, keys = pd.factorize(array)  # type: ignore[arg-type]
+    return keys, np.bincount(codes, minlength=len(keys)), len(values) - len(array)
+
+
+def _normalize(op: ops.Normalize, columns: Mapping[str, pa.ChunkedArray | np.ndarray]) -> None:
+    moments = {name: _moments(values) for name, values in columns.items()}
+    op.fit_finalize(pd.DataFrame.from_dict(moments, orient="index", columns=["mean", "std"]))
+
+
+def _moments(values: pa.ChunkedArray | np.ndarray) -> tuple[float, float]:
+    """Mean and sample deviation of what is not missing; NaN where too little is there."""
+    array = values.drop_null().to_numpy() if isinstance(values, pa.ChunkedArray) else values
+    numbers = array.astype(np.float64)
+    numbers = numbers[~np.isnan(numbers) if array.dtype.kind == "f" else array != NULL_INTEGER]
+    if numbers.size < 2:
+        return (float(numbers[0]) if numbers.size else np.nan), np.nan
+    return float(numbers.mean()), float(numbers.std(ddof=1))
