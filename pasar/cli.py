@@ -380,7 +380,7 @@ def evaluate(
 @app.command()
 def bench(
     name: Annotated[str, typer.Argument(help="features.")],
-    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the report here.")] = None,  # noqa: UP007
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of each table.")] = 1_000_000,
     repeats: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of the data.")] = 0,
