@@ -15,6 +15,8 @@ from workflows.features import Features
 import tensorflow as tf  # isort: skip
 
 LOG_Q = "log_q"
+UNSEEN = 2
+"""Encoded id of what training did not know; below it are padding and null."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,30 @@ class Popularity:
             return self.events(market, content, time)
         world = self.totals.sum(axis=0)
         return self.totals[market, content] - own, world[content] - own
+
+
+def followed_column(history: str) -> str:
+    """The content column that a history column follows."""
+    return history.removeprefix("hist_")
+
+
+def match_name(history: str) -> str:
+    """The pair feature that counts a content's value in a history column."""
+    return f"match_{followed_column(history)}"
+
+
+def history_match(history: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """How often a content's own value occurs in a history, as log(1 + count): float32[P].
+
+    Embeddings must meet a value often before they learn that people come back to what they liked. A count
+    says so from the first time.
+
+    Args:
+        history: int64[P, L], encoded ids.
+        own: int64[P], encoded ids; padding, null and unseen ones occur nowhere.
+    """
+    again = (history == own[:, None]) & (own[:, None] > UNSEEN)
+    return np.log(1 + again.sum(axis=1, dtype=np.float32))
 
 
 @dataclass(frozen=True)
@@ -66,7 +92,12 @@ class TrainingSet:
         here, world = self.popularity(queries.market[query], content, time, own)
         created_at = None if self.created_at is None else self.created_at[content]
         columns = pair_features(here, world, created_at, time if self.examples.has_time else None)
-        return {name: columns[:, [place]] for place, name in enumerate(PAIR_FEATURES)}
+        named = {name: columns[:, [place]] for place, name in enumerate(PAIR_FEATURES)}
+        for name, history in self.features.query.arrays.items():
+            if history.ndim == 2:
+                own = self.features.content.arrays[followed_column(name)][content]
+                named[match_name(name)] = history_match(history[query], own)[:, None]
+        return named
 
 
 def _column(array: np.ndarray) -> np.ndarray:
@@ -105,6 +136,7 @@ class RankingBatches(tf.keras.utils.Sequence):
         negatives: contents drawn for each positive, uniformly from those shown in its market; 0 keeps the
             logged impressions as they are.
         shuffle: False keeps the order (and draws the same negatives each time).
+        id_dropout: share of user and content ids shown as unseen, 0 to 1.
     """
 
     def __init__(
@@ -117,8 +149,10 @@ class RankingBatches(tf.keras.utils.Sequence):
         negatives: int = 0,
         seed: int = 0,
         shuffle: bool = True,
+        id_dropout: float = 0.0,
     ) -> None:
         self.data, self.batch_size = data, batch_size
+        self.id_dropout, self.seed = id_dropout, seed
         random = np.random.default_rng(seed)
         query, content = data.examples.pairs.query[rows], data.examples.pairs.content[rows]
         own = data.examples.pairs.positive[rows] & (data.examples.pairs.split[rows] == TRAIN)
@@ -140,7 +174,21 @@ class RankingBatches(tf.keras.utils.Sequence):
         query, content = self.query[part], self.content[part]
         x = self.data.query_arrays(query) | self.data.content_arrays(content)
         x |= self.data.pair_arrays(query, content, self.own[part])
+        x |= forget_ids(x, self.id_dropout, np.random.default_rng([self.seed, place]))
         return x, {task: values[part, None] for task, values in self.labels.items()}
+
+
+def forget_ids(
+    x: Mapping[str, np.ndarray], share: float, random: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """User and content ids of a batch with a `share` of them unseen.
+
+    A model that always sees them learns each by heart, and learns of unseen ones only what is true of those
+    that training saw least; new contents are not such. After Volkovs et al., "DropoutNet: addressing cold
+    start in recommender systems", NIPS 2017.
+    """
+    ids = [name for name in ("user_id", "content_id") if name in x] if share else []
+    return {name: np.where(random.random(x[name].shape) < share, UNSEEN, x[name]) for name in ids}
 
 
 def draw_negatives(

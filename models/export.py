@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from .batches import PAIR_FEATURES
+from .batches import PAIR_FEATURES, UNSEEN, followed_column, match_name
 from .blocks import masked_mean
 from .ranker import head
 
@@ -160,7 +160,8 @@ class RankerParts:
 def ranker_to_onnx(model: mm.Model, layout: Layout, tasks: tuple[str, ...]) -> onnx.ModelProto:
     """Packed queries [B, ..] and candidates [B, C, ..] → probabilities float32[B, C, T].
 
-    `content_numbers` holds the content's numbers and, after them, the pair features.
+    `content_numbers` holds the content's numbers and, after them, `PAIR_FEATURES`; the matches of contents
+    with the history are counted here.
     """
     parts = RankerParts(model)
     content_numbers = (*layout.content_numbers, *PAIR_FEATURES)
@@ -189,6 +190,11 @@ def ranker_to_onnx(model: mm.Model, layout: Layout, tasks: tuple[str, ...]) -> o
         flat_numbers = tf.reshape(content_numbers_, [-1, len(content_numbers)])
         for place, name in enumerate(content_numbers):
             numbers[name] = flat_numbers[:, place : place + 1]
+        for place, name in enumerate(layout.query_lists):  # as `history_match`
+            own = content_ids[:, :, layout.content_ids.index(followed_column(name)), tf.newaxis]
+            again = tf.logical_and(query_lists[:, tf.newaxis, place, :] == own, own > UNSEEN)
+            count = tf.reduce_sum(tf.cast(again, tf.float32), axis=-1)
+            numbers[match_name(name)] = tf.reshape(tf.math.log(1.0 + count), [-1, 1])
         output = parts(embedded, numbers)
         output = output if isinstance(output, dict) else {head(tasks[0]): output}
         made = tf.concat([output[head(task)] for task in tasks], axis=1)

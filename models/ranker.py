@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from market.statistics import PAIR_FEATURES
 from workflows.examples import TRAIN, VALID, Examples
 
-from .batches import RankingBatches, TrainingSet
+from .batches import RankingBatches, TrainingSet, match_name
 from .blocks import embedding_tables, lookup_block
 from .training import Progress, TrainingState, quiet, set_seed, train
 
@@ -33,6 +33,7 @@ class RankerConfig:
         embedding_dim: size of every embedding, and of the bottom block's output.
         bottom: widths of the hidden layers over numbers.
         top: widths of the layers over the interactions.
+        id_dropout: share of user and content ids that training shows as unseen (0 to 1).
         batch_size: pairs in a batch (pairs).
         learning_rate: of Adam on touched rows.
         epochs: at most this many passes.
@@ -41,12 +42,13 @@ class RankerConfig:
         min_outcomes: training rows with an outcome that a task needs to be learned (rows).
     """
 
-    embedding_dim: int = 32
+    embedding_dim: int = 16
     bottom: tuple[int, ...] = (64,)
-    top: tuple[int, ...] = (128, 64)
+    top: tuple[int, ...] = (64, 32)
+    id_dropout: float = 0.5
     batch_size: int = 2048
-    learning_rate: float = 1e-3
-    epochs: int = 4
+    learning_rate: float = 1.5e-3
+    epochs: int = 6
     patience: int = 1
     negatives: int = 4
     min_outcomes: int = 100
@@ -84,10 +86,14 @@ def _watch_share(watch_s: np.ndarray) -> np.ndarray:
     return np.minimum(share, np.nextafter(np.float32(1), np.float32(0)))
 
 
-def pair_schema() -> Schema:
-    """The columns of `pair_features`, which belong to neither the query nor the content."""
+def pair_schema(query: Schema) -> Schema:
+    """Features of a pair, which belong to neither the query nor the content."""
+    matches = [match_name(column.name) for column in query if column.shape.is_list]
     return Schema(
-        [ColumnSchema(name, dtype=np.float32, tags=[Tags.CONTINUOUS, "pair"]) for name in PAIR_FEATURES]
+        [
+            ColumnSchema(name, dtype=np.float32, tags=[Tags.CONTINUOUS, "pair"])
+            for name in (*PAIR_FEATURES, *matches)
+        ]
     )
 
 
@@ -95,7 +101,7 @@ def build_ranker(
     query: Schema, content: Schema, tasks: tuple[str, ...], config: RankerConfig, seed: int
 ) -> mm.Model:
     """The DLRM, compiled, with a binary head for each task; watch time is a share and so binary too."""
-    schema = query + content + pair_schema()
+    schema = query + content + pair_schema(query)
     tables = embedding_tables(schema, config.embedding_dim, seed)
     model = mm.DLRMModel(
         schema,
@@ -153,6 +159,7 @@ def train_ranker(
             negatives=negatives,
             seed=seed,
             shuffle=shuffle,
+            id_dropout=config.id_dropout if shuffle else 0.0,
         )
 
     valid = batches(VALID, seed, False)

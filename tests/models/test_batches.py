@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from market.statistics import DAY_S, PAIR_FEATURES
-from models.batches import LOG_Q, RankingBatches, RetrievalBatches, draw_negatives, make_training_set
+from models.batches import (
+    LOG_Q,
+    UNSEEN,
+    RankingBatches,
+    RetrievalBatches,
+    draw_negatives,
+    history_match,
+    make_training_set,
+    match_name,
+)
 from workflows.examples import TRAIN, VALID
 
 WINDOW_S = 3 * DAY_S
@@ -224,3 +233,35 @@ def test_an_unknown_age_is_zero(small_examples, small_features):
     assert (age[1::2] > 0).mean() > 0.5
     timeless = make_training_set(replace(small_examples, has_time=False), small_features, WINDOW_S)
     assert not timeless.pair_arrays(query, content, np.zeros(len(contents), bool))["age"].any()
+
+
+def test_a_match_counts_how_often_a_known_value_is_in_the_history():
+    history = np.array([[5, 3, 5, 0], [2, 2, 7, 0], [0, 0, 0, 0], [1, 4, 4, 4]])
+    own = np.array([5, 2, 0, 4])  # 0 pads, 1 is null, 2 unseen: none of them is a value
+    np.testing.assert_allclose(np.exp(history_match(history, own)) - 1, [2, 0, 0, 3], rtol=1e-6)
+
+
+def test_a_ranking_batch_counts_its_contents_in_their_queries_histories(small_training_set, positives):
+    x, _ = ranking(small_training_set, positives, shuffle=False, batch_size=len(positives))[0]
+    for name in ("content_id", "category", "seller_id", "content_x_topic"):
+        own, history = x[name], x[f"hist_{name}"]
+        count = ((history == own) & (own > UNSEEN)).sum(axis=1)
+        np.testing.assert_allclose(x[match_name(f"hist_{name}")][:, 0], np.log1p(count), rtol=1e-6)
+    assert x["match_category"].any()
+
+
+def test_training_forgets_a_share_of_ids_and_nothing_else(small_training_set, positives):
+    def batch(id_dropout: float) -> dict[str, np.ndarray]:
+        return ranking(small_training_set, positives, batch_size=len(positives), id_dropout=id_dropout)[0][0]
+
+    whole, half = batch(0.0), batch(0.5)
+    for name, column in whole.items():
+        if name in ("user_id", "content_id"):
+            known = column > UNSEEN
+            forgotten = half[name] != column
+            assert (half[name][forgotten] == UNSEEN).all()
+            assert forgotten[known].mean() == pytest.approx(0.5, abs=0.15)
+        else:
+            np.testing.assert_array_equal(half[name], column)
+    np.testing.assert_array_equal(batch(0.5)["content_id"], half["content_id"])
+    assert (batch(1.0)["user_id"] == UNSEEN).all()
