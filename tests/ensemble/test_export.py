@@ -14,6 +14,7 @@ from ensemble.plan import Plan
 from ensemble.release import Release
 from ensemble.stages.user_state import NULL_INTEGER
 from evaluation.report import raw_arrays
+from market.statistics import PAIR_FEATURES
 from models.batches import RankingBatches
 from models.ranker import predict, task_labels, train_ranker
 from models.two_tower import encode, train_two_tower
@@ -72,7 +73,7 @@ def test_the_graphs_say_what_the_ranker_says_from_raw_columns_on(
     )
     # What a pair knows of popularity is that of its own moment while training, the latest while serving.
     pairs = data.pair_arrays(query, content, np.zeros(len(rows), bool))
-    own = np.concatenate(list(pairs.values()), axis=1)[:, None]
+    own = np.concatenate([pairs[name] for name in PAIR_FEATURES], axis=1)[:, None]
     served["content_numbers"] = np.concatenate(
         [served["content_numbers"][..., : -own.shape[-1]], own], axis=-1
     )
