@@ -18,13 +18,17 @@ def worlds(tmp_path_factory):
     return synthetic.Worlds(tmp_path_factory.mktemp("worlds"))
 
 
-def ask(plan, contents, seed, rows):
-    random = np.random.default_rng(seed)
+def ask(release, seed, rows):
+    """Random requests, many of them in the very second in which a content is published or ends."""
+    random, plan = np.random.default_rng(seed), Plan.of(release)
+    opens, ends = release.array("created_at.npy"), release.array("ended_at.npy")
+    anywhere = random.integers(synthetic.START, synthetic.END + 50_000, len(opens))
+    moments = np.concatenate([opens, ends[ends < synthetic.NEVER], anywhere])
     return {
         "query_vector": random.integers(-2, 3, (rows, plan.dim)).astype(np.float32),
         "market_index": random.integers(0, len(plan.markets), rows),
-        "time": random.integers(synthetic.START, synthetic.END + 50_000, rows),
-        "seen": random.integers(-1, contents, (rows, int(random.integers(0, 12)))),
+        "time": random.choice(moments, rows),
+        "seen": random.integers(-1, len(opens), (rows, int(random.integers(0, 12)))),
     }
 
 
@@ -44,7 +48,7 @@ def test_candidates_are_what_a_search_one_by_one_finds(worlds, world, seed, rows
     release = worlds(world)
     stage, plan = Retrieval(release), Plan.of(release)
     vectors, popularity = release.array("content_vectors.npy"), release.array("popularity.npy")
-    request = ask(plan, len(vectors), seed, rows)
+    request = ask(release, seed, rows)
     made = stage(**request)
     size, quota = plan.config.candidates, plan.config.trending_quota
     for row in range(rows):
@@ -69,7 +73,7 @@ def test_candidates_are_what_a_search_one_by_one_finds(worlds, world, seed, rows
 @settings(max_examples=30, deadline=None)
 def test_no_ineligible_and_no_repeated_content_is_a_candidate(worlds, world, seed):
     release = worlds(world)
-    request = ask(Plan.of(release), release.array("available.npy").shape[1], seed, 16)
+    request = ask(release, seed, 16)
     candidates = Retrieval(release)(**request)["candidates"]
     opens, ends = release.array("created_at.npy"), release.array("ended_at.npy")
     rows, places = np.nonzero(candidates >= 0)
@@ -85,8 +89,7 @@ def test_no_ineligible_and_no_repeated_content_is_a_candidate(worlds, world, see
 @settings(max_examples=30, deadline=None)
 def test_a_batch_has_the_candidates_of_its_requests_one_by_one(worlds, world, seed):
     release = worlds(world)
-    stage, plan = Retrieval(release), Plan.of(release)
-    request = ask(plan, release.array("available.npy").shape[1], seed, 7)
+    stage, request = Retrieval(release), ask(release, seed, 7)
     batch = stage(**request)
     alone = [stage(**{name: array[[row]] for name, array in request.items()}) for row in range(7)]
     for name, array in batch.items():
@@ -95,8 +98,7 @@ def test_a_batch_has_the_candidates_of_its_requests_one_by_one(worlds, world, se
 
 def test_candidates_carry_their_stored_features_and_the_pairs(worlds):
     release = worlds(3)
-    stage, plan = Retrieval(release), Plan.of(release)
-    request = ask(plan, release.array("available.npy").shape[1], 1, 8)
+    stage, request = Retrieval(release), ask(release, 1, 8)
     made = stage(**request)
     popularity, opens = release.array("popularity.npy"), release.array("created_at.npy")
     row, place = np.argwhere(made["candidates"] >= 0)[0]
@@ -110,9 +112,9 @@ def test_candidates_carry_their_stored_features_and_the_pairs(worlds):
 
 def test_everything_excluded_leaves_no_candidate(worlds):
     release = worlds(3)
-    stage, plan = Retrieval(release), Plan.of(release)
+    stage = Retrieval(release)
     contents = release.array("available.npy").shape[1]
-    request = ask(plan, contents, 1, 4) | {"seen": np.tile(np.arange(contents), (4, 1))}
+    request = ask(release, 1, 4) | {"seen": np.tile(np.arange(contents), (4, 1))}
     made = stage(**request)
     assert (made["candidates"] == -1).all()
     assert not made["retrieval_score"].any()
