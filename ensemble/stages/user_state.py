@@ -101,7 +101,10 @@ class UserState:
                 values = getattr(context, column.name)
             elif column.source == "history":
                 texts = self.followed[column.name]
-                values = np.where(past >= 0, texts[np.maximum(past, 0)], "").astype(object)
+                values = np.where(past >= 0, texts[np.maximum(past, 0)], "")
+                # What a content lacks is left out, as in training: padding stands at the end alone.
+                known = np.argsort(values == "", axis=1, kind="stable")
+                values = np.take_along_axis(values, known, axis=1).astype(object)
             else:
                 values = {
                     "user_id": user_id,
