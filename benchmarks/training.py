@@ -31,7 +31,7 @@ import tensorflow as tf  # isort: skip
 from merlin.io import Dataset  # isort: skip
 from merlin.models.tf.outputs.base import DotProduct  # isort: skip
 from merlin.models.tf.transforms.bias import PopularityLogitsCorrection  # isort: skip
-from merlin.schema import Schema, Tags  # isort: skip
+from merlin.schema import ColumnSchema, Schema, Tags  # isort: skip
 
 PASS = {"verbose": 0, "epochs": 1}
 
