@@ -104,7 +104,7 @@ def compare(
     sides: Mapping[str, Side],
     *,
     repeats: int = 5,
-    budget_s: float = 60.0,
+    budget_s: float = 45.0,
     report: Callable[[str], None] = lambda line: None,
 ) -> list[Result]:
     """Let the sides of a case take turns.

@@ -1,6 +1,6 @@
 """Transform whole tables: the compiled workflow over Arrow columns, without a Python object for each text.
 
-The graph that serves one row looks keys up itself. Here Arrow looks up all keys of a column at once, and the
+The graph that serves one row looks text up itself. Here Arrow looks up all texts of a column at once, and the
 graph computes on their places in the vocabulary. Both come from one compiler, so both give the same.
 """
 
@@ -17,12 +17,12 @@ import pyarrow.compute as pc
 
 from workflows import compile as compiler
 from workflows.compiler.graph import NULL_INTEGER, STRING
-from workflows.compiler.ordinals import MISSING, UNKNOWN, Lookup, OrdinalGraph
+from workflows.compiler.ordinals import MISSING, UNKNOWN, OrdinalGraph
 
 import nvtabular as nvt  # isort: skip
 
-#: Rows that go through a graph at once: few enough for a processor's cache.
-ROWS = 16_384
+#: Rows that go through a graph at once: few enough for memory, many enough to keep threads busy.
+ROWS = 65_536
 
 _NUMPY = {"tensor(int64)": np.int64, "tensor(float)": np.float32, "tensor(double)": np.float64}
 _MISSING = {"tensor(int64)": NULL_INTEGER, "tensor(float)": np.nan, "tensor(double)": np.nan}
@@ -85,16 +85,24 @@ class Runner:
     """
 
     def __init__(self, graph: OrdinalGraph, outputs: Mapping[str, tuple[str, list[str | int]]]) -> None:
-        model, self._lookups = graph.finish("bulk", outputs)
+        model, vocabularies = graph.finish("bulk", outputs)
         self._outputs = list(outputs)
-        self._session = onnxruntime.InferenceSession(
-            model.SerializeToString(), providers=["CPUExecutionProvider"]
-        )
-        self._values = {name: _value_set(lookup) for name, lookup in self._lookups.items()}
+        self._session = None
+        if outputs:
+            options = onnxruntime.SessionOptions()
+            # Idle threads give their core back between batches.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            self._session = onnxruntime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        first = np.array([""], object)
+        self._keys = {
+            name: pa.array(np.concatenate([first, keys]), pa.string()) for name, keys in vocabularies.items()
+        }
 
     def run(self, table: pa.Table) -> dict[str, np.ndarray]:
         """The outputs, [R] or [R, length], of a table's R rows."""
-        if not self._outputs:
+        if self._session is None:
             return {}
         specs = self._session.get_inputs()
         with ThreadPoolExecutor() as pool:
@@ -107,15 +115,13 @@ class Runner:
         return {name: _stacked(values) for name, values in parts.items()}
 
     def _column(self, table: pa.Table, spec: onnxruntime.NodeArg) -> _Column:
-        """A graph input's values: the raw column, or the ordinals of its keys."""
-        lookup = self._lookups.get(spec.name)
-        name = spec.name if lookup is None else lookup.column
-        is_list = len(spec.shape) == 2
-        column, offsets = elements(table, name, is_list=is_list)
+        """A graph input's values: numbers as they are, the ordinals of text."""
+        name = spec.name
+        column, offsets = elements(table, name, is_list=len(spec.shape) == 2)
         try:
-            if lookup is None:
+            if name not in self._keys:
                 return _Column(_numbers(column, _NUMPY[spec.type]), offsets, _MISSING[spec.type])
-            return _Column(_ordinals(column, self._values[spec.name]), offsets, MISSING)
+            return _Column(_ordinals(column, self._keys[name]), offsets, MISSING)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise ValueError(f"column {name!r} is {column.type}, not as fitted: {error}") from None
 
@@ -168,7 +174,7 @@ def _numbers(column: pa.ChunkedArray, dtype: type) -> np.ndarray:
 
 
 def _ordinals(column: pa.ChunkedArray, keys: pa.Array) -> np.ndarray:
-    """int64: each key's place in `keys`, of which the first is the missing value."""
+    """int64: each text's place in `keys`, of which the first is ""."""
     column = column.cast(keys.type)
     places = pc.index_in(column, value_set=keys)
     if places.null_count:
@@ -177,13 +183,6 @@ def _ordinals(column: pa.ChunkedArray, keys: pa.Array) -> np.ndarray:
     if column.null_count:
         ordinals[pc.is_null(column).to_numpy()] = MISSING
     return ordinals
-
-
-def _value_set(lookup: Lookup) -> pa.Array:
-    """A lookup's keys after the value that stands for a missing one."""
-    if lookup.keys.dtype.kind == "i":
-        return pa.array(np.concatenate([[NULL_INTEGER], lookup.keys]))
-    return pa.array(np.concatenate([np.array([""], object), lookup.keys]), pa.string())
 
 
 def _stacked(parts: list[np.ndarray]) -> np.ndarray:

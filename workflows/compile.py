@@ -119,7 +119,7 @@ def feature_name(column: str) -> str:
 def compile_workflow(
     workflow: Workflow, *, list_lengths: Mapping[str, int] | None = None, name: str = "features"
 ) -> ModelProto:
-    """Compile a fitted workflow to an ONNX graph (opset 17, ai.onnx.ml 3).
+    """Compile a fitted workflow to an ONNX graph (opset 17, ai.onnx.ml 4).
 
     Inputs are the raw columns that the outputs need, named as the columns, in the order of
     first use: tensor(string), int64 for integers, float32 or float64 as fitted; [batch] for a scalar,

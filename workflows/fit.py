@@ -43,6 +43,9 @@ def fit(workflow: nvt.Workflow, table: pa.Table, schema: Schema | None = None) -
         workflow: the workflow; what it was fitted on before is forgotten.
         table: the raw columns.
         schema: of the raw columns, with their tags; by default made from the table.
+
+    Raises:
+        ValueError: the table lacks a column, or a category has no value.
     """
     schema = arrow_schema(table.schema) if schema is None else schema
     statistics = workflow.graph.get_nodes_by_op_type([workflow.output_node], ops.StatOperator)
@@ -140,6 +143,8 @@ def _categorify(op: ops.Categorify, columns: Mapping[str, pa.ChunkedArray | np.n
     files = {}
     for name, values in columns.items():
         keys, counts, missing = _counted(values)
+        if not keys.size:
+            raise ValueError(f"column {name!r} has no value to fit on; leave it out of the workflow")
         order = np.argsort(-counts, kind="stable")
         frame = pd.DataFrame({name: keys[order], f"{name}_size": counts[order]})
         files[name] = _save_encodings(

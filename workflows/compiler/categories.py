@@ -33,13 +33,13 @@ def categorified(site: Site, name: str) -> Column:
     if buckets > 1 and (combo or storage != name):
         raise Refused("num_buckets of several columns combines their hashes; leave num_buckets out")
     names = _sources(site, name) if combo else [storage]
-    keys, labels = _vocabulary(op.categories[storage], names, OOV + buckets)
+    keys, labels, counted = _vocabulary(op.categories[storage], names, OOV + buckets)
     other = OOV if buckets == 1 else _UNKNOWN
 
     if len(columns) == 1:
         known = keys.iloc[:, 0].notna().to_numpy()
         series = keys.iloc[:, 0][known]
-        value = codes(graph, columns[0], series, labels[known], null=NULL, other=other)
+        value = codes(graph, columns[0], series, labels[known], null=NULL, other=other, unique=counted)
         if buckets > 1:
             bucket = graph.arithmetic("Add", hashing.buckets(graph, columns[0], buckets), OOV)
             value = graph.where(graph.compare("Equal", value, _UNKNOWN), bucket, value)
@@ -63,13 +63,13 @@ def _buckets(op: Any, storage: str, *, joint: bool) -> int:
     return 1 if op.num_buckets is None or joint else op.num_buckets
 
 
-def _vocabulary(path: str, names: list[str], first: int) -> tuple[pd.DataFrame, np.ndarray]:
-    """The keys and the labels that NVTabular wrote when it was fitted."""
+def _vocabulary(path: str, names: list[str], first: int) -> tuple[pd.DataFrame, np.ndarray, bool]:
+    """The keys and the labels that NVTabular wrote when it was fitted, and whether it counted the keys."""
     file = Path(path)
     if not file.exists():
         if file.with_name(file.name.replace("unique.", "meta.", 1)).exists():
             # NVTabular writes no vocabulary for a column that was null in every row.
-            return pd.DataFrame({name: pd.Series(dtype=object) for name in names}), np.zeros(0, np.int64)
+            return pd.DataFrame({n: pd.Series(dtype=object) for n in names}), np.zeros(0, np.int64), True
         raise Refused(f"its vocabulary file {file.name} is gone; keep the operator's out_path, or fit again")
     table = pd.read_parquet(file)
     missing = [name for name in names if name not in table]
@@ -81,4 +81,5 @@ def _vocabulary(path: str, names: list[str], first: int) -> tuple[pd.DataFrame, 
     labels = labels.astype(np.int64)
     if labels.size and labels[0] < first:
         labels = labels + first
-    return table[names].reset_index(drop=True), labels
+    counted = f"{'_'.join(names)}_size" in table
+    return table[names].reset_index(drop=True), labels, counted

@@ -19,7 +19,7 @@ from onnx import (
 )
 
 OPSET = 17
-ML_OPSET = 3
+ML_OPSET = 4
 IR_VERSION = 8
 
 BOOL, INT64 = np.dtype(bool), np.dtype(np.int64)
@@ -116,16 +116,18 @@ class Graph:
         """The int64 tensor of the codes of `value` (string or int64): codes[i] at keys[i], else `default`."""
         name = self._name("LabelEncoder", INT64)
         node = helper.make_node("LabelEncoder", [value], [name], name=name, domain="ai.onnx.ml")
-        # Attributes are filled by hand: helper checks each of a million entries, one after another.
         if self._dtypes[value] == STRING:
+            # Filled by hand: helper checks each of a million entries, one after another.
             entries = AttributeProto(name="keys_strings", type=AttributeProto.STRINGS)
             entries.strings.extend(key.encode() for key in keys)
+            values = AttributeProto(name="values_int64s", type=AttributeProto.INTS)
+            values.ints.extend(codes.tolist())
+            node.attribute.extend([entries, values, helper.make_attribute("default_int64", default)])
         else:
-            entries = AttributeProto(name="keys_int64s", type=AttributeProto.INTS)
-            entries.ints.extend(keys.tolist())
-        values = AttributeProto(name="values_int64s", type=AttributeProto.INTS)
-        values.ints.extend(codes.tolist())
-        node.attribute.extend([entries, values, helper.make_attribute("default_int64", default)])
+            tensors = {"keys_tensor": keys, "values_tensor": codes, "default_tensor": np.array([default])}
+            for attribute, array in tensors.items():
+                tensor = numpy_helper.from_array(array.astype(INT64, copy=False), attribute)
+                node.attribute.append(helper.make_attribute(attribute, tensor))
         self._nodes.append(node)
         return name
 

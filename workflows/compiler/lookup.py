@@ -14,7 +14,16 @@ _NAN_KEY = 2**53 + 1
 _FRACTION_KEY = 2**53 + 3
 
 
-def codes(graph: Graph, column: Column, keys: pd.Series, values: np.ndarray, *, null: int, other: int) -> str:
+def codes(
+    graph: Graph,
+    column: Column,
+    keys: pd.Series,
+    values: np.ndarray,
+    *,
+    null: int,
+    other: int,
+    unique: bool = False,
+) -> str:
     """The int64 tensor, shaped as the column: values[i] where it equals keys[i].
 
     Args:
@@ -24,6 +33,7 @@ def codes(graph: Graph, column: Column, keys: pd.Series, values: np.ndarray, *, 
         values: int64, one for each key.
         null: the code of a missing value.
         other: the code of any other value.
+        unique: the keys are known to differ, as those that were counted do.
 
     Raises:
         Refused: keys hold a fraction, a duplicate, the stand-in of a missing value, or another type
@@ -31,7 +41,7 @@ def codes(graph: Graph, column: Column, keys: pd.Series, values: np.ndarray, *, 
     """
     if column.dtype == STRING:
         known = np.asarray(keys, dtype=object)
-        if not all(isinstance(key, str) for key in known):
+        if known.size and pd.api.types.infer_dtype(known, skipna=False) != "string":
             raise Refused(
                 "the column is text and its fitted keys are not; fit again on the data that is served"
             )
@@ -41,7 +51,7 @@ def codes(graph: Graph, column: Column, keys: pd.Series, values: np.ndarray, *, 
         known = _integers(keys)
         missing = NULL_INTEGER
         remedy = f"replace {NULL_INTEGER} by nulls in the data before fitting"
-    if pd.unique(known).size != known.size:
+    if not unique and pd.unique(known).size != known.size:
         raise Refused("its fitted keys hold one key twice; make the vocabulary's keys unique")
     if (known == missing).any():
         raise Refused(f"its fitted keys hold {missing!r}, which stands for a missing value; {remedy}")

@@ -10,28 +10,15 @@ import numpy as np
 import pandas as pd
 from onnx import ModelProto, numpy_helper
 
-from workflows.compiler.graph import BOOL, INT64, NULL_INTEGER, STRING, Column, Graph
+from workflows.compiler.graph import BOOL, INT64, STRING, Column, Graph
 
 #: The ordinals of a missing value and of one that is in no vocabulary; the vocabulary's are 1 and up.
 MISSING, UNKNOWN = 0, -1
 
 
 @dataclass(frozen=True)
-class Lookup:
-    """An input of the graph that is the ordinal of a raw column.
-
-    Attributes:
-        column: the raw column.
-        keys: text (object) or int64; keys[i] has the ordinal i + 1.
-    """
-
-    column: str
-    keys: np.ndarray
-
-
-@dataclass(frozen=True)
 class _Table:
-    """The codes that one lookup gives, before the ordinals of its input are known."""
+    """The codes that one lookup of a text input gives, before the ordinals of the input are known."""
 
     name: str
     input: str
@@ -52,13 +39,11 @@ class OrdinalGraph(Graph):
         self._brought: dict[str, int] = {"": MISSING}
         self._tables: list[_Table] = []
         self._origins: dict[str, str] = {}
-        self._columns: dict[str, str] = {}
 
     def input(self, name: str, dtype: np.dtype, *, is_list: bool) -> str:
         super().input(name, dtype, is_list=is_list)
         if dtype == STRING:
             self._origins[name] = name
-            self._columns[name] = name
         return name
 
     def constant(self, values: Any, dtype: np.dtype) -> str:
@@ -86,9 +71,7 @@ class OrdinalGraph(Graph):
 
     def encode(self, value: str, keys: np.ndarray, codes: np.ndarray, default: int) -> str:
         if self._dtypes[value] != STRING:
-            if value not in self._inputs:
-                return super().encode(value, keys, codes, default)
-            value = self.once(("ordinal", value), lambda: self._ordinal(value))
+            return super().encode(value, keys, codes, default)
         name = f"/table_{len(self._tables)}"
         self._dtypes[name] = INT64
         self._tables.append(_Table(name, self._origins[value], keys, codes, default))
@@ -105,31 +88,31 @@ class OrdinalGraph(Graph):
 
     def finish(
         self, name: str, outputs: Mapping[str, tuple[str, list[str | int]]]
-    ) -> tuple[ModelProto, dict[str, Lookup]]:
-        """The model, and the lookups that its inputs are made by.
+    ) -> tuple[ModelProto, dict[str, np.ndarray]]:
+        """The model, and for each of its text inputs the keys: keys[i] has the ordinal i + 1.
 
-        An input that is not a lookup's is the raw column of its name. Inputs that nothing reads are left out.
+        Inputs that nothing reads are left out.
         """
-        lookups = {}
-        for origin, column in self._columns.items():
-            tables = [table for table in self._tables if table.input == origin]
-            known = [table.keys[~_is_missing(table.keys)] for table in tables]
-            keys = pd.unique(np.concatenate(known)) if len(known) > 1 else [*known, np.zeros(0, object)][0]
-            lookups[origin] = Lookup(column, keys)
+        vocabularies = {}
+        for text in [n for n in self._inputs if self._dtypes[n] == STRING]:
+            tables = [table for table in self._tables if table.input == text]
+            known = [table.keys[table.keys != ""] for table in tables]
+            keys = known[0] if len(known) == 1 else pd.unique(np.concatenate([np.zeros(0, object), *known]))
+            vocabularies[text] = keys
             for table in tables:
                 codes = self._codes(table, keys, alone=len(tables) == 1)
                 self._initializers.append(numpy_helper.from_array(codes, table.name))
         read = {value for node in self._nodes for value in node.input} | {v for v, _ in outputs.values()}
         self._inputs = {n: spec for n, spec in self._inputs.items() if n in read}
         model = self.model(name, outputs)
-        return model, {n: lookup for n, lookup in lookups.items() if n in self._inputs}
+        return model, {n: keys for n, keys in vocabularies.items() if n in self._inputs}
 
     def _codes(self, table: _Table, keys: np.ndarray, *, alone: bool) -> np.ndarray:
         """int64: the codes of the ordinals 0, 1, ..., then of ..., -3, -2 (brought texts), then of -1."""
-        missing = _is_missing(table.keys)
+        missing = table.keys == ""
         known, codes = table.keys[~missing], table.codes[~missing]
         null = table.codes[missing][0] if missing.any() else table.default
-        brought = [text for text in self._brought if text] if self._dtypes[table.input] == STRING else []
+        brought = [text for text in self._brought if text]
         of_brought = dict(zip(known, codes)) if brought else {}
         if not alone:
             places = pd.Index(known).get_indexer(keys)
@@ -137,17 +120,5 @@ class OrdinalGraph(Graph):
         tail = [of_brought.get(text, table.default) for text in reversed(brought)]
         return np.concatenate([[null], codes, tail, [table.default]]).astype(np.int64)
 
-    def _ordinal(self, value: str) -> str:
-        name = f"{value}/ordinal"
-        self._inputs[name] = (INT64, self._inputs[value][1])
-        self._dtypes[name] = INT64
-        self._origins[name] = name
-        self._columns[name] = value
-        return name
-
     def _stored(self, dtype: np.dtype) -> np.dtype:
         return INT64 if dtype == STRING else dtype
-
-
-def _is_missing(keys: np.ndarray) -> np.ndarray:
-    return keys == (NULL_INTEGER if keys.dtype.kind == "i" else "")

@@ -1,0 +1,85 @@
+"""Sides take turns, ratios are against ours, reports are whole files, peers answer or say why not."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import harness
+from benchmarks.features import check
+from benchmarks.harness import Cost, compare, peer, seconds, table, timed, write_json
+
+
+def side(name: str, cpu: float, turns: list[str]) -> harness.Side:
+    def run() -> Cost:
+        turns.append(name)
+        return Cost(wall=2 * cpu, cpu=cpu)
+
+    return run
+
+
+def test_sides_take_turns_and_are_told_in_multiples_of_the_first() -> None:
+    turns: list[str] = []
+    results = compare("work", 7, {"us": side("us", 0.5, turns), "peer": side("peer", 5, turns)}, repeats=2)
+    assert turns == ["us", "peer"] * 3
+    assert [r.times_ours for r in results] == [1, 10]
+    assert [r.runs for r in results] == [2, 2]
+    assert results[1].wall.median == 10
+
+
+def test_a_slow_side_has_one_turn_and_says_so() -> None:
+    turns: list[str] = []
+    sides = {"us": side("us", 1, turns), "peer": side("peer", 100, turns)}
+    results = compare("work", 7, sides, repeats=3, budget_s=60)
+    assert turns.count("peer") == 1
+    assert [r.runs for r in results] == [3, 1]
+
+
+def test_short_work_is_repeated_until_it_can_be_measured() -> None:
+    calls = []
+    run = timed(lambda: calls.append(1), at_least=0.01)
+    run()
+    assert len(calls) > 100
+    assert 0 < run().wall < 0.001
+
+
+def test_a_report_is_written_whole(tmp_path: Path) -> None:
+    results = compare("work", 7, {"us": lambda: Cost(1, 1)}, repeats=1)
+    file = tmp_path / "new" / "report.json"
+    write_json(file, {"benchmark": "test"}, results)
+    assert json.loads(file.read_text())["results"][0]["case"] == "work"
+    assert [f.name for f in file.parent.iterdir()] == ["report.json"]
+    assert "| work | 7 | us | 1 s" in table(results)
+
+
+def test_times_are_told_in_the_unit_that_reads_best() -> None:
+    assert [seconds(t) for t in (12.3, 0.0123, 0.0000123)] == ["12.3 s", "12.3 ms", "12.3 µs"]
+
+
+def test_a_peer_answers_each_line_and_its_prints_do_not_disturb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = "from answering import serve\nserve({'add': lambda a, b: print('noise') or {'sum': a + b}})\n"
+    (tmp_path / "adder.py").write_text(script)
+    (tmp_path / "answering.py").write_text((harness.PEERS / "answering.py").read_text())
+    monkeypatch.setattr(harness, "PEERS", tmp_path)
+    with peer("adder.py", Path(sys.executable)) as adder:
+        assert adder.ask("add", a=2, b=3)["sum"] == 5
+        cost = adder.side("add", a=1, b=1)()
+        assert cost.wall >= 0
+        with pytest.raises(RuntimeError, match=r"adder\.py ended while it was asked to add"):
+            adder.ask("add", a=1)
+
+
+def test_outputs_that_differ_are_refused_and_a_renumbering_of_ties_is_not(tmp_path: Path) -> None:
+    np.save(tmp_path / "category.npy", np.array([3, 4, 5, 3, 1]))
+    np.save(tmp_path / "number.npy", np.array([0.5, 1.5]))
+    number = {"number": np.array([0.5, 1.5], np.float32)}
+    check({"category": np.array([3, 5, 4, 3, 1]), **number}, tmp_path, "peer")
+    for wrong in ([3, 4, 4, 3, 1], [4, 3, 5, 4, 1], [3, 4, 5, 3, 2], [3, 4, 5, 3]):
+        with pytest.raises(ValueError, match="category"):
+            check({"category": np.array(wrong), **number}, tmp_path, "peer")
+    with pytest.raises(ValueError, match="number differs"):
+        check({"number": np.array([0.5, 1.6], np.float32)}, tmp_path, "peer")

@@ -1,0 +1,179 @@
+"""A workflow fitted on an Arrow table is the workflow that NVTabular fits."""
+
+import workflows.runtime  # noqa: F401  # isort: skip  (before NVTabular)
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import nvtabular as nvt
+import pandas as pd
+import pyarrow as pa
+import pytest
+from nvtabular import ops
+
+from workflows.bulk import BulkTransform
+from workflows.fit import arrow_schema, fit
+
+ROWS = 400
+Make = Callable[[Path], object]
+
+
+@pytest.fixture(scope="module")
+def table() -> pa.Table:
+    rng = np.random.default_rng(3)
+    picks = np.minimum(rng.pareto(0.7, (5, ROWS)), 60).astype(int)
+    numbers = rng.lognormal(0, 2, ROWS)
+    gaps = rng.random(ROWS) < 0.1
+    lengths = rng.integers(0, 5, ROWS)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    flat = np.minimum(rng.pareto(0.7, lengths.sum()), 40).astype(np.int64)
+    return pa.table(
+        {
+            "text": pa.array([f"k{pick}" for pick in picks[0]], mask=gaps),
+            "label": pa.array([f"é{pick}" for pick in picks[1]]).dictionary_encode(),
+            "id": pa.array(picks[2] * 10**15 - 7),
+            "small": pa.array(picks[3].astype(np.int32)),
+            "whole": pa.array(picks[4].astype(np.float64), mask=gaps),
+            "price": pa.array(numbers.astype(np.float32), mask=gaps),
+            "ratio": pa.array(numbers[::-1].copy()),
+            "history": pa.ListArray.from_arrays(offsets, pa.array(flat)),
+            "tags": pa.ListArray.from_arrays(offsets, pa.array([f"t{key}" for key in flat])),
+            "scores": pa.ListArray.from_arrays(offsets, pa.array(flat.astype(np.float32))),
+        }
+    )
+
+
+def every_kind(path: Path) -> object:
+    return (
+        (["text", "label", "id", "small", "whole", "tags"] >> ops.Categorify(out_path=str(path / "a")))
+        + (["history"] >> ops.ListSlice(-2) >> ops.Categorify(out_path=str(path / "b")))
+        + (
+            ["price", "ratio"]
+            >> ops.FillMissing(0)
+            >> ops.Clip(min_value=0, max_value=100)
+            >> ops.LogOp()
+            >> ops.Normalize(out_dtype=np.float32)
+        )
+        + (["scores"] >> ops.LogOp() >> ops.Normalize(out_dtype=np.float32))
+        + (["small"] >> ops.Normalize() >> ops.Rename(postfix="_normal"))
+        + (["price"] >> ops.Normalize() >> ops.Rename(postfix="_normal"))
+    )
+
+
+def limited(path: Path) -> object:
+    return (
+        (["text", "id"] >> ops.Categorify(out_path=str(path / "a"), freq_threshold={"text": 5, "id": 9}))
+        + (["label"] >> ops.Categorify(out_path=str(path / "b"), max_size=9))
+        + (["small"] >> ops.Categorify(out_path=str(path / "c"), max_size=12, num_buckets=4))
+        + (["tags"] >> ops.Categorify(vocabs={"tags": pd.Series(["t1", "t0"])}, out_path=str(path / "d")))
+    )
+
+
+def in_two_phases(path: Path) -> object:
+    encoded = ["text", "id"] >> ops.Categorify(out_path=str(path))
+    return encoded >> ops.Normalize()
+
+
+def with_other_statistics(path: Path) -> object:
+    return (["text"] >> ops.TargetEncoding(["ratio"], kfold=1, out_path=str(path / "a"))) + (
+        ["price"] >> ops.FillMedian()
+    )
+
+
+def of_changed_text(path: Path) -> object:
+    return ["text"] >> ops.FillMissing("none") >> ops.Categorify(out_path=str(path))
+
+
+def of_several_columns(path: Path) -> object:
+    return [["text", "label"]] >> ops.Categorify(out_path=str(path))
+
+
+def as_pandas(table: pa.Table) -> pd.DataFrame:
+    return table.to_pandas().astype({"label": object})
+
+
+def vocabularies(folder: Path) -> dict[str, pd.DataFrame]:
+    """Each vocabulary file, equally frequent keys in the order of their names."""
+    files = {}
+    for file in folder.rglob("unique.*.parquet"):
+        frame = pd.read_parquet(file)
+        sizes = [name for name in frame if name.endswith("_size")]
+        by = [*sizes, *[name for name in frame if name not in sizes]]
+        ascending = [name not in sizes for name in by]
+        labels = frame.index.to_numpy()
+        ordered = frame.sort_values(by, ascending=ascending, ignore_index=True)
+        files[str(file.relative_to(folder))] = ordered.set_index(labels)
+    return files
+
+
+@pytest.mark.parametrize(
+    "make",
+    [every_kind, limited, in_two_phases, with_other_statistics, of_changed_text, of_several_columns],
+)
+def test_vocabularies_and_statistics_are_those_of_nvtabular(
+    make: Make, table: pa.Table, tmp_path: Path
+) -> None:
+    frame = as_pandas(table)
+    theirs = nvt.Workflow(make(tmp_path / "theirs"))
+    theirs.fit(nvt.Dataset(frame, schema=arrow_schema(table.schema)))
+    ours = fit(nvt.Workflow(make(tmp_path / "ours")), table)
+
+    expected = vocabularies(tmp_path / "theirs")
+    found = vocabularies(tmp_path / "ours")
+    assert found.keys() == expected.keys()
+    if make is not limited:  # a limit cuts through keys that are equally frequent
+        for name, vocabulary in found.items():
+            pd.testing.assert_frame_equal(vocabulary, expected[name], check_dtype=False)
+    for name in [f.relative_to(tmp_path / "ours") for f in (tmp_path / "ours").rglob("meta.*.parquet")]:
+        mine, upstream = (pd.read_parquet(tmp_path / side / name) for side in ("ours", "theirs"))
+        pd.testing.assert_frame_equal(mine, upstream, check_dtype=False)
+    assert ours.output_schema.column_names == theirs.output_schema.column_names
+    for column in theirs.output_schema:
+        mine = ours.output_schema[column.name]
+        assert (mine.dtype, mine.shape, mine.tags) == (column.dtype, column.shape, column.tags), column.name
+        assert mine.properties.get("embedding_sizes") == column.properties.get("embedding_sizes")
+    for mine, upstream in zip(_normalizers(ours), _normalizers(theirs)):
+        assert mine.means == pytest.approx(upstream.means, rel=1e-6)
+        assert mine.stds == pytest.approx(upstream.stds, rel=1e-6)
+
+
+def _normalizers(workflow: nvt.Workflow) -> list[ops.Normalize]:
+    nodes = workflow.graph.get_nodes_by_op_type([workflow.output_node], ops.Normalize)
+    return sorted((node.op for node in nodes), key=lambda op: sorted(op.means))
+
+
+@pytest.mark.parametrize("make", [every_kind, limited, in_two_phases])
+def test_a_workflow_fitted_here_transforms_in_nvtabular_and_here_alike(
+    make: Make, table: pa.Table, tmp_path: Path
+) -> None:
+    workflow = fit(nvt.Workflow(make(tmp_path)), table)
+    expected = workflow.transform(as_pandas(table))
+    for name, values in BulkTransform(workflow).transform(table).items():
+        column = expected[name].to_numpy()
+        if values.ndim == 2:
+            inside = np.arange(values.shape[1]) < np.array([len(row) for row in column])[:, None]
+            assert not values[~inside].any()
+            values, column = values[inside], np.concatenate(column)
+        np.testing.assert_allclose(values, column, rtol=2e-5, atol=1e-6, err_msg=name)
+
+
+def test_equally_frequent_keys_keep_the_order_of_their_first_rows(tmp_path: Path) -> None:
+    table = pa.table({"text": ["z", "a", "m", "m"], "id": [9, 2, 5, 5]})
+    workflow = fit(nvt.Workflow(["text", "id"] >> ops.Categorify(out_path=str(tmp_path))), table)
+    got = BulkTransform(workflow).transform(table)
+    assert got["text"].tolist() == got["id"].tolist() == [4, 5, 3, 3]
+
+
+def test_what_is_missing_is_no_category(tmp_path: Path) -> None:
+    table = pa.table({"text": ["", None, "a"], "nothing": pa.array([None, None, None], pa.string())})
+    workflow = fit(nvt.Workflow(["text"] >> ops.Categorify(out_path=str(tmp_path))), table)
+    assert BulkTransform(workflow).transform(table)["text"].tolist() == [1, 1, 3]
+    with pytest.raises(ValueError, match="'nothing' has no value to fit on"):
+        fit(nvt.Workflow(["nothing"] >> ops.Categorify(out_path=str(tmp_path))), table)
+
+
+def test_a_workflow_can_be_fitted_again(table: pa.Table, tmp_path: Path) -> None:
+    workflow = fit(nvt.Workflow(["text"] >> ops.Categorify(out_path=str(tmp_path))), table)
+    fit(workflow, table.filter(pa.array(np.arange(ROWS) < 5)))
+    assert workflow.output_schema["text"].properties["embedding_sizes"]["cardinality"] <= 8
