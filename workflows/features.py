@@ -33,10 +33,12 @@ from . import runtime  # noqa: F401  (sets the environment before NVTabular is i
 
 import merlin.dtypes as merlin_types  # isort: skip
 import nvtabular as nvt  # isort: skip
+from merlin.core.dispatch import HAS_GPU  # isort: skip
 from merlin.schema import ColumnSchema, Schema, Tags  # isort: skip
 from nvtabular import ops  # isort: skip
 
 from . import patches  # noqa: F401  # isort: skip  (NVTabular hashes values, not rows)
+from .bulk import BulkTransform
 from .cluster import gpu_cluster
 from .compile import compile_workflow
 from .examples import SPLITS, TRAIN, Examples, content_frame, followed, query_tables, user_frame
@@ -294,21 +296,50 @@ def _transform(
     """Transform Parquet folders one after another into one array a column."""
     out.mkdir(parents=True)
     writers: dict[str, NpyAppendArray] = {}
+    transformed = _with_nvtabular if HAS_GPU else _in_bulk
+    for arrays in transformed(workflow, parts, out, config, list_lengths):
+        for name, array in arrays.items():
+            if name not in writers:
+                writers[name] = NpyAppendArray(str(out / f"{name}.npy"), delete_if_exists=True)
+            writers[name].append(
+                np.ascontiguousarray(array, np.float32 if array.dtype.kind == "f" else np.int64)
+            )
+    for writer in writers.values():
+        writer.close()
+    graph = compile_workflow(workflow, list_lengths=dict(list_lengths), name=out.name)
+    columns = {name: np.load(out / f"{name}.npy", mmap_mode="r") for name in writers}
+    return Encoded(columns, _encoded_schema(workflow.output_schema, list_lengths), graph)
+
+
+def _in_bulk(
+    workflow: nvt.Workflow,
+    parts: list[Path],
+    out: Path,
+    config: FeatureConfig,
+    list_lengths: Mapping[str, int],
+) -> Iterator[dict[str, np.ndarray]]:
+    """The arrays of one file after another, through the compiled workflow."""
+    bulk = BulkTransform(workflow, list_lengths=list_lengths)
+    for part in parts:
+        for file in sorted(part.glob("*.parquet")):
+            yield bulk.transform(pq.read_table(file))
+
+
+def _with_nvtabular(
+    workflow: nvt.Workflow,
+    parts: list[Path],
+    out: Path,
+    config: FeatureConfig,
+    list_lengths: Mapping[str, int],
+) -> Iterator[dict[str, np.ndarray]]:
+    """The arrays of one file after another, through NVTabular on the GPU."""
     for part in parts:
         encoded = out / part.name
         workflow.transform(_dataset(part, workflow.input_schema, config)).to_parquet(str(encoded))
         for file in sorted(encoded.glob("*.parquet"), key=_numbers_in):
             table = pq.read_table(file)
-            for name in workflow.output_schema.column_names:
-                array = _dense(table[name], list_lengths.get(name))
-                if name not in writers:
-                    writers[name] = NpyAppendArray(str(out / f"{name}.npy"), delete_if_exists=True)
-                writers[name].append(array)
-    for writer in writers.values():
-        writer.close()
-    graph = compile_workflow(workflow, list_lengths=dict(list_lengths), name=out.name)
-    arrays = {name: np.load(out / f"{name}.npy", mmap_mode="r") for name in writers}
-    return Encoded(arrays, _encoded_schema(workflow.output_schema, list_lengths), graph)
+            names = workflow.output_schema.column_names
+            yield {name: _dense(table[name], list_lengths.get(name)) for name in names}
 
 
 def _numbers_in(file: Path) -> list[int]:
@@ -316,10 +347,9 @@ def _numbers_in(file: Path) -> list[int]:
 
 
 def _dense(column: pa.ChunkedArray, length: int | None) -> np.ndarray:
-    """A column as int64 or float32; lists as [R, length], padded with 0 at the right."""
+    """A column as an array; lists as int64[R, length], padded with 0 at the right."""
     if length is None:
-        values = column.to_numpy()
-        return np.ascontiguousarray(values, np.float32 if values.dtype.kind == "f" else np.int64)
+        return column.to_numpy()
     flat = column.combine_chunks()
     counts = flat.value_lengths().to_numpy(zero_copy_only=False)
     dense = np.zeros((len(flat), length), np.int64)
