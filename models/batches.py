@@ -209,10 +209,16 @@ class RetrievalBatches(tf.keras.utils.Sequence):
 
     Each batch carries `log_q`, the log share of the content among its market's positives, for the logQ
     correction (Yi et al., RecSys 2019).
+
+    Args:
+        user_dropout: share of user ids shown as unseen, 0 to 1. Contents keep theirs, which tell a negative
+            from another positive of the same content.
     """
 
-    def __init__(self, data: TrainingSet, rows: np.ndarray, *, batch_size: int, seed: int) -> None:
-        self.data = data
+    def __init__(
+        self, data: TrainingSet, rows: np.ndarray, *, batch_size: int, seed: int, user_dropout: float = 0.0
+    ) -> None:
+        self.data, self.user_dropout, self.seed = data, user_dropout, seed
         random = np.random.default_rng(seed)
         self.query, self.content = data.examples.pairs.query[rows], data.examples.pairs.content[rows]
         share = data.examples.popularity / np.maximum(data.examples.popularity.sum(axis=1, keepdims=True), 1)
@@ -229,7 +235,9 @@ class RetrievalBatches(tf.keras.utils.Sequence):
 
     def __getitem__(self, place: int) -> tuple[dict, None]:
         rows = self.batches[place]
-        x = self.data.query_arrays(self.query[rows]) | self.data.content_arrays(self.content[rows])
+        query = self.data.query_arrays(self.query[rows])
+        query |= forget_ids(query, self.user_dropout, np.random.default_rng([self.seed, place]))
+        x = query | self.data.content_arrays(self.content[rows])
         return x | {LOG_Q: self.log_q[rows, None]}, None
 
 

@@ -27,6 +27,7 @@ class TwoTowerConfig:
         embedding_dim: size of every embedding.
         hidden: width of each tower's hidden layers.
         temperature: divides the logits; smaller sharpens.
+        user_dropout: share of user ids that training shows as unseen (0 to 1).
         batch_size: positives in a batch, each a negative to the others (positives).
         learning_rate: of Adam on touched rows.
         epochs: at most this many passes over the positives.
@@ -37,8 +38,9 @@ class TwoTowerConfig:
 
     dim: int = 64
     embedding_dim: int = 48
-    hidden: tuple[int, ...] = (128,)
-    temperature: float = 0.07
+    hidden: tuple[int, ...] = (64,)
+    temperature: float = 0.12
+    user_dropout: float = 0.5
     batch_size: int = 1024
     learning_rate: float = 2e-3
     epochs: int = 8
@@ -153,7 +155,13 @@ def train_two_tower(
         }
 
     def batches(epoch: int) -> RetrievalBatches:
-        return RetrievalBatches(data, rows, batch_size=config.batch_size, seed=seed * 1000 + epoch)
+        return RetrievalBatches(
+            data,
+            rows,
+            batch_size=config.batch_size,
+            seed=seed * 1000 + epoch,
+            user_dropout=config.user_dropout,
+        )
 
     state = train(
         "two-tower",

@@ -265,3 +265,16 @@ def test_training_forgets_a_share_of_ids_and_nothing_else(small_training_set, po
             np.testing.assert_array_equal(half[name], column)
     np.testing.assert_array_equal(batch(0.5)["content_id"], half["content_id"])
     assert (batch(1.0)["user_id"] == UNSEEN).all()
+
+
+def test_retrieval_forgets_users_and_never_contents(small_training_set, positives):
+    def batch(share: float) -> dict[str, np.ndarray]:
+        return RetrievalBatches(small_training_set, positives, batch_size=64, seed=1, user_dropout=share)[0][
+            0
+        ]
+
+    whole, all_unseen = batch(0.0), batch(1.0)
+    assert (whole["user_id"] > UNSEEN).any()
+    assert (all_unseen["user_id"] == UNSEEN).all()
+    for name in whole.keys() - {"user_id"}:
+        np.testing.assert_array_equal(all_unseen[name], whole[name])
