@@ -190,8 +190,8 @@ def _normalize(op: ops.Normalize, columns: Mapping[str, pa.ChunkedArray | np.nda
 def _moments(values: pa.ChunkedArray | np.ndarray) -> tuple[float, float]:
     """Mean and sample deviation of what is not missing; NaN where too little is there."""
     array = values.drop_null().to_numpy() if isinstance(values, pa.ChunkedArray) else values
-    numbers = array.astype(np.float64)
-    numbers = numbers[~np.isnan(numbers) if array.dtype.kind == "f" else array != NULL_INTEGER]
+    valued = ~np.isnan(array) if array.dtype.kind == "f" else array != NULL_INTEGER
+    numbers = (array if valued.all() else array[valued]).astype(np.float64)
     if numbers.size < 2:
         return (float(numbers[0]) if numbers.size else np.nan), np.nan
     return float(numbers.mean()), float(numbers.std(ddof=1))
