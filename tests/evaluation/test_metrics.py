@@ -154,3 +154,46 @@ def test_the_bootstrap_interval_holds_the_statistic_and_repeats_under_a_seed():
     assert first.low < first.mean < first.high
     assert first == metrics.bootstrap(metrics.auc, labels, scores, seed=3)
     assert first.mean == metrics.auc(labels, scores)
+
+
+def test_an_interval_over_clusters_of_one_is_the_plain_one():
+    values = np.random.default_rng(0).normal(3, 2, 30)
+    assert metrics.mean_interval(values, np.arange(30)) == pytest.approx(metrics.interval(values))
+
+
+def test_rows_that_only_repeat_one_another_make_nothing_surer():
+    values = np.random.default_rng(0).normal(3, 2, 30)
+    again = metrics.mean_interval(np.repeat(values, 4), np.repeat(np.arange(30), 4))
+    assert again == pytest.approx(metrics.interval(values))
+    assert np.isnan(metrics.mean_interval(values, np.zeros(30, int)).low)
+
+
+def test_weights_count_rows_as_if_they_were_there_so_often():
+    values, weights = np.array([1.0, 0.0, 1.0, 0.0]), np.array([1, 3, 2, 1])
+    mean, low, high = metrics.mean_interval(values, np.arange(4), weights)
+    assert mean == pytest.approx(np.repeat(values, weights).mean())
+    assert low < mean < high
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 4)), min_size=2, max_size=40), st.integers(1, 5))
+def test_auc_without_resampling_is_scikit_learns_with_ties(pairs, clusters):
+    labels, scores = (np.array(column, float) for column in zip(*pairs))
+    cluster = np.arange(len(pairs)) % clusters
+    if len(set(labels)) < 2:
+        with pytest.raises(ValueError, match="AUC needs both classes"):
+            metrics.auc_interval(labels, scores, cluster)
+        return
+    assert metrics.auc_interval(labels, scores, cluster).mean == pytest.approx(metrics.auc(labels, scores))
+
+
+def test_the_interval_of_an_auc_covers_it_also_where_rows_come_in_clusters():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        mood = np.repeat(rng.normal(0, 1, 60), 5)  # each person's rows have a common part
+        labels = np.tile([1, 0, 0, 1, 0], 60)
+        scores = labels + mood + rng.normal(0, 1, 300)
+        _, low, high = metrics.auc_interval(labels, scores, np.repeat(np.arange(60), 5))
+        covered += low <= 0.6915 <= high  # P(N(1, 4) > 0), the difference of two such scores
+    assert covered / 400 == pytest.approx(0.95, abs=0.04)
