@@ -1,0 +1,72 @@
+"""AUC among held-out impressions: the right rows, the right scores, and none where too little happened."""
+
+import numpy as np
+import pytest
+
+from ensemble.cascade import Cascade
+from evaluation import metrics, report
+from evaluation.report import offline_report, raw_arrays
+from workflows.examples import TEST, query_tables
+
+pytestmark = pytest.mark.slow
+CLICK = "auc of click"
+
+
+def figures(build, **options):
+    rows = offline_report(build.built.release, build.built.data, seed=1, **options)
+    return {(row.market, row.system): row for row in rows if row.metric == CLICK}
+
+
+@pytest.fixture(scope="module")
+def every(small_build):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "LEAST_OUTCOMES", 5)
+        return figures(small_build, queries_per_market=10**6)
+
+
+def held_out(data, market: str) -> np.ndarray:
+    """Rows of a market's held-out impressions."""
+    pairs, queries = data.examples.pairs, data.examples.queries
+    here = queries.market[pairs.query] == data.examples.markets.index(market)
+    return np.flatnonzero((pairs.split == TEST) & here)
+
+
+def test_popularity_is_that_of_the_training_part_for_each_logged_impression(every, small_build):
+    data = small_build.built.data
+    for place, market in enumerate(data.examples.markets):
+        rows = held_out(data, market)
+        clicks = data.examples.pairs.outcomes["click"][rows]
+        area = metrics.auc(clicks, data.latest[place, data.examples.pairs.content[rows]])
+        row = every[market, "popularity"]
+        assert row.value == pytest.approx(area)
+        assert row.low < row.value < row.high
+        assert row.users == len(np.unique(data.examples.pairs.query[rows]))
+
+
+def test_the_ranker_is_asked_for_each_impression_as_if_alone(every, small_build):
+    data, cascade = small_build.built.data, Cascade(small_build.built.release)
+    pairs, queries = data.examples.pairs, data.examples.queries
+    click = cascade.plan.tasks.index("click")
+    for market in data.examples.markets:
+        rows = held_out(data, market)
+        chance = []
+        for start in range(0, len(rows), 50):
+            query = pairs.query[rows[start : start + 50]]
+            raw = raw_arrays(next(query_tables(data.examples, query)))
+            made = cascade.run["query"](**{s.name: raw[s.name] for s in cascade.steps[1].inputs})
+            contents = pairs.content[rows[start : start + 50], None].astype(np.int64)
+            place = queries.market[query].astype(np.int64)
+            made |= cascade.run["retrieval"].describe(contents, place, queries.time[query])
+            made |= cascade.run["ranking"](**{s.name: made[s.name] for s in cascade.steps[3].inputs})
+            chance.append(made["probabilities"][:, 0, click])
+        area = metrics.auc(pairs.outcomes["click"][rows], np.concatenate(chance))
+        assert every[market, "cascade"].value == pytest.approx(area, abs=1e-3)
+
+
+def test_a_market_with_few_outcomes_has_no_area(small_build, monkeypatch):
+    assert figures(small_build, queries_per_market=10**6) == {}  # the small world has no 100 clicks to test
+    monkeypatch.setattr(report, "LEAST_OUTCOMES", 5)
+    monkeypatch.setattr(report, "IMPRESSIONS_PER_QUERY", 4)
+    some = figures(small_build, queries_per_market=50)
+    assert some
+    assert all(row.users <= 21 for row in some.values())  # 200 impressions, slates of ten
