@@ -256,6 +256,8 @@ def fit_features(
             _write(query_tables(examples, rows), raw / f"queries-{name}")
         lists = {f"hist_{name}": name for name in followed(contents)}
         vocabularies = {k: vocabulary(stats, name) for k, name in lists.items() if name in item.arrays}
+        # Where every category is rarer than its threshold there is none to follow.
+        vocabularies = {name: known for name, known in vocabularies.items() if len(known)}
         train = np.unique(examples.queries.user[examples.queries.rows(TRAIN)])
         unknown = [*_empty(user_frame(examples.users).iloc[train]), *(lists.keys() - vocabularies)]
         schema = raw_schema(pq.read_schema(next((raw / "queries-train").glob("*.parquet"))), Tags.USER)

@@ -16,7 +16,15 @@ import pytest
 import workflows.features
 from evaluation.report import raw_arrays
 from workflows.compile import feature_name
-from workflows.examples import TEST, TRAIN, Examples, content_frame, followed, query_tables
+from workflows.examples import (
+    TEST,
+    TRAIN,
+    Examples,
+    build_examples,
+    content_frame,
+    followed,
+    query_tables,
+)
 from workflows.features import (
     LOG,
     FeatureConfig,
@@ -300,3 +308,11 @@ def test_an_attribute_that_training_does_not_know_is_left_out(small_examples, tm
     assert {"seller_id", "duration_s"} < set(features.content.arrays)
     assert {"age_band", "hist_seller_id"} < set(features.query.arrays)
     assert_same(served(features.content.graph, raw_contents(blind)), dict(features.content.arrays))
+
+
+def test_an_attribute_without_a_common_value_is_not_followed(small_world_dataset, tmp_path):
+    examples = build_examples(small_world_dataset, tmp_path / "work", history_length=5)
+    contents = examples.contents.assign(x_topic=[f"topic-{row}" for row in range(len(examples.contents))])
+    features = fit_features(replace(examples, contents=contents), tmp_path / "features", FeatureConfig())
+    assert "hist_content_x_topic" not in features.query.arrays
+    assert set(np.unique(features.content.arrays["content_x_topic"])) <= {1, 2}
