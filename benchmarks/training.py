@@ -118,7 +118,6 @@ def rankers(data: TrainingSet, seed: int) -> tuple[dict[str, Callable[[], Any]],
 
 
 def _with_targets(schema: Schema, tasks: tuple[str, ...]) -> Schema:
-    from merlin.schema import ColumnSchema
 
     return schema + Schema(
         [ColumnSchema(t, dtype=np.float32, tags=[Tags.TARGET, Tags.BINARY]) for t in tasks]

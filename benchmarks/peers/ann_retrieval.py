@@ -1,4 +1,4 @@
-"""The ANN libraries' side of the retrieval benchmark: one index a market, one thread, as a stage would use them."""
+"""The ANN libraries' side of the retrieval benchmark: an index a market, one thread, as a stage uses them."""
 
 from pathlib import Path
 
