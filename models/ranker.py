@@ -42,13 +42,13 @@ class RankerConfig:
         min_outcomes: training rows with an outcome that a task needs to be learned (rows).
     """
 
-    embedding_dim: int = 16
+    embedding_dim: int = 32
     bottom: tuple[int, ...] = (64,)
     top: tuple[int, ...] = (64, 32)
-    id_dropout: float = 0.5
+    id_dropout: float = 0.3
     batch_size: int = 2048
-    learning_rate: float = 1.5e-3
-    epochs: int = 6
+    learning_rate: float = 1e-3
+    epochs: int = 8
     patience: int = 1
     negatives: int = 4
     min_outcomes: int = 100
