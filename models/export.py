@@ -72,7 +72,7 @@ def _convert(function, signature: list[tf.TensorSpec], outputs: tuple[str, ...])
         return tuple(tf.identity(made[name], name=name) for name in outputs)
 
     model, _ = tf2onnx.convert.from_function(traced, input_signature=signature, opset=OPSET)
-    # tf2onnx declares ai.onnx.ml 2 whether or not a node is of it, which would clash with the workflows' 3.
+    # tf2onnx declares ai.onnx.ml 2 whether or not a node is of it, which would clash with the workflows' 4.
     used = {node.domain for node in model.graph.node}
     kept = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]
