@@ -22,7 +22,7 @@ from ensemble.client import FeedRequest, Slate
 
 console = Console(highlight=False)
 if not console.is_terminal:  # in a pipe or a log nobody can widen the window
-    console = Console(highlight=False, width=max(console.width, 120))
+    console = Console(highlight=False, width=max(console.width, 132))
 errors = Console(highlight=False, stderr=True, soft_wrap=True)
 
 

@@ -23,9 +23,9 @@ class Reason(IntEnum):
     @property
     def text(self) -> str:
         return {
-            Reason.VALUE: "highest value left",
-            Reason.DIVERSITY: "unlike the items above",
-            Reason.CAP: "better ones are over their seller's or category's cap",
+            Reason.VALUE: "highest value",
+            Reason.DIVERSITY: "adds variety",
+            Reason.CAP: "others at their cap",
         }[self]
 
 
