@@ -133,8 +133,8 @@ class RankingBatches(tf.keras.utils.Sequence):
     Args:
         rows: int64[P], rows of `Examples.pairs`.
         labels: float32[P] by task.
-        negatives: contents drawn for each positive, uniformly from those shown in its market; 0 keeps the
-            logged impressions as they are.
+        negatives: contents drawn for each positive from those shown in its market, a share
+            `popular_negatives` of them by popularity; 0 keeps the logged impressions as they are.
         shuffle: False keeps the order (and draws the same negatives each time).
         id_dropout: share of user and content ids shown as unseen, 0 to 1.
     """
@@ -147,6 +147,7 @@ class RankingBatches(tf.keras.utils.Sequence):
         *,
         batch_size: int,
         negatives: int = 0,
+        popular_negatives: float = 0.0,
         seed: int = 0,
         shuffle: bool = True,
         id_dropout: float = 0.0,
@@ -158,7 +159,7 @@ class RankingBatches(tf.keras.utils.Sequence):
         own = data.examples.pairs.positive[rows] & (data.examples.pairs.split[rows] == TRAIN)
         labels = {task: values[rows] for task, values in labels.items()}
         if negatives:
-            drawn = draw_negatives(data.examples, query, negatives, random)
+            drawn = draw_negatives(data.examples, query, negatives, random, popular_negatives)
             query, content = np.r_[query, np.repeat(query, negatives)], np.r_[content, drawn.ravel()]
             own = np.r_[own, np.zeros(drawn.size, bool)]
             labels = {task: np.r_[v, np.zeros(drawn.size, np.float32)] for task, v in labels.items()}
@@ -192,15 +193,27 @@ def forget_ids(
 
 
 def draw_negatives(
-    examples: Examples, query: np.ndarray, count: int, random: np.random.Generator
+    examples: Examples, query: np.ndarray, count: int, random: np.random.Generator, popular: float = 0.0
 ) -> np.ndarray:
-    """`count` contents for each query, uniform over those its market offers: int32[len(query), count]."""
+    """Contents of each query's market as its negatives: int32[len(query), count].
+
+    Uniform ones teach the ranker what nobody wants; popular ones, drawn by popularity to the power 0.75
+    (Mikolov et al., NIPS 2013), what it meets after retrieval.
+
+    Args:
+        popular: share of them drawn by popularity in the training part, 0 to 1, rounded down to whole negatives.
+    """
     market = examples.queries.market[query]
     drawn = np.empty((len(query), count), np.int32)
     for code in np.unique(market):
         choices = np.flatnonzero(examples.available[code])
         here = market == code
         drawn[here] = random.choice(choices, (int(here.sum()), count))
+        wanted = examples.popularity[code, choices].astype(np.float64) ** 0.75
+        by_popularity = int(count * popular) if wanted.any() else 0
+        if by_popularity:
+            picked = random.choice(choices, (int(here.sum()), by_popularity), p=wanted / wanted.sum())
+            drawn[here, :by_popularity] = picked
     return drawn
 
 

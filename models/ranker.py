@@ -39,6 +39,7 @@ class RankerConfig:
         epochs: at most this many passes.
         patience: epochs without a better validation AUC before training stops.
         negatives: contents drawn for each positive where only positives were logged (contents).
+        popular_negatives: share of them drawn by popularity, the others uniformly (0 to 1).
         min_outcomes: training rows with an outcome that a task needs to be learned (rows).
     """
 
@@ -50,7 +51,8 @@ class RankerConfig:
     learning_rate: float = 1e-3
     epochs: int = 8
     patience: int = 1
-    negatives: int = 4
+    negatives: int = 8
+    popular_negatives: float = 0.25
     min_outcomes: int = 100
 
 
@@ -157,6 +159,7 @@ def train_ranker(
             labels,
             batch_size=config.batch_size,
             negatives=negatives,
+            popular_negatives=config.popular_negatives,
             seed=seed,
             shuffle=shuffle,
             id_dropout=config.id_dropout if shuffle else 0.0,

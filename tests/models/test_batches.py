@@ -62,6 +62,21 @@ def test_negatives_come_from_the_querys_market(small_examples):
         assert len(reached) > 0.95 * len(offered)
 
 
+def test_a_share_of_the_negatives_is_drawn_by_popularity(small_examples):
+    market = 0
+    query = np.flatnonzero(small_examples.queries.market == market)[:1].repeat(4000)
+    uniform, mixed = (
+        draw_negatives(small_examples, query, 8, np.random.default_rng(0), popular) for popular in (0.0, 0.25)
+    )
+    popularity = small_examples.popularity[market]
+    offered = small_examples.available[market]
+    expected = (popularity**1.75).sum() / (popularity**0.75).sum()
+    assert popularity[mixed[:, :2]].mean() == pytest.approx(expected, rel=0.1)
+    assert expected > 1.5 * popularity[offered].mean()
+    np.testing.assert_array_equal(mixed[:, 2:], uniform[:, 2:])
+    assert offered[mixed].all()
+
+
 def test_every_positive_gets_its_negatives_with_labels_of_zero(untimed, positives):
     batches = ranking(untimed, positives, negatives=3, shuffle=False)
     count = len(positives)
