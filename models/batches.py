@@ -201,7 +201,7 @@ def draw_negatives(
     (Mikolov et al., NIPS 2013), what it meets after retrieval.
 
     Args:
-        popular: share of them drawn by popularity in the training part, 0 to 1, rounded down to whole negatives.
+        popular: share of them drawn by popularity in the training part, 0 to 1, rounded down to a whole one.
     """
     market = examples.queries.market[query]
     drawn = np.empty((len(query), count), np.int32)
