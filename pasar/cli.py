@@ -379,7 +379,7 @@ def evaluate(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="features.")],
+    name: Annotated[str, typer.Argument(help="features or training.")],
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of each table.")] = 1_000_000,
     repeats: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 5,
