@@ -170,7 +170,7 @@ class FeedClient:
             if status == "DEADLINE_EXCEEDED":
                 raise RequestError(Code.UNAVAILABLE, f"no reply within {self.timeout_s:g} s") from None
             code = Code(status) if status in Code.__members__ else Code.INTERNAL
-            raise RequestError(code, error.message()) from None
+            raise RequestError(code, error.message().removeprefix(f"in ensemble '{FEED}', ")) from None
 
     def close(self) -> None:
         self._client.close()
