@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ensemble.release import Release
 
 FILE = "cascade.json"
@@ -105,6 +107,11 @@ class Plan:
     content_numbers: int
     as_of: int
     config: CascadeConfig
+
+    def value(self, probabilities: np.ndarray) -> np.ndarray:
+        """Outcomes blended by the declared weights: probabilities float32[..., T] → float32[...]."""
+        weights = np.array([self.config.weights.get(task, 0.0) for task in self.tasks])
+        return (probabilities @ weights).astype(np.float32)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -88,8 +88,7 @@ class Released:
         packed = {name: made[name] for name in ("query_ids", "query_lists", "query_numbers")}
         contents = self.retrieval.describe(candidates, made["market_index"], made["time"])
         probabilities = self.cascade.run["ranking"](**packed, **contents)["probabilities"]
-        weights = self.cascade.plan.config.weights
-        return probabilities @ np.array([weights.get(t, 0.0) for t in self.cascade.plan.tasks], np.float32)
+        return self.cascade.plan.value(probabilities)
 
 
 class TwoTower:

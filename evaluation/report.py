@@ -95,8 +95,7 @@ def _rankings(cascade: Cascade, data: TrainingSet, pairs: np.ndarray) -> dict[st
     retrieval = cascade.run["retrieval"]
     made |= retrieval(query_vector=made["query_vector"], market_index=market, time=time, seen=seen)
     made |= cascade.run["ranking"](**{s.name: made[s.name] for s in cascade.steps[3].inputs})
-    weights = cascade.plan.config.weights
-    value = made["probabilities"] @ np.array([weights.get(t, 0.0) for t in cascade.plan.tasks])
+    value = cascade.plan.value(made["probabilities"])
     value = np.where(made["candidates"] >= 0, value, -np.inf)
     by_value = np.argsort(-value, axis=1, kind="stable")
     nearest = np.argsort(

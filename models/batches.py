@@ -9,7 +9,7 @@ import numpy as np
 
 from market.statistics import PAIR_FEATURES, EventCounts, pair_features
 from workflows import runtime  # noqa: F401  (before TensorFlow)
-from workflows.examples import NO_TIME, TRAIN, Examples
+from workflows.examples import TRAIN, Examples
 from workflows.features import Features
 
 import tensorflow as tf  # isort: skip
@@ -254,4 +254,4 @@ class RetrievalBatches(tf.keras.utils.Sequence):
         return x | {LOG_Q: self.log_q[rows, None]}, None
 
 
-__all__ = ["LOG_Q", "NO_TIME", "RankingBatches", "RetrievalBatches", "TrainingSet", "make_training_set"]
+__all__ = ["LOG_Q", "RankingBatches", "RetrievalBatches", "TrainingSet", "make_training_set"]

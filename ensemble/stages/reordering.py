@@ -40,7 +40,6 @@ class Reordering:
 
     def __init__(self, release: Release) -> None:
         self.plan = Plan.of(release)
-        self.weights = np.array([self.plan.config.weights.get(task, 0.0) for task in self.plan.tasks])
         self.content_id = release.array("text_content_id.npy")
         self.vectors = release.array("content_vectors.npy")
         self.groups = np.stack([release.array("seller_code.npy"), release.array("category_code.npy")])
@@ -89,7 +88,7 @@ class Reordering:
                 Code.INVALID_ARGUMENT,
                 f"tensor 'diversity' holds {float(diversity[row])} at row {row}; send 0 to 1",
             )
-        value = (probabilities @ self.weights).astype(np.float32)
+        value = self.plan.value(probabilities)
         value = np.where(candidates >= 0, value, -np.inf)
         pool = np.argsort(-value, axis=1, kind="stable")[:, : self.plan.config.pool]
         chosen, reason = self._choose(
