@@ -1,3 +1,3 @@
 """Benchmarks: ours and its peers, side by side, on one machine. README.md has the commands."""
 
-NAMES = ("features", "training")
+NAMES = ("features", "serving", "training")

@@ -77,6 +77,32 @@ class Result:
     times_ours_wall: float
 
 
+@dataclass(frozen=True)
+class Served:
+    """One line of a table of serving: requests under one kind of load, answered by one side.
+
+    Attributes:
+        case: the kind of load.
+        side: who answered.
+        users: in each request.
+        clients: asking side by side.
+        requests: measurements behind the figures.
+        p50, p99: of the latency (s).
+        rate: requests answered a second.
+        cpu: of all processes of the side, for each request (s).
+    """
+
+    case: str
+    side: str
+    users: int
+    clients: int
+    requests: int
+    p50: float
+    p99: float
+    rate: float
+    cpu: float
+
+
 def timed(work: Callable[[], object], *, at_least: float = 0.2) -> Side:
     """A side that calls `work` in this process, repeatedly until a measurement lasts `at_least` seconds."""
     calls = 0
@@ -161,8 +187,27 @@ def seconds(value: float) -> str:
     return f"{value * 1e6:.2g} µs"
 
 
-def table(results: Sequence[Result]) -> str:
+def table(results: Sequence[Result] | Sequence[Served]) -> str:
     """The results as a Markdown table."""
+    if isinstance(results[0], Served):
+        return _served_table([r for r in results if isinstance(r, Served)])
+    return _work_table([r for r in results if isinstance(r, Result)])
+
+
+def _served_table(results: Sequence[Served]) -> str:
+    lines = [
+        "| load | users | clients | side | p50 | p99 | requests/s | CPU a request |",
+        "|---|---:|---:|---|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {r.case} | {r.users} | {r.clients} | {r.side} | {seconds(r.p50)} | {seconds(r.p99)} | "
+        f"{r.rate:,.0f} | {seconds(r.cpu)} |"
+        for r in results
+    ]
+    return "\n".join(lines)
+
+
+def _work_table(results: Sequence[Result]) -> str:
     lines = [
         "| case | rows | side | CPU time (least to greatest) | wall time | CPU, times ours | runs |",
         "|---|---:|---|---:|---:|---:|---:|",
@@ -195,7 +240,7 @@ def versions(*packages: str) -> dict[str, str]:
     return {name: metadata.version(name) for name in packages}
 
 
-def write_json(path: Path, report: Mapping[str, Any], results: Sequence[Result]) -> None:
+def write_json(path: Path, report: Mapping[str, Any], results: Sequence[Result] | Sequence[Served]) -> None:
     """Write a report with its results; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**report, "results": [asdict(r) for r in results]}, indent=1) + "\n"

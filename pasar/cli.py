@@ -379,9 +379,11 @@ def evaluate(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="features or training.")],
+    name: Annotated[str, typer.Argument(help="features, serving or training.")],
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Rows of each table.")] = 1_000_000,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Size of the data; each has its own default.")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of the data.")] = 0,
 ) -> None:
@@ -394,8 +396,9 @@ def bench(
     if name not in NAMES:
         raise ValueError(f"there is no benchmark {name!r}; there are: {', '.join(NAMES)}")
     run = import_module(f"benchmarks.{name}").run
+    size = {} if rows is None else {"rows": rows}
     results = run(
-        rows=rows, repeats=repeats, seed=seed, file=json_file, report=lambda line: typer.echo(line, err=True)
+        **size, repeats=repeats, seed=seed, file=json_file, report=lambda line: typer.echo(line, err=True)
     )
     typer.echo(table(results))
 

@@ -1,0 +1,233 @@
+"""Serving: the whole cascade over gRPC, beside the same cascade in this process and Merlin Systems' ensemble.
+
+The release is a real one: a simulated world of five markets is built, trained for one epoch and exported; it
+is kept under runs/ for the next time. Requests are of known users of all markets, with sessions and
+exclusions. The server is asked by clients in threads of this process; its CPU time is that of all its
+processes, read from /proc. Before anything is timed, its replies are compared with the cascade's in this
+process, bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from benchmarks.harness import Served, machine, versions, write_json
+from benchmarks.load import Load, Send, closed_loop, group_cpu, open_loop
+from ensemble.cascade import Cascade, cascade_steps, reply
+from ensemble.client import FeedClient
+from ensemble.plan import Plan
+from ensemble.release import Release
+from ensemble.repository import write_repository
+from ensemble.server import TritonServer
+from ensemble.stages.user_state import REQUEST
+
+Report = Callable[[str], None]
+Request = dict[str, np.ndarray]
+
+USERS = (1, 8, 64)
+CLIENTS = (1, 8, 32)
+IMPRESSIONS = 400_000
+#: Seconds of load in each turn.
+TURN_S = 3.0
+#: Part of the highest throughput at which the latency under load is taken.
+PART = 0.7
+#: Different requests of each size.
+POOL = 128
+
+
+def build(contents: int, seed: int, folder: Path, report: Report) -> Release:
+    """The release of a simulated world, built once for each configuration and state of the code behind it."""
+    from ensemble.build import BuildConfig, build_release
+    from market.world import World, WorldConfig
+    from models.ranker import RankerConfig
+    from models.two_tower import TwoTowerConfig
+
+    world = WorldConfig(contents=contents, impressions=IMPRESSIONS, seed=seed)
+    config = BuildConfig(seed=seed, two_tower=TwoTowerConfig(epochs=1), ranker=RankerConfig(epochs=1))
+    digest = hashlib.sha256(json.dumps([asdict(world), asdict(config)], sort_keys=True).encode())
+    root = Path(__file__).resolve().parents[1]
+    sources = [root / "ensemble" / f"{name}.py" for name in ("build", "export", "plan", "release")]
+    for package in ("market", "workflows", "models"):
+        sources += sorted((root / package).rglob("*.py"))
+    for source in sources:
+        digest.update(source.read_bytes())
+    place = folder / f"serving-{digest.hexdigest()[:12]}"
+    if not (place / "release").is_dir():
+        report(f"building a release of {contents:,} contents in {place}")
+        with tempfile.TemporaryDirectory(prefix="pasar-serving-") as data:
+            build_release(World(world).write(Path(data) / "data"), place, config)
+    return Release.open(place / "release")
+
+
+def make_requests(release: Release, users: int, count: int, seed: int) -> list[Request]:
+    """Requests of `users` known users each: any market, up to five contents in the session and excluded."""
+    rng = np.random.default_rng(seed)
+    plan = Plan.of(release)
+    known, contents = release.array("user_id.npy"), release.array("text_content_id.npy")
+
+    def some() -> np.ndarray:
+        made = contents[rng.integers(0, len(contents), (users, 5))].astype(object)
+        made[np.arange(5) >= rng.integers(0, 6, (users, 1))] = ""
+        return made
+
+    return [
+        {
+            "user_id": rng.choice(known, users).astype(object),
+            "market": rng.choice(np.array(plan.markets), users).astype(object),
+            "time": plan.as_of + rng.integers(0, 3600, users),
+            "history": some(),
+            "exclude": some(),
+            "diversity": np.full(users, 0.2, np.float32),
+        }
+        for _ in range(count)
+    ]
+
+
+def check(cascade: Cascade, url: str, requests: Sequence[Request]) -> None:
+    """Compare the server's replies with the cascade's in this process.
+
+    Raises:
+        ValueError: a tensor differs.
+    """
+    with FeedClient(url) as client:
+        for request in requests:
+            expected, served = cascade(request), client.infer(request)
+            for name, array in expected.items():
+                got = served[name]
+                if got.dtype == object:
+                    got = np.array([text.decode() for text in got.ravel()], object).reshape(got.shape)
+                if not np.array_equal(array, got):
+                    raise ValueError(f"'{name}' differs between server and this process; nothing was timed")
+
+
+@contextlib.contextmanager
+def _client(url: str) -> Iterator[Send]:
+    with FeedClient(url, timeout_s=60) as client:
+        client.tasks  # noqa: B018  (connects)
+        yield client.infer
+
+
+@contextlib.contextmanager
+def serving(release: Release, folder: Path) -> Iterator[TritonServer]:
+    """A server of the release with default settings."""
+    plan = Plan.of(release)
+    write_repository(folder / "repository", release.path, cascade_steps(plan), REQUEST, reply(plan))
+    with TritonServer(folder / "repository", log=folder / "triton.log") as server:
+        yield server
+
+
+def in_process(cascade: Cascade, requests: Sequence[Request], seconds: float) -> Load:
+    """The floor: one request after another in this process, one BLAS thread as in the server's stages."""
+    latency: list[float] = []
+    with threadpool_limits(1):
+        cascade(requests[0])
+        start, used = time.perf_counter(), time.process_time()
+        while (before := time.perf_counter()) < start + seconds:
+            cascade(requests[len(latency) % len(requests)])
+            latency.append(time.perf_counter() - before)
+        return Load(np.array(latency), time.perf_counter() - start, time.process_time() - used)
+
+
+def told(case: str, side: str, users: int, clients: int, loads: Sequence[Load]) -> Served:
+    """One line of the table from all turns of a side."""
+    latency = np.concatenate([load.latency for load in loads])
+    p50, p99 = np.quantile(latency, [0.5, 0.99])
+    return Served(
+        case=case,
+        side=side,
+        users=users,
+        clients=clients,
+        requests=len(latency),
+        p50=float(p50),
+        p99=float(p99),
+        rate=len(latency) / sum(load.span for load in loads),
+        cpu=sum(load.cpu for load in loads) / len(latency),
+    )
+
+
+def ours(
+    release: Release, *, turns: int, seconds: float, seed: int, folder: Path, report: Report
+) -> list[Served]:
+    """Our server and the cascade in this process, in turns; then arrivals at a fixed rate."""
+    cascade = Cascade(release)
+    results: list[Served] = []
+
+    def add(line: Served) -> Served:
+        results.append(line)
+        report(
+            f"{line.case}, {line.users} users, {line.clients} clients, {line.side}: "
+            f"p50 {line.p50 * 1e3:.2f} ms, p99 {line.p99 * 1e3:.2f} ms, {line.rate:,.0f} requests/s, "
+            f"CPU {line.cpu * 1e3:.2f} ms"
+        )
+        return line
+
+    with serving(release, folder) as server:
+
+        def cpu() -> float:
+            return group_cpu(server.pid)
+
+        def connect() -> contextlib.AbstractContextManager[Send]:
+            return _client(server.grpc_url)
+
+        for users in USERS:
+            requests = make_requests(release, users, POOL, seed + users)
+            with threadpool_limits(1):
+                check(cascade, server.grpc_url, requests[:4])
+            loads: dict[int, list[Load]] = {clients: [] for clients in (0, *CLIENTS)}
+            for _ in range(turns):
+                for clients, made in loads.items():
+                    if clients:
+                        made.append(closed_loop(connect, requests, clients, seconds, cpu))
+                    else:
+                        made.append(in_process(cascade, requests, seconds))
+            add(told("one after another", "in process", users, 1, loads.pop(0)))
+            for clients, made in loads.items():
+                add(told("one after another", "server", users, clients, made))
+            highest = max(line.rate for line in results if (line.side, line.users) == ("server", users))
+            rate = PART * highest
+            made = [open_loop(connect, requests, rate, seconds, cpu) for _ in range(turns)]
+            add(told(f"at {PART:.0%} of the highest rate", "server", users, 64, made))
+    return results
+
+
+def run(
+    *,
+    rows: int = 100_000,
+    repeats: int = 5,
+    seed: int = 0,
+    file: Path | None = None,
+    report: Report = print,
+) -> list[Served]:
+    """Run the benchmark.
+
+    Args:
+        rows: contents of the simulated world.
+        repeats: turns of each side in each case, of three seconds.
+        seed: of the world, the models and the requests.
+        file: where the report goes as JSON.
+        report: called with a line as each figure is known.
+    """
+    before = machine()
+    release = build(rows, seed, Path("runs"), report)
+    with tempfile.TemporaryDirectory(prefix="pasar-serving-") as place:
+        results = ours(release, turns=repeats, seconds=TURN_S, seed=seed, folder=Path(place), report=report)
+    if file:
+        about = {
+            "benchmark": "serving",
+            "settings": {"rows": rows, "repeats": repeats, "seed": seed, "turn_s": TURN_S},
+            "cascade": asdict(Plan.of(release).config),
+            "machine": {**before, "load_after": machine()["load"]},
+            "versions": versions("onnxruntime", "numpy", "tritonclient", "nvidia-pytriton"),
+        }
+        write_json(file, about, results)
+    return results

@@ -1,0 +1,69 @@
+"""Requests of the serving benchmark are real, a wrong reply ends it, its table says what was measured."""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+from benchmarks import serving
+from benchmarks.harness import table
+from benchmarks.load import Load
+from ensemble.cascade import Cascade
+
+
+def test_requests_are_of_known_users_and_change_with_the_seed_alone(small_release):
+    once, again, other = (serving.make_requests(small_release, 8, 3, seed) for seed in (1, 1, 2))
+    users = set(small_release.array("user_id.npy"))
+    assert all(set(request["user_id"]) <= users for request in once)
+    for one, same in zip(once, again):
+        assert all(np.array_equal(one[name], same[name]) for name in one)
+    assert not np.array_equal(once[0]["user_id"], other[0]["user_id"])
+    slates = Cascade(small_release)(once[0])["content_id"]
+    assert (slates != "").all()
+
+
+def test_a_server_that_answers_otherwise_is_not_timed(small_release, monkeypatch):
+    cascade = Cascade(small_release)
+    requests = serving.make_requests(small_release, 2, 1, seed=0)
+
+    class Client:
+        def __init__(self, change):
+            self.change = change
+
+        def infer(self, request):
+            reply = cascade(request)
+            wire = [text.encode() for text in reply["content_id"].ravel()]
+            ids = np.array(wire, object).reshape(reply["content_id"].shape)
+            return reply | {"content_id": ids, "slate_value": reply["slate_value"] + np.float32(self.change)}
+
+    for change in (0, 1e-3):
+        client = Client(change)
+        monkeypatch.setattr(serving, "FeedClient", lambda url, c=client: contextlib.nullcontext(c))
+        refused = pytest.raises(ValueError, match="'slate_value' differs")
+        with refused if change else contextlib.nullcontext():
+            serving.check(cascade, "", requests)
+
+
+def test_a_line_pools_the_turns():
+    loads = [Load(np.array([1.0, 3.0]), 4.0, 1.0), Load(np.array([2.0, 2.0]), 4.0, 3.0)]
+    line = serving.told("one after another", "server", 1, 8, loads)
+    assert (line.requests, line.p50, line.rate, line.cpu) == (4, 2.0, 0.5, 1.0)
+    assert "| one after another | 1 | 8 | server | 2 s | 2.97 s | 0 | 1 s |" in table([line])
+
+
+def test_a_built_release_is_found_again_until_its_configuration_changes(small_release, tmp_path, monkeypatch):
+    import ensemble.build
+
+    built = []
+
+    def fake(dataset, folder, config):
+        built.append(folder)
+        folder.mkdir(parents=True)
+        (folder / "release").symlink_to(small_release.path)
+
+    monkeypatch.setattr(ensemble.build, "build_release", fake)
+    monkeypatch.setattr("market.world.World.write", lambda self, path: None)
+    for contents in (50, 50, 60):
+        serving.build(contents, 0, tmp_path, lambda line: None)
+    assert len(built) == 2
+    assert built[0] != built[1]
