@@ -20,6 +20,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.harness import Result, compare, machine, timed, versions, write_json
 from market.world import World, WorldConfig
 from models.batches import RankingBatches, RetrievalBatches, TrainingSet, make_training_set
+from models.item_graph import ItemGraphConfig, fit_item_graph
 from models.ranker import RankerConfig, build_ranker, pair_schema, predict, task_labels
 from models.training import set_seed
 from models.two_tower import TwoTowerConfig, build_two_tower, encode, recall_in_market
@@ -41,9 +42,16 @@ def world_data(impressions: int, seed: int, folder: Path) -> TrainingSet:
     world = World(WorldConfig(impressions=impressions, seed=seed))
     dataset = world.write(folder / "data")
     config = FeatureConfig()
-    examples = build_examples(dataset, folder / "work", history_length=config.history_length, seed=seed)
+    examples = build_examples(
+        dataset,
+        folder / "work",
+        history_length=config.history_length,
+        seen_length=config.seen_length,
+        seed=seed,
+    )
     features = fit_features(examples, folder / "features", config)
-    return make_training_set(examples, features, 72 * 3600)
+    graph = fit_item_graph(examples, ItemGraphConfig())
+    return make_training_set(examples, features, graph, 72 * 3600)
 
 
 def merlin_frame(data: TrainingSet, rows: np.ndarray, labels: dict[str, np.ndarray]) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from ensemble.plan import CascadeConfig
 from ensemble.release import Release
 from market.dataset import Dataset
 from models.batches import TrainingSet, make_training_set
+from models.item_graph import ItemGraphConfig, fit_item_graph
 from models.ranker import RankerConfig, train_ranker
 from models.training import Progress, quiet
 from models.two_tower import TwoTowerConfig, train_two_tower
@@ -35,6 +36,7 @@ class BuildConfig:
     popularity_window_h: float = 72.0
     split: SplitConfig = field(default_factory=SplitConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
+    item_graph: ItemGraphConfig = field(default_factory=ItemGraphConfig)
     two_tower: TwoTowerConfig = field(default_factory=TwoTowerConfig)
     ranker: RankerConfig = field(default_factory=RankerConfig)
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
@@ -79,13 +81,16 @@ def build_release(
         dataset,
         work,
         history_length=config.features.history_length,
+        seen_length=config.features.seen_length,
         split=config.split,
         seed=config.seed,
     )
     features = fit_features(
         examples, work / "features", config.features, progress=lambda name: step(f"features, {name}")
     )
-    data = make_training_set(examples, features, int(config.popularity_window_h * 3600))
+    step("item graph")
+    graph = fit_item_graph(examples, config.item_graph)
+    data = make_training_set(examples, features, graph, int(config.popularity_window_h * 3600))
     step("two-tower")
     two_tower, retrieval = train_two_tower(data, config.two_tower, work / "two_tower", config.seed, progress)
     step("ranker")

@@ -11,9 +11,9 @@ import numpy as np
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from ensemble.channels import Channel
 from ensemble.errors import Code, RequestError
 from ensemble.stages.reordering import Reason
-from ensemble.stages.retrieval import Channel
 from ensemble.stages.user_state import REQUEST
 from ensemble.steps import STRING, TensorSpec
 

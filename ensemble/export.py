@@ -85,7 +85,10 @@ def write_release(
         followed = {c.name.removeprefix("hist_") for c in plan.columns if c.source == "history"}
         for name_of_text in sorted(followed | {"content_id"}):
             release.array(f"text_{name_of_text}.npy", _text(contents[name_of_text]))
+        release.array("graph_neighbours.npy", data.graph.graph.neighbours)
+        release.array("graph_weights.npy", data.graph.graph.weights)
         release.array("user_history.npy", examples.latest_history)
+        release.array("user_seen.npy", examples.latest_seen)
         release.array("user_id.npy", _text(examples.users["user_id"]))
         users = user_frame(examples.users)
         for column in plan.columns:

@@ -26,13 +26,18 @@ WEIGHTS = {
 }
 
 
+#: Default quota of every retrieval channel.
+QUOTAS = {"two_tower": 80, "item_graph": 80, "trending": 40}
+
+
 @dataclass(frozen=True)
 class CascadeConfig:
     """Knobs of the served cascade.
 
     Attributes:
         candidates: contents ranked for each request (contents).
-        trending_quota: of these, at most so many come from the trending channel first (contents).
+        quotas: of these, as many as each retrieval channel may fill before the others take what is left, by
+            channel (contents).
         pool: best-valued contents that re-ordering chooses from (contents).
         slate: places in a reply (contents).
         seller_cap: places one seller may take in a slate (contents).
@@ -41,7 +46,7 @@ class CascadeConfig:
     """
 
     candidates: int = 200
-    trending_quota: int = 40
+    quotas: Mapping[str, int] = field(default_factory=lambda: dict(QUOTAS))
     pool: int = 60
     slate: int = 10
     seller_cap: int = 2
@@ -59,11 +64,12 @@ class CascadeConfig:
         for task in self.weights:
             if task not in WEIGHTS:
                 raise ValueError(f"cascade.weights has {task!r}; there are {', '.join(WEIGHTS)}")
-        if not 0 <= self.trending_quota <= self.candidates:
-            raise ValueError(
-                f"cascade.trending_quota is {self.trending_quota}; it lies between 0 and candidates "
-                f"({self.candidates})"
-            )
+        object.__setattr__(self, "quotas", dict(QUOTAS) | dict(self.quotas))
+        for channel, quota in self.quotas.items():
+            if channel not in QUOTAS:
+                raise ValueError(f"cascade.quotas has {channel!r}; there are {', '.join(QUOTAS)}")
+            if quota < 0:
+                raise ValueError(f"cascade.quotas.{channel} is {quota}; it must be at least 0")
 
 
 @dataclass(frozen=True)

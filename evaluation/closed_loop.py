@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ensemble.cascade import Cascade
+from ensemble.channels import NONE, Shelf, first_eligible, nearest
 from ensemble.release import Release
-from ensemble.stages.retrieval import NONE, Retrieval, Shelf, first_eligible, nearest
+from ensemble.stages.retrieval import Retrieval
 from ensemble.stages.user_state import UserState
 from evaluation.metrics import mean_interval
 from evaluation.runs import Row
@@ -202,7 +203,8 @@ class Player:
         assert isinstance(user_state, UserState)
         assert isinstance(retrieval, Retrieval)
         self.user_state, self.retrieval = user_state, retrieval
-        user_state.history = histories_until(examples, begin)
+        user_state.history = histories_until(examples, begin, examples.latest_history.shape[1])
+        user_state.seen = histories_until(examples, begin, examples.latest_seen.shape[1])
         self.user_id = examples.users["user_id"].to_numpy(object)
         self.content_id = np.append(examples.contents["content_id"].to_numpy(object), "")
 
@@ -286,8 +288,8 @@ class Player:
         return slates
 
 
-def histories_until(examples: Examples, begin: int) -> np.ndarray:
-    """Each user's history as of a moment, int32[U, L]: the last wanted contents strictly before `begin`."""
+def histories_until(examples: Examples, begin: int, length: int) -> np.ndarray:
+    """The last contents that each user wanted strictly before `begin`, int32[U, length]."""
     queries, pairs = examples.queries, examples.pairs
     time = queries.time[pairs.query]
     known = np.flatnonzero(pairs.positive & (time < begin))
@@ -298,5 +300,5 @@ def histories_until(examples: Examples, begin: int) -> np.ndarray:
         pairs.content[known],
         users,
         np.full(len(users), begin),
-        examples.latest_history.shape[1],
+        length,
     )

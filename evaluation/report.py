@@ -9,8 +9,8 @@ import pyarrow as pa
 import scipy.sparse as sp
 
 from ensemble.cascade import Cascade
+from ensemble.channels import first_eligible
 from ensemble.release import Release
-from ensemble.stages.retrieval import first_eligible
 from evaluation import metrics
 from evaluation.runs import Row
 from models.batches import TrainingSet
@@ -93,7 +93,9 @@ def _rankings(cascade: Cascade, data: TrainingSet, pairs: np.ndarray) -> dict[st
     history = queries.history[query].astype(np.int64)
     seen = np.where(history == own[:, None], -1, history)
     retrieval = cascade.run["retrieval"]
-    made |= retrieval(query_vector=made["query_vector"], market_index=market, time=time, seen=seen)
+    made |= retrieval(
+        query_vector=made["query_vector"], market_index=market, time=time, recent=history, seen=seen
+    )
     made |= cascade.run["ranking"](**{s.name: made[s.name] for s in cascade.steps[3].inputs})
     value = cascade.plan.value(made["probabilities"])
     value = np.where(made["candidates"] >= 0, value, -np.inf)
@@ -160,7 +162,8 @@ def _impression_scores(cascade: Cascade, data: TrainingSet, pairs: np.ndarray) -
     for start in range(0, len(query), size):
         some = candidates[start : start + size]
         made, market, time = _asked(cascade, data, query[start : start + size])
-        made |= retrieval.describe(some, market, time)
+        history = data.examples.queries.history[query[start : start + size]].astype(np.int64)
+        made |= retrieval.describe(some, market, time, retrieval.graph.spread(history))
         made |= cascade.run["ranking"](**{s.name: made[s.name] for s in cascade.steps[3].inputs})
         cosine = np.einsum("bd,bcd->bc", made["query_vector"], vectors[np.maximum(some, 0)])
         parts.append(np.concatenate([cosine[..., None], made["probabilities"]], axis=-1))

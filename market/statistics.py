@@ -9,7 +9,7 @@ import numpy as np
 
 DAY_S = 86_400
 #: Names of the columns that `pair_features` returns, in order.
-PAIR_FEATURES = ("popularity_market", "popularity_world", "age")
+PAIR_FEATURES = ("popularity_market", "popularity_world", "age", "affinity")
 
 
 class EventCounts:
@@ -47,7 +47,11 @@ class EventCounts:
 
 
 def pair_features(
-    in_market: np.ndarray, in_world: np.ndarray, created_at: np.ndarray | None, time: np.ndarray | None
+    in_market: np.ndarray,
+    in_world: np.ndarray,
+    created_at: np.ndarray | None,
+    time: np.ndarray | None,
+    affinity: np.ndarray,
 ) -> np.ndarray:
     """Features of a (query, content) pair that neither side has alone, scaled to about [0, 3].
 
@@ -55,13 +59,16 @@ def pair_features(
         in_market, in_world: float32[...], wanted outcomes of the content, in the query's market and in all.
         created_at: int64[...], seconds since the epoch, 0 where unknown; None where the data set has none.
         time: int64[...], when the query was made; None where the data set has none.
+        affinity: float32[...], summed weights of the item graph's edges from the history to the content.
 
     Returns:
-        float32[..., 3], columns as in `PAIR_FEATURES`; age is 0 where unknown.
+        float32[..., 4], columns as in `PAIR_FEATURES`; age is 0 where unknown.
     """
     if created_at is None or time is None:
         age = np.zeros(np.shape(in_market), np.float32)
     else:
         age = np.log1p(np.maximum(time - created_at, 0) / DAY_S) * (created_at > 0)
-    columns = (np.log1p(in_market) / 3, np.log1p(in_world) / 3, age / 2)
+    # Small affinities must be told apart as well as large ones.
+    related = np.log1p(100 * affinity) / 2
+    columns = (np.log1p(in_market) / 3, np.log1p(in_world) / 3, age / 2, related)
     return np.stack([np.asarray(c, np.float32) for c in columns], axis=-1)

@@ -12,6 +12,8 @@ from workflows import runtime  # noqa: F401  (before TensorFlow)
 from workflows.examples import TRAIN, Examples
 from workflows.features import Features
 
+from .item_graph import FittedGraph
+
 import tensorflow as tf  # isort: skip
 
 LOG_Q = "log_q"
@@ -71,6 +73,7 @@ class TrainingSet:
         popularity: what a pair may know of its content's popularity.
         latest: float32[M, N], popularity at the end of the training part, for serving.
         created_at: int64[N], seconds since the epoch, 0 where unknown; None where no content has it.
+        graph: the item graph of the training part.
     """
 
     examples: Examples
@@ -78,6 +81,7 @@ class TrainingSet:
     popularity: Popularity
     latest: np.ndarray
     created_at: np.ndarray | None
+    graph: FittedGraph
 
     def query_arrays(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return {name: _column(array[rows]) for name, array in self.features.query.arrays.items()}
@@ -91,7 +95,10 @@ class TrainingSet:
         time = queries.time[query]
         here, world = self.popularity(queries.market[query], content, time, own)
         created_at = None if self.created_at is None else self.created_at[content]
-        columns = pair_features(here, world, created_at, time if self.examples.has_time else None)
+        affinity = self.graph.affinity(
+            queries.user[query], queries.history[query], content, queries.split[query] == TRAIN
+        )
+        columns = pair_features(here, world, created_at, time if self.examples.has_time else None, affinity)
         named = {name: columns[:, [place]] for place, name in enumerate(PAIR_FEATURES)}
         for name, history in self.features.query.arrays.items():
             if history.ndim == 2:
@@ -105,8 +112,10 @@ def _column(array: np.ndarray) -> np.ndarray:
     return array[:, None] if array.ndim == 1 else array
 
 
-def make_training_set(examples: Examples, features: Features, window_s: int) -> TrainingSet:
-    """Bind examples and features, and count popularity the way the split allows.
+def make_training_set(
+    examples: Examples, features: Features, graph: FittedGraph, window_s: int
+) -> TrainingSet:
+    """Bind examples, features and item graph, and count popularity the way the split allows.
 
     Args:
         window_s: trailing window of popularity where the data set is cut by time (seconds).
@@ -124,7 +133,7 @@ def make_training_set(examples: Examples, features: Features, window_s: int) -> 
         latest = np.stack(
             [events(np.full(n, market), np.arange(n), np.full(n, end + 1))[0] for market in range(markets)]
         )
-    return TrainingSet(examples, features, Popularity(examples.popularity, events), latest, created_at)
+    return TrainingSet(examples, features, Popularity(examples.popularity, events), latest, created_at, graph)
 
 
 class RankingBatches(tf.keras.utils.Sequence):

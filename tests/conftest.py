@@ -48,7 +48,9 @@ def small_examples(small_world_dataset: Dataset, tmp_path_factory: pytest.TempPa
     """Queries and pairs of the small world, with histories of ten events."""
     from workflows.examples import build_examples
 
-    return build_examples(small_world_dataset, tmp_path_factory.mktemp("examples"), history_length=10)
+    return build_examples(
+        small_world_dataset, tmp_path_factory.mktemp("examples"), history_length=10, seen_length=40
+    )
 
 
 @pytest.fixture(scope="session")
@@ -64,8 +66,10 @@ def small_features(small_examples: Examples, tmp_path_factory: pytest.TempPathFa
 def small_training_set(small_examples: Examples, small_features: Features) -> TrainingSet:
     """What the small world's models train on; popularity looks three days back."""
     from models.batches import make_training_set
+    from models.item_graph import ItemGraphConfig, fit_item_graph
 
-    return make_training_set(small_examples, small_features, window_s=3 * 86_400)
+    graph = fit_item_graph(small_examples, ItemGraphConfig())
+    return make_training_set(small_examples, small_features, graph, window_s=3 * 86_400)
 
 
 SMALL_SETTINGS = """
@@ -88,7 +92,7 @@ epochs = 1
 min_outcomes = 20
 [build.cascade]
 candidates = 60
-trending_quota = 15
+quotas = { two_tower = 20, item_graph = 20, trending = 15 }
 pool = 30
 """
 

@@ -8,7 +8,7 @@ log may be larger than memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -27,6 +27,9 @@ TRAIN, VALID, TEST = range(3)
 
 #: Outcomes that say a person wanted the content; any of them makes an impression a positive.
 POSITIVE_OUTCOMES = ("click", "like", "follow", "comment", "share", "long_view", "cart", "order")
+
+#: Outcomes after which a content may be shown again: who put it into the cart may still buy it.
+UNFINISHED_OUTCOMES = ("cart",)
 
 #: Every outcome that a log may hold.
 OUTCOME_NAMES = (*POSITIVE_OUTCOMES, "watch_s", "refund", "negative", "value", "rating")
@@ -84,7 +87,15 @@ class Log:
     @property
     def positive(self) -> np.ndarray:
         """bool[P]: impressions that led to a wanted outcome."""
-        wanted = [name for name in POSITIVE_OUTCOMES if name in self.outcomes]
+        return self._any(POSITIVE_OUTCOMES)
+
+    @property
+    def finished(self) -> np.ndarray:
+        """bool[P]: impressions after which the content need not be shown again."""
+        return self._any([name for name in POSITIVE_OUTCOMES if name not in UNFINISHED_OUTCOMES])
+
+    def _any(self, outcomes: Sequence[str]) -> np.ndarray:
+        wanted = [name for name in outcomes if name in self.outcomes]
         if not wanted:
             return np.ones(len(self.user), dtype=bool)
         return np.any([self.outcomes[name] > 0 for name in wanted], axis=0)
@@ -153,6 +164,7 @@ class Examples:
         available: bool[M, N], where a content may be shown.
         popularity: float32[M, N], positives of the training part by market.
         latest_history: int32[U, L], each user's history at the end of the log.
+        latest_seen: int32[U, S], contents not to be shown to each user again, as of the end of the log.
         end: the first second after the log (s since the epoch); 0 where the data set has no time.
         has_time: whether `Queries.time` means anything.
     """
@@ -168,6 +180,7 @@ class Examples:
     available: np.ndarray
     popularity: np.ndarray
     latest_history: np.ndarray
+    latest_seen: np.ndarray
     end: int
     has_time: bool
 
@@ -322,6 +335,7 @@ def build_examples(
     folder: Path,
     *,
     history_length: int,
+    seen_length: int,
     split: SplitConfig | None = None,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
@@ -330,6 +344,7 @@ def build_examples(
 
     Args:
         history_length: events kept in a query's history.
+        seen_length: contents of a user's past that are not shown again.
         seed: draws the order of events where the data set has no time.
         progress: called with the number of impressions read.
     """
@@ -360,6 +375,12 @@ def build_examples(
             user[event], order[event], content[event], user[first], order[first], history_length
         ),
     )
+
+    def latest(events: np.ndarray, length: int) -> np.ndarray:
+        everyone = np.arange(len(users))
+        end = np.full(len(users), order.max(initial=0) + 1)
+        return build_history(user[events], order[events], content[events], everyone, end, length)
+
     by_split = np.argsort(split_of, kind="stable")
     pairs = Pairs(
         query=place[query_of][by_split],
@@ -388,14 +409,8 @@ def build_examples(
         pairs=pairs,
         available=available,
         popularity=popularity,
-        latest_history=build_history(
-            user[event],
-            order[event],
-            content[event],
-            np.arange(len(users)),
-            np.full(len(users), order.max(initial=0) + 1),
-            history_length,
-        ),
+        latest_history=latest(event, history_length),
+        latest_seen=latest(np.flatnonzero(log.finished), seen_length),
         end=int(log.time.max()) + 1 if log.time is not None and len(log.time) else 0,
         has_time=log.time is not None,
     )

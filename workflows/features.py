@@ -52,6 +52,7 @@ class FeatureConfig:
 
     Attributes:
         history_length: events of a user's past that a query carries (events).
+        seen_length: contents of a user's past that are not shown again (contents).
         content_min_count: training positives a content needs for an id of its own (events).
         user_min_count: training queries a user needs for an id of its own (queries).
         min_count: rows any other category needs for an id of its own (rows).
@@ -59,6 +60,7 @@ class FeatureConfig:
     """
 
     history_length: int = 20
+    seen_length: int = 200
     content_min_count: int = 2
     user_min_count: int = 10
     min_count: int = 2

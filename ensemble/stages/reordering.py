@@ -6,10 +6,10 @@ from enum import IntEnum
 
 import numpy as np
 
+from ensemble.channels import NONE
 from ensemble.errors import Code, RequestError
 from ensemble.plan import Plan
 from ensemble.release import Release
-from ensemble.stages.retrieval import NONE
 from ensemble.steps import StageStep, TensorSpec
 
 

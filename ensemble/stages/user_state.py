@@ -47,6 +47,7 @@ class UserState:
         self.contents = IdIndex(release.array("text_content_id.npy"))
         self.markets = np.array(self.plan.markets)
         self.history = release.array("user_history.npy")
+        self.seen = release.array("user_seen.npy")
         self.attributes = {
             column.name: release.array(f"attribute_{column.name}.npy")
             for column in self.plan.columns
@@ -65,7 +66,12 @@ class UserState:
             TensorSpec(f"raw_{column.name}", _DTYPE[column.kind], (-1,) if column.source == "history" else ())
             for column in plan.columns
         )
-        made = (*raw, TensorSpec("market_index", np.int64), TensorSpec("seen", np.int64, (-1,), pad=-1))
+        made = (
+            *raw,
+            TensorSpec("market_index", np.int64),
+            TensorSpec("recent", np.int64, (plan.history_length,)),
+            TensorSpec("seen", np.int64, (-1,), pad=-1),
+        )
         inputs = tuple(spec for spec in REQUEST if spec.name != "diversity")
         return StageStep(UserState.name, inputs, made)
 
@@ -77,7 +83,8 @@ class UserState:
         history: np.ndarray,
         exclude: np.ndarray,
     ) -> dict[str, np.ndarray]:
-        """Raw query columns by name (`raw_…`), market_index int64[B] and seen int64[B, S], -1 fills.
+        """Raw query columns by name (`raw_…`), market_index int64[B], and rows of the contents table with -1
+        fills: recent int64[B, L], the latest wanted ones, and seen int64[B, S], not to be shown again.
 
         Raises:
             RequestError: an unknown market, or a time outside 1970 to 2100.
@@ -90,8 +97,7 @@ class UserState:
                 f"tensor 'time' holds {int(time[first])} at row {first}; send seconds from 1970 to 2099",
             )
         row, session = self.users(user_id), self.contents(history)
-        stored = self._stored(row)
-        past = self._latest(np.concatenate([stored, session], axis=1))
+        past = self._latest(np.concatenate([_stored(self.history, row), session], axis=1))
         columns: dict[str, np.ndarray] = {}
         context = local_context(market.astype(str), time)
         for column in self.plan.columns:
@@ -113,8 +119,8 @@ class UserState:
                 }[column.name]
             columns[f"raw_{column.name}"] = values
         # A long session pushes the stored history out of the query, not out of what was seen.
-        seen = np.concatenate([stored, session, self.contents(exclude)], axis=1)
-        return columns | {"market_index": market_index, "seen": seen}
+        seen = np.concatenate([_stored(self.seen, row), session, self.contents(exclude)], axis=1)
+        return columns | {"market_index": market_index, "recent": past, "seen": seen}
 
     def _market_index(self, market: np.ndarray) -> np.ndarray:
         place = IdIndex(self.markets)(market)
@@ -132,16 +138,17 @@ class UserState:
             return np.full(len(row), null, _DTYPE[kind])
         return np.where(row >= 0, self.attributes[name][np.maximum(row, 0)], null).astype(_DTYPE[kind])
 
-    def _stored(self, row: np.ndarray) -> np.ndarray:
-        """Stored histories of users, int64[B, L], -1 fills."""
-        stored = np.full((len(row), self.plan.history_length), -1, np.int64)
-        known = row >= 0
-        stored[known] = self.history[row[known]]
-        return stored
-
     def _latest(self, history: np.ndarray) -> np.ndarray:
         """The last L contents of histories with gaps of -1, oldest first, left-aligned, int64[B, L]."""
         # A stable sort by "absent" moves absences to the front and keeps the order of events.
         order = np.argsort(history >= 0, axis=1, kind="stable")[:, -self.plan.history_length :]
         last = np.take_along_axis(history, order, axis=1)
         return np.take_along_axis(last, np.argsort(last < 0, axis=1, kind="stable"), axis=1)
+
+
+def _stored(table: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Rows of a stored table int32[U, L] for users int64[B], int64[B, L]; -1 for users that are unknown."""
+    stored = np.full((len(row), table.shape[1]), -1, np.int64)
+    known = row >= 0
+    stored[known] = table[row[known]]
+    return stored

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ensemble.plan import FILE, CascadeConfig, Column, Plan
+from ensemble.plan import FILE, QUOTAS, CascadeConfig, Column, Plan
 from ensemble.release import Release, ReleaseWriter
+from market.statistics import PAIR_FEATURES
 
 MARKETS = ("BR", "GB", "ID")
 TASKS = ("click", "order", "negative")
 WEIGHTS = {"click": 1.0, "order": 4.0, "negative": -2.0}
 START, END = 1_772_400_000, 1_772_500_000
-DIM, HISTORY = 3, 5
+DIM, HISTORY, NEIGHBOURS = 3, 5, 4
 NEVER = np.iinfo(np.int64).max
 COLUMNS = (
     Column("user_id", "string", "request"),
@@ -41,7 +42,7 @@ def release(folder: Path, seed: int) -> Release:
     candidates = pool + int(random.integers(0, 20))
     config = CascadeConfig(
         candidates=candidates,
-        trending_quota=int(random.integers(0, candidates + 1)),
+        quotas={name: int(random.integers(0, candidates)) for name in QUOTAS},
         pool=pool,
         slate=slate,
         seller_cap=int(random.integers(1, 4)),
@@ -58,7 +59,7 @@ def release(folder: Path, seed: int) -> Release:
         query_lists=1,
         query_numbers=1,
         content_ids=2,
-        content_numbers=4,
+        content_numbers=1 + len(PAIR_FEATURES),
         as_of=END,
         config=config,
     )
@@ -69,6 +70,8 @@ def release(folder: Path, seed: int) -> Release:
     seller = random.integers(-1, 6, contents).astype(np.int32)
     history = random.integers(0, contents, (users, HISTORY)).astype(np.int32)
     history[np.arange(HISTORY) >= random.integers(0, HISTORY + 1, users)[:, None]] = -1
+    edges = np.stack([random.permutation(contents)[:NEIGHBOURS] for _ in range(contents)])
+    edges = np.where(random.random(edges.shape) < 0.6, edges, -1).astype(np.int32)
     arrays = {
         "content_vectors": random.integers(-2, 3, (contents, DIM)).astype(np.float32),
         "content_ids": random.integers(3, 9, (contents, 2)),
@@ -83,6 +86,9 @@ def release(folder: Path, seed: int) -> Release:
         "text_seller_id": np.array(["" if code < 0 else f"seller-{code}" for code in seller], str),
         "user_id": np.array([f"user-{i}" for i in random.permutation(users)], str),
         "user_history": history,
+        "user_seen": np.where(random.random(history.shape) < 0.7, history, -1),
+        "graph_neighbours": edges,
+        "graph_weights": np.where(edges >= 0, random.integers(1, 5, edges.shape) / 8, 0).astype(np.float32),
         "attribute_language": random.choice(np.array(["", "en", "pt"]), users),
         "attribute_age": random.integers(18, 60, users),
         "attribute_spend": random.normal(size=users).astype(np.float32),

@@ -39,7 +39,7 @@ def test_only_eligible_contents_are_served_and_none_twice(cascade, small_release
     request = requests(small_release, 64, seed=1)
     served = cascade(request)["content_id"]
     opens, ends = small_release.array("created_at.npy"), small_release.array("ended_at.npy")
-    available, history = small_release.array("available.npy"), small_release.array("user_history.npy")
+    available, history = small_release.array("available.npy"), small_release.array("user_seen.npy")
     users = {text: row for row, text in enumerate(small_release.array("user_id.npy").tolist())}
     for row, ids in enumerate(served):
         found = places(small_release, ids)

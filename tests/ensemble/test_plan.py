@@ -27,8 +27,8 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
         ({"category_cap": -1}, "cascade.category_cap is -1"),
         ({"slate": 70}, "slate 70 <= pool 60"),
         ({"pool": 201}, "pool 201 <= candidates 200"),
-        ({"trending_quota": 201}, "trending_quota is 201"),
-        ({"trending_quota": -1}, "trending_quota is -1"),
+        ({"quotas": {"popular": 3}}, "cascade.quotas has 'popular'; there are two_tower"),
+        ({"quotas": {"trending": -1}}, "cascade.quotas.trending is -1"),
         ({"weights": {"clicks": 1.0}}, "has 'clicks'; there are relevant, click"),
     ],
 )

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ensemble.channels import Channel, first_eligible, nearest
 from ensemble.plan import Plan
-from ensemble.stages.retrieval import Channel, Retrieval, first_eligible, merge, nearest
+from ensemble.stages.retrieval import CHANNELS, Retrieval, merge
+from market.item_graph import ItemGraph
 from market.statistics import pair_features
 from tests.ensemble import synthetic
 
@@ -28,6 +30,7 @@ def ask(release, seed, rows):
         "query_vector": random.integers(-2, 3, (rows, plan.dim)).astype(np.float32),
         "market_index": random.integers(0, len(plan.markets), rows),
         "time": random.choice(moments, rows),
+        "recent": random.integers(-1, len(opens), (rows, synthetic.HISTORY)),
         "seen": random.integers(-1, len(opens), (rows, int(random.integers(0, 12)))),
     }
 
@@ -50,21 +53,28 @@ def test_candidates_are_what_a_search_one_by_one_finds(worlds, world, seed, rows
     vectors, popularity = release.array("content_vectors.npy"), release.array("popularity.npy")
     request = ask(release, seed, rows)
     made = stage(**request)
-    size, quota = plan.config.candidates, plan.config.trending_quota
+    size = plan.config.candidates
+    graph = ItemGraph(release.array("graph_neighbours.npy"), release.array("graph_weights.npy"))
+    affinity = graph.spread(request["recent"])
     for row in range(rows):
         market, time = request["market_index"][row], request["time"][row]
         may = eligible(release, market, time, request["seen"][row])
         near = sorted(may, key=lambda c: (-float(vectors[c] @ request["query_vector"][row]), c))[:size]
-        popular = sorted(may, key=lambda c: (-popularity[market, c], c))[:quota]
-        kept = size - min(quota, int(release.array("available.npy")[market].sum()))
-        expected = list(dict.fromkeys([*near[:kept], *popular, *near[kept:]]))[:size]
+        related = sorted((c for c in may if affinity[row, c] > 0), key=lambda c: (-affinity[row, c], c))[
+            :size
+        ]
+        popular = sorted(may, key=lambda c: (-popularity[market, c], c))[:size]
+        by_channel = {"two_tower": near, "item_graph": related, "trending": popular}
+        heads = [c for name, found in by_channel.items() for c in found[: plan.config.quotas[name]]]
+        rests = [c for name, found in by_channel.items() for c in found[plan.config.quotas[name] :]]
+        expected = list(dict.fromkeys([*heads, *rests]))[:size]
         found = made["candidates"][row]
         assert found.tolist() == expected + [-1] * (size - len(expected))
         for place, content in enumerate(expected):
             assert made["retrieval_score"][row, place] == vectors[content] @ request["query_vector"][row]
             bits = Channel(int(made["channel"][row, place]))
-            assert (Channel.TWO_TOWER in bits) == (content in near)
-            assert (Channel.TRENDING in bits) == (content in popular)
+            for name, proposed in by_channel.items():
+                assert (Channel[name.upper()] in bits) == (content in proposed)
         assert (made["channel"][row, len(expected) :] == 0).all()
         assert (made["content_ids"][row, len(expected) :] == 0).all()
 
@@ -105,7 +115,9 @@ def test_candidates_carry_their_stored_features_and_the_pairs(worlds):
     content, market = made["candidates"][row, place], request["market_index"][row]
     assert made["content_ids"][row, place].tolist() == release.array("content_ids.npy")[content].tolist()
     here, world = popularity[market, [content]], popularity[:, content].sum(keepdims=True)
-    pair = pair_features(here, world, opens[[content]], request["time"][[row]])[0]
+    graph = ItemGraph(release.array("graph_neighbours.npy"), release.array("graph_weights.npy"))
+    affinity = graph.spread(request["recent"])
+    pair = pair_features(here, world, opens[[content]], request["time"][[row]], affinity[row, [content]])[0]
     expected = [*release.array("content_numbers.npy")[content], *pair]
     np.testing.assert_allclose(made["content_numbers"][row, place], expected, rtol=1e-6)
 
@@ -146,27 +158,25 @@ def test_the_first_eligible_keep_their_order(order, allowed, k):
 
 
 @st.composite
-def two_channels(draw):
-    """Two ranked lists of distinct places, filled up with -1, and a size."""
+def three_channels(draw):
+    """Ranked lists of distinct places, filled up with -1, with quotas and a size."""
 
     def ranked(width):
         places = draw(st.lists(st.integers(0, 12), unique=True, max_size=width))
         return places + [-1] * (width - len(places))
 
-    return ranked(draw(st.integers(0, 9))), ranked(draw(st.integers(0, 6))), draw(st.integers(1, 9))
+    lists = [ranked(draw(st.integers(0, 9))) for _ in CHANNELS]
+    return lists, [draw(st.integers(0, 5)) for _ in lists], draw(st.integers(1, 12))
 
 
-@given(two_channels())
-def test_a_merge_keeps_the_quota_free_and_tells_every_channel(channels):
-    near, popular, size = channels
-    places, bits = merge(np.array([near], np.int64), np.array([popular], np.int64), size)
-    kept = max(size - len(popular), 0)
-    order = [*near[:kept], *popular, *near[kept:]]
-    expected = list(dict.fromkeys(place for place in order if place >= 0))[:size]
+@given(three_channels())
+def test_a_merge_takes_quotas_first_and_tells_every_channel(channels):
+    lists, quotas, size = channels
+    places, bits = merge([np.array([places], np.int64) for places in lists], quotas, tuple(CHANNELS), size)
+    heads = [place for found, quota in zip(lists, quotas) for place in found[:quota]]
+    rests = [place for found, quota in zip(lists, quotas) for place in found[quota:]]
+    expected = list(dict.fromkeys(place for place in (*heads, *rests) if place >= 0))[:size]
     assert [place for place in places[0] if place >= 0] == expected
     assert (places[0, len(expected) :] == -1).all()
     for place, bit in zip(expected, bits[0]):
-        assert (place in near) == bool(bit & Channel.TWO_TOWER)
-        assert (place in popular) == bool(bit & Channel.TRENDING)
-    if len(popular) <= size:
-        assert {place for place in popular if place >= 0} <= set(expected)
+        assert [bool(bit & channel) for channel in CHANNELS] == [place in found for found in lists]

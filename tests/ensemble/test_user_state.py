@@ -38,8 +38,8 @@ def ask(stage, user="nobody", market="ID", time=synthetic.START, history=(), exc
     return {name: array[0] for name, array in made.items()}
 
 
-def stored(release, row):
-    return [int(place) for place in release.array("user_history.npy")[row] if place >= 0]
+def stored(release, row, table="user_history"):
+    return [int(place) for place in release.array(f"{table}.npy")[row] if place >= 0]
 
 
 @given(st.integers(0, 9), st.data())
@@ -60,8 +60,10 @@ def test_the_session_follows_the_stored_history_and_the_newest_stay(worlds, seed
     known = [sellers[place] for place in kept if sellers[place]]
     assert made["raw_hist_seller_id"].tolist() == known + [""] * (LENGTH - len(known))
     assert made["raw_history_length"] == len(kept)
-    hidden = {contents.index(content) for content in exclude if content in contents}
-    assert {place for place in made["seen"].tolist() if place >= 0} == set(both) | hidden
+    assert made["recent"].tolist() == kept + [-1] * (LENGTH - len(kept))
+    hidden = {contents.index(content) for content in [*session, *exclude] if content in contents}
+    hidden |= set(stored(release, users.index(user), "user_seen") if user in users else [])
+    assert {place for place in made["seen"].tolist() if place >= 0} == hidden
 
 
 def test_all_of_a_long_session_counts_as_seen(world):

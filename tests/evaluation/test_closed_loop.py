@@ -214,7 +214,7 @@ class TestPlayer:
 
 def test_histories_end_where_the_play_begins(small_examples):
     begin = int(small_examples.queries.time[small_examples.queries.rows(TEST)].min())
-    made = histories_until(small_examples, begin)
+    made = histories_until(small_examples, begin, 12)
     pairs, queries = small_examples.pairs, small_examples.queries
     user, time = queries.user[pairs.query], queries.time[pairs.query]
     for person in range(len(small_examples.users)):

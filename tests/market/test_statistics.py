@@ -39,10 +39,10 @@ def test_what_comes_later_changes_no_count(log, now):
 @pytest.mark.parametrize("shape", [(), (4,), (2, 5)])
 def test_pair_features_are_the_last_axis(shape):
     count, time = np.full(shape, 7.0, np.float32), np.full(shape, 1_770_000_000)
-    made = pair_features(count, count + 1, time - 3 * DAY_S, time)
+    made = pair_features(count, count + 1, time - 3 * DAY_S, time, count / 100)
     assert made.shape == (*shape, len(PAIR_FEATURES))
     assert made.dtype == np.float32
-    expected = [np.log1p(7) / 3, np.log1p(8) / 3, np.log1p(3) / 2]
+    expected = [np.log1p(7) / 3, np.log1p(8) / 3, np.log1p(3) / 2, np.log1p(7) / 2]
     np.testing.assert_allclose(made, np.broadcast_to(expected, made.shape), rtol=1e-6)
 
 
@@ -51,7 +51,7 @@ def test_an_unknown_age_is_zero():
     created_at = np.array([0, 1_770_000_000 - DAY_S, 1_770_000_000 + DAY_S])
     age = PAIR_FEATURES.index("age")
     np.testing.assert_allclose(
-        pair_features(count, count, created_at, time)[:, age], [0, np.log1p(1) / 2, 0], rtol=1e-6
+        pair_features(count, count, created_at, time, count)[:, age], [0, np.log1p(1) / 2, 0], rtol=1e-6
     )
-    assert not pair_features(count, count, None, time)[:, age].any()
-    assert not pair_features(count, count, created_at, None)[:, age].any()
+    assert not pair_features(count, count, None, time, count)[:, age].any()
+    assert not pair_features(count, count, created_at, None, count)[:, age].any()

@@ -31,9 +31,10 @@ def positives(small_training_set):
 
 
 @pytest.fixture(scope="module")
-def untimed(small_examples, small_features):
+def untimed(small_examples, small_features, small_training_set):
     """The small world as a data set of positives with a split of its own."""
-    return make_training_set(replace(small_examples, split="given"), small_features, WINDOW_S)
+    graph = small_training_set.graph
+    return make_training_set(replace(small_examples, split="given"), small_features, graph, WINDOW_S)
 
 
 def ranking(data, rows, **options) -> RankingBatches:
@@ -216,7 +217,9 @@ def test_popularity_in_time_sees_nothing_of_the_future(small_examples, small_fea
     now = int(np.median(queries.time[queries.rows(TRAIN)]))
     later = queries.time[pairs.query] >= now
     turned = replace(pairs, positive=np.where(later, ~pairs.positive, pairs.positive))
-    other = make_training_set(replace(small_examples, pairs=turned), small_features, WINDOW_S)
+    other = make_training_set(
+        replace(small_examples, pairs=turned), small_features, small_training_set.graph, WINDOW_S
+    )
     row_times = queries.time[pairs.query]
     past, future = np.flatnonzero(row_times <= now), np.flatnonzero(row_times > now + DAY_S)
     for rows, same in ((past, True), (future, False)):
@@ -237,16 +240,17 @@ def test_serving_starts_from_the_last_window_of_training(small_training_set):
     assert expected.sum() < small_training_set.examples.popularity.sum()
 
 
-def test_an_unknown_age_is_zero(small_examples, small_features):
+def test_an_unknown_age_is_zero(small_examples, small_features, small_training_set):
+    graph = small_training_set.graph
     contents = small_examples.contents.copy()
     contents.loc[::2, "created_at"] = np.nan
-    data = make_training_set(replace(small_examples, contents=contents), small_features, WINDOW_S)
+    data = make_training_set(replace(small_examples, contents=contents), small_features, graph, WINDOW_S)
     content = np.arange(len(contents))
     query = np.full(len(contents), len(small_examples.queries) - 1)
     age = data.pair_arrays(query, content, np.zeros(len(contents), bool))["age"][:, 0]
     assert not age[::2].any()
     assert (age[1::2] > 0).mean() > 0.5
-    timeless = make_training_set(replace(small_examples, has_time=False), small_features, WINDOW_S)
+    timeless = make_training_set(replace(small_examples, has_time=False), small_features, graph, WINDOW_S)
     assert not timeless.pair_arrays(query, content, np.zeros(len(contents), bool))["age"].any()
 
 

@@ -34,7 +34,7 @@ from workflows.examples import (
     user_frame,
 )
 
-USERS, CONTENTS, LENGTH = 4, 6, 3
+USERS, CONTENTS, LENGTH, SEEN = 4, 6, 3, 5
 quick = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -65,7 +65,9 @@ def write(folder: Path, impressions: pd.DataFrame, split: str, feedback: str = "
 def built(impressions: pd.DataFrame, split: str, feedback: str = "impressions", seed: int = 0) -> Examples:
     with tempfile.TemporaryDirectory() as folder:
         dataset = write(Path(folder) / "data", impressions, split, feedback)
-        return build_examples(dataset, Path(folder) / "work", history_length=LENGTH, seed=seed)
+        return build_examples(
+            dataset, Path(folder) / "work", history_length=LENGTH, seen_length=SEEN, seed=seed
+        )
 
 
 def log_of(users: list[int], time: list[int] | None) -> Log:
@@ -401,3 +403,16 @@ def test_a_data_set_describes_itself_in_one_line(small_examples):
     said = describe(small_examples)
     assert said.startswith("world: 400 users, 300 contents, 2 markets, 800 queries, ")
     assert f"{(small_examples.pairs.split == TEST).sum():,} test" in said
+
+
+def test_what_is_only_in_the_cart_may_be_shown_again():
+    log = pd.DataFrame(
+        [("u1", "c1", "GB", 10, 1, 0), ("u1", "c2", "GB", 11, 0, 1), ("u1", "c3", "GB", 12, 0, 1)],
+        columns=["user_id", "content_id", "market", "time", "cart", "order"],
+    )
+    log["time"] += 1_770_000_000
+    examples = built(log, "time", "positives")
+    row = examples.users["user_id"].tolist().index("u1")
+    contents = examples.contents["content_id"]
+    assert contents[examples.latest_history[row]].tolist() == ["c1", "c2", "c3"]
+    assert contents[[c for c in examples.latest_seen[row] if c >= 0]].tolist() == ["c2", "c3"]

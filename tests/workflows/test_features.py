@@ -311,7 +311,7 @@ def test_an_attribute_that_training_does_not_know_is_left_out(small_examples, tm
 
 
 def test_an_attribute_without_a_common_value_is_not_followed(small_world_dataset, tmp_path):
-    examples = build_examples(small_world_dataset, tmp_path / "work", history_length=5)
+    examples = build_examples(small_world_dataset, tmp_path / "work", history_length=5, seen_length=5)
     contents = examples.contents.assign(x_topic=[f"topic-{row}" for row in range(len(examples.contents))])
     features = fit_features(replace(examples, contents=contents), tmp_path / "features", FeatureConfig())
     assert "hist_content_x_topic" not in features.query.arrays

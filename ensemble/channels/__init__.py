@@ -1,0 +1,130 @@
+"""Retrieval channels, one file each: ways to find candidates that others miss.
+
+A channel is a function that proposes eligible contents of one market for a batch of requests, best first. The
+retrieval stage merges the channels by quota and keeps their provenance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntFlag
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+NONE = -1
+"""Fills places without a candidate."""
+
+
+class Channel(IntFlag):
+    """Where a candidate came from; one that several channels found has all their bits."""
+
+    TWO_TOWER = 1
+    TRENDING = 2
+    ITEM_GRAPH = 4
+
+
+class Shelf:
+    """The contents of one market, side by side in memory.
+
+    Attributes:
+        rows: int64[n], rows of the contents table.
+        place: int64[N], where each content stands in `rows`; n where it is not sold here.
+        opens, ends: int64[n], from when to when each may be shown (s since the epoch).
+        vectors: float32[n, D].
+        by_popularity: int64[n], places in `rows`, most wanted first.
+    """
+
+    def __init__(
+        self,
+        available: np.ndarray,
+        popularity: np.ndarray,
+        vectors: np.ndarray,
+        opens: np.ndarray,
+        ends: np.ndarray,
+    ) -> None:
+        self.rows = np.flatnonzero(available)
+        self.vectors = np.ascontiguousarray(vectors[self.rows])
+        self.place = np.full(len(available), len(self.rows))
+        self.place[self.rows] = np.arange(len(self.rows))
+        self.opens, self.ends = opens[self.rows], ends[self.rows]
+        self.by_popularity = np.argsort(-popularity[self.rows], kind="stable")
+
+    def eligible(self, time: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        """bool[b, n]: published, not ended, not seen. `seen` holds rows of the contents table, -1 fills."""
+        at = time[:, None]
+        ok = np.zeros((len(time), len(self.rows) + 1), bool)
+        ok[:, :-1] = (self.opens <= at) & (at < self.ends)
+        place = np.where(seen >= 0, self.place[seen], len(self.rows))
+        np.put_along_axis(ok, place, False, axis=1)
+        return ok[:, :-1]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Requests from one market.
+
+    Attributes:
+        shelf: the market's contents.
+        query_vector: float32[b, D].
+        time: int64[b], s since the epoch.
+        affinity: float32[b, n], what the item graph says of the contents after what the user wanted last.
+        seen: int64[b, S], contents not to be shown again, rows of the contents table, -1 fills.
+    """
+
+    shelf: Shelf
+    query_vector: np.ndarray
+    time: np.ndarray
+    affinity: np.ndarray
+    seen: np.ndarray
+
+    @cached_property
+    def cosine(self) -> np.ndarray:
+        """float32[b, n], of query and content."""
+        return self.query_vector @ self.shelf.vectors.T
+
+    @cached_property
+    def eligible(self) -> np.ndarray:
+        """bool[b, n], see `Shelf.eligible`."""
+        return self.shelf.eligible(self.time, self.seen)
+
+
+class Source(Protocol):
+    """A channel."""
+
+    def __call__(self, asked: Asked, count: int) -> np.ndarray:
+        """At most `count` eligible places of the shelf for each request, each once, best first: int64[b,
+        <=count]; -1 fills, at the end."""
+        ...
+
+
+def nearest(scores: np.ndarray, k: int) -> np.ndarray:
+    """Places of each row's `k` highest finite scores, best first, ties by place: int64[B, <=k], -1 fills."""
+    k = min(k, scores.shape[1])
+    if not k:
+        return np.zeros((len(scores), 0), np.int64)
+    top = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
+    values = np.take_along_axis(scores, top, axis=1)
+    # Of equal scores at the border the partition takes any; these rows take the first ones.
+    border = values.min(axis=1, keepdims=True)
+    tied = np.flatnonzero(np.isfinite(border[:, 0]) & ((scores >= border).sum(axis=1) > k))
+    if len(tied):
+        above, equal = scores[tied] > border[tied], scores[tied] == border[tied]
+        free = k - above.sum(axis=1, keepdims=True)
+        top[tied] = np.nonzero(above | (equal & (equal.cumsum(axis=1) <= free)))[1].reshape(len(tied), k)
+        values = np.take_along_axis(scores, top, axis=1)
+    order = np.argsort(-values, axis=1, kind="stable")
+    values = np.take_along_axis(values, order, axis=1)
+    return np.where(np.isfinite(values), np.take_along_axis(top, order, axis=1), NONE)
+
+
+def first_eligible(order: np.ndarray, eligible: np.ndarray, k: int) -> np.ndarray:
+    """The first `k` eligible places of each row in a given order: int64[B, <=k], -1 fills."""
+    length = 2 * k + 64
+    while (allowed := eligible[:, order[:length]]).shape[1] < len(order):
+        if allowed.sum(axis=1).min(initial=k) >= k:
+            break
+        length *= 4
+    first = np.argsort(~allowed, axis=1, kind="stable")[:, :k]
+    return np.where(np.take_along_axis(allowed, first, axis=1), order[first], NONE)

@@ -1,0 +1,112 @@
+"""The item graph is EASE's, and a training pair is scored as if its user had never been there."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evaluation.baselines import EASE
+from models.item_graph import Ease, ItemGraphConfig, fit_item_graph, likeness, training_rows
+from workflows.examples import TRAIN
+
+
+def matrix_of(seed, users=30, contents=14, share=0.2):
+    random = np.random.default_rng(seed)
+    return sp.csr_matrix((random.random((users, contents)) < share).astype(np.float32))
+
+
+def dense(graph):
+    made = np.zeros((len(graph.neighbours),) * 2, np.float32)
+    rows, places = np.nonzero(graph.neighbours >= 0)
+    made[rows, graph.neighbours[rows, places]] = graph.weights[rows, places]
+    return made
+
+
+def test_edges_are_the_largest_positive_weights_of_ease():
+    matrix = matrix_of(1)
+    graph = Ease(matrix, None, ItemGraphConfig(neighbours=5, regularisation=3.0)).graph
+    weights = np.maximum(EASE(3.0).fit(matrix).weights, 0)
+    kept = np.sort(weights, axis=1)[:, -5:].min(axis=1, keepdims=True)
+    np.testing.assert_allclose(dense(graph), np.where(weights >= kept, weights, 0), atol=1e-6)
+
+
+@given(st.integers(0, 50), st.integers(1, 13))
+@settings(max_examples=25, deadline=None)
+def test_leaving_a_user_out_equals_a_fit_without_the_user(seed, neighbours):
+    matrix = matrix_of(seed)
+    contents = matrix.shape[1]
+    config = ItemGraphConfig(neighbours=neighbours, regularisation=2.0)
+    fitted = Ease(matrix, None, config)
+    edges = dense(fitted.graph) > 0
+    for user in np.flatnonzero(np.diff(matrix.indptr) >= 2)[:6]:
+        past = matrix[user].indices[:3]
+        history = np.full((contents, 4), -1)
+        history[:, : len(past)] = past
+        others = matrix.toarray()
+        others[user] = 0
+        without = np.maximum(EASE(2.0).fit(sp.csr_matrix(others)).weights, 0)
+        made = fitted.without_user(np.full(contents, user), history, np.arange(contents))
+        np.testing.assert_allclose(made, np.where(edges, without, 0)[past].sum(axis=0), atol=1e-5)
+
+
+@given(st.integers(0, 50))
+@settings(max_examples=20, deadline=None)
+def test_what_is_spread_is_what_stands_between(seed):
+    graph = Ease(matrix_of(seed), None, ItemGraphConfig(neighbours=4, regularisation=2.0)).graph
+    history = np.random.default_rng(seed).integers(-1, 14, (9, 5))
+    spread = graph.spread(history)
+    np.testing.assert_allclose(
+        spread, sum(np.where(h >= 0, dense(graph)[h].T, 0).T for h in history.T), atol=1e-6
+    )
+    for content in range(14):
+        between = graph.between(history, np.full(9, content))
+        np.testing.assert_allclose(between, spread[:, content], atol=1e-6)
+
+
+def test_only_training_pairs_leave_their_user_out(small_training_set):
+    examples, graph = small_training_set.examples, small_training_set.graph
+    pairs = np.flatnonzero(examples.pairs.positive & (examples.pairs.split == TRAIN))[:500]
+    query, content = examples.pairs.query[pairs], examples.pairs.content[pairs]
+    user, history = examples.queries.user[query], examples.queries.history[query]
+    train, served = (
+        graph.affinity(user, history, content, np.full(len(pairs), known)) for known in (True, False)
+    )
+    np.testing.assert_allclose(served, graph.graph.between(history, content))
+    assert train.sum() < served.sum()
+
+
+def test_held_out_pairs_do_not_touch_the_graph(small_examples):
+    pairs = small_examples.pairs
+    turned = np.where(pairs.split == TRAIN, pairs.positive, ~pairs.positive)
+    first, second = (
+        fit_item_graph(examples, ItemGraphConfig()).graph
+        for examples in (small_examples, replace(small_examples, pairs=replace(pairs, positive=turned)))
+    )
+    np.testing.assert_array_equal(first.weights, second.weights)
+
+
+def test_only_the_latest_events_of_a_user_count(small_examples):
+    queries, pairs = small_examples.queries, small_examples.pairs
+    matrix = training_rows(small_examples, 3)
+    user = int(np.argmax(np.bincount(queries.user[pairs.query[pairs.positive & (pairs.split == TRAIN)]])))
+    own = np.flatnonzero(pairs.positive & (pairs.split == TRAIN) & (queries.user[pairs.query] == user))
+    own = own[np.argsort(queries.time[pairs.query[own]], kind="stable")][-3:]
+    assert len(own) == 3
+    assert set(matrix[user].indices) == set(pairs.content[own].tolist())
+
+
+def test_contents_of_like_vectors_are_neighbours_without_any_event():
+    vectors = np.random.default_rng(0).normal(size=(6, 3))
+    vectors[5] = vectors[2]
+    contents = pd.DataFrame({"v_image": [*vectors[:4], None, vectors[5]]})
+    alike = likeness(contents)
+    assert alike[4].tolist() == [0] * 6
+    assert alike[5, 2] == pytest.approx(1, abs=1e-5)
+    events = sp.csr_matrix(np.eye(6, dtype=np.float32)[:5])
+    graph = Ease(events, alike, ItemGraphConfig(neighbours=3, regularisation=2.0)).graph
+    assert graph.neighbours[5, graph.weights[5].argmax()] == 2
+    assert not Ease(events, None, ItemGraphConfig(neighbours=3, regularisation=2.0)).graph.weights.any()
