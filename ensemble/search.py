@@ -1,0 +1,249 @@
+"""The nearest contents of one market: exact where it is small, approximate with a checked recall where not.
+
+A market has an index of its own, so the market filter costs nothing. A large one is an inverted file of 4-bit
+codes, one for each dimension of the residual, scanned in registers (André et al., "Quicker ADC", PAMI 2021),
+and the best candidates of the scan are scored anew from the vectors themselves. How many lists are scanned
+is found when the index is built: the least that reaches the recall asked for on real queries.
+
+Every score is the inner product of one query with one content, computed the same way whatever the size of the
+batch, so a batch of queries gets what each query gets alone, bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+
+#: Markets of at most so many contents are searched exactly: there it is as fast.
+EXACT_UP_TO = 8_000
+#: Fewer queries than this are no evidence of a recall; the market is searched exactly.
+LEAST_QUERIES = 100
+#: Queries that a recall is measured with.
+MOST_QUERIES = 1_000
+#: Candidates of the scan that are scored anew, as multiples of the results asked for.
+REFINE = (1.5, 2.0, 3.0, 4.0)
+#: Scoring a candidate anew costs as much as scanning this many codes.
+REFINE_COST = 20
+#: The scan of faiss that treats each query by itself, with a reservoir of the best.
+_PER_QUERY_SCAN = 11
+
+# With BLAS the last bits of a score, and so the choice of lists, would depend on the size of the batch.
+faiss.cvar.distance_compute_blas_threshold = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How an approximate index searches, and what it reached when it was built.
+
+    Attributes:
+        k: results asked for; a search for more is exact.
+        probes: lists scanned for a query.
+        refine: candidates scored anew, as multiples of the results asked for.
+        recall: share of the `k` exactly nearest that were found, mean of the queries it was tuned with.
+    """
+
+    k: int
+    probes: int
+    refine: float
+    recall: float
+
+
+class MarketIndex:
+    """The contents of one market, by place: 0..n-1 in the order of `vectors`.
+
+    Attributes:
+        vectors: float32[n, D], read-only; those that the index was made of.
+        tuning: how the approximate search goes; None where every search is exact.
+    """
+
+    def __init__(
+        self, vectors: np.ndarray, scan: faiss.IndexIVFPQFastScan | None, tuning: Tuning | None
+    ) -> None:
+        self._flat = faiss.IndexFlatIP(vectors.shape[1])
+        self._flat.add(np.ascontiguousarray(vectors, np.float32))
+        self.vectors = faiss.rev_swig_ptr(self._flat.get_xb(), vectors.size).reshape(vectors.shape)
+        self.vectors.flags.writeable = False
+        self._scan, self.tuning = scan, tuning
+        if scan is not None and tuning is not None:
+            scan.implem = _PER_QUERY_SCAN
+            scan.nprobe = tuning.probes
+            self._refined = faiss.IndexRefine(scan, self._flat)
+            self._refined.k_factor = tuning.refine
+
+    @classmethod
+    def build(
+        cls, vectors: np.ndarray, queries: np.ndarray, *, k: int, recall: float = 0.99, seed: int = 0
+    ) -> MarketIndex:
+        """Index the contents of a market.
+
+        Args:
+            vectors: float32[n, D].
+            queries: float32[q, D], a sample of those that will be asked; at most `MOST_QUERIES` of them,
+                drawn at random, are used. Contents are no substitute: queries lie elsewhere.
+            k: the most results that a search will ask for.
+            recall: share of the `k` exactly nearest that a search has to find; the mean over the sample has
+                to lie above it by two standard errors. An index that cannot reach it searches exactly.
+            seed: of the lists, the codes and the draw of queries; the same seed gives the same index.
+
+        Raises:
+            ValueError: a vector or query is not finite, or their sizes differ.
+        """
+        if vectors.ndim != 2 or queries.ndim != 2 or vectors.shape[1] != queries.shape[1]:
+            raise ValueError(
+                f"vectors {vectors.shape} and queries {queries.shape} must be matrices of equal width"
+            )
+        for name, values in (("vectors", vectors), ("queries", queries)):
+            if not np.isfinite(values).all():
+                raise ValueError(f"the {name} of a market are not all finite; train the two-tower again")
+        exact = cls(vectors, None, None)
+        if len(vectors) <= EXACT_UP_TO or len(queries) < LEAST_QUERIES:
+            return exact
+        faiss.omp_set_num_threads(1)
+        lists = 2 ** round(np.log2(1.2 * np.sqrt(len(vectors))))
+        width = vectors.shape[1]
+        scan = faiss.IndexIVFPQFastScan(
+            faiss.IndexFlatIP(width), width, lists, width, 4, faiss.METRIC_INNER_PRODUCT
+        )
+        scan.by_residual = True
+        scan.cp.seed = scan.pq.cp.seed = seed
+        scan.cp.max_points_per_centroid = 64
+        scan.train(exact.vectors)
+        scan.add(exact.vectors)
+        pick = np.random.default_rng(seed).permutation(len(queries))[:MOST_QUERIES]
+        tuning = _tune(exact, scan, np.ascontiguousarray(queries[np.sort(pick)], np.float32), k, recall)
+        return cls(vectors, scan, tuning) if tuning else exact
+
+    @classmethod
+    def load(cls, vectors: np.ndarray, lists: np.ndarray, tuning: Tuning | None) -> MarketIndex:
+        """The index that `lists` was saved from.
+
+        Args:
+            vectors: float32[n, D], the contents it was built of.
+            lists: uint8[bytes], what `lists` gave.
+            tuning: the index's.
+
+        Raises:
+            ValueError: `lists` is not an index of these vectors.
+        """
+        if tuning is None:
+            return cls(vectors, None, None)
+        try:
+            scan = faiss.deserialize_index(np.asarray(lists))
+        except RuntimeError as error:
+            raise ValueError(f"the lists of a market cannot be read: {error}") from error
+        if not isinstance(scan, faiss.IndexIVFPQFastScan) or (scan.ntotal, scan.d) != vectors.shape:
+            raise ValueError(
+                f"the lists of a market are a {type(scan).__name__} of {scan.ntotal} x {scan.d}, but it has "
+                f"vectors of {vectors.shape[0]} x {vectors.shape[1]}; build the release again"
+            )
+        return cls(vectors, scan, tuning)
+
+    def lists(self) -> np.ndarray:
+        """What `load` needs beside the vectors: uint8[bytes], empty where every search is exact."""
+        return np.empty(0, np.uint8) if self._scan is None else faiss.serialize_index(self._scan)
+
+    def __len__(self) -> int:
+        return int(self._flat.ntotal)
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest contents of each query, approximately where the index is tuned for `k`.
+
+        Args:
+            queries: float32[b, D].
+            k: results wanted.
+
+        Returns:
+            places int64[b, min(k, n)] and their inner products float32 of that shape, best first, equal ones
+            by place.
+        """
+        if self.tuning is None or k > self.tuning.k:
+            return self.exact(queries, k)
+        faiss.omp_set_num_threads(1)
+        scores, places = self._refined.search(queries, k)
+        if (places[:, -1] < 0).any():  # the lists scanned hold fewer than k
+            few = np.flatnonzero(places[:, -1] < 0)
+            places[few], scores[few] = self.exact(queries[few], k)
+        return _by_place(places, scores)
+
+    def exact(
+        self, queries: np.ndarray, k: int, eligible: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest contents of each query, among all or among its eligible ones.
+
+        Args:
+            queries: float32[b, D].
+            k: results wanted.
+            eligible: bool[b, n]; None for all.
+
+        Returns:
+            places int64[b, min(k, n)] and inner products float32, best first, equal ones by place; where
+            fewer are eligible, -1 and -inf fill the end.
+        """
+        k = min(k, len(self))
+        if k == 0 or not len(queries):
+            return np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
+        faiss.omp_set_num_threads(1)
+        wide = min(k + 1, len(self))  # one more shows whether the last has equals that were left out
+        filters: list[faiss.SearchParameters | None] = [None] * len(queries)
+        if eligible is None:
+            scores, places = self._flat.search(queries, wide)
+        else:
+            bits = np.packbits(eligible, axis=1, bitorder="little")
+            filters = [faiss.SearchParameters(sel=faiss.IDSelectorBitmap(row)) for row in bits]
+            found = [
+                self._flat.search(queries[row : row + 1], wide, params=only)
+                for row, only in enumerate(filters)
+            ]
+            scores, places = (np.concatenate(parts) for parts in zip(*found))
+            scores[places < 0] = -np.inf
+        tied = (scores[:, k - 1] == scores[:, -1]) & (places[:, -1] >= 0) & (wide > k)
+        scores, places = scores[:, :k], places[:, :k]
+        for row in np.flatnonzero(tied):
+            below = np.nextafter(scores[row, -1], np.float32(-np.inf))
+            _, score, place = self._flat.range_search(queries[row : row + 1], below, params=filters[row])
+            first = np.lexsort((place, -score))[:k]
+            scores[row], places[row] = score[first], place[first]
+        return _by_place(places, scores)
+
+
+def _tune(
+    exact: MarketIndex, scan: faiss.IndexIVFPQFastScan, queries: np.ndarray, k: int, recall: float
+) -> Tuning | None:
+    """The cheapest search that reaches the recall, None where there is none cheaper than half a scan."""
+    k = min(k, len(exact))
+    truth = np.sort(exact.exact(queries, k)[0], axis=1)
+    scan.implem = _PER_QUERY_SCAN
+    refined = faiss.IndexRefine(scan, exact._flat)
+    best: tuple[float, Tuning] | None = None
+    for refine in REFINE:
+        refined.k_factor = refine
+        least, most, reached = 1, int(scan.nlist) // 2, None
+        while least <= most:
+            scan.nprobe = probes = (least + most) // 2
+            hits = shares(refined.search(queries, k)[1], truth)
+            if hits.mean() - 2 * hits.std() / np.sqrt(len(hits)) >= recall:
+                reached, most = Tuning(k, probes, refine, float(hits.mean())), probes - 1
+            else:
+                least = probes + 1
+        if reached:
+            cost = reached.probes / scan.nlist * len(exact) + REFINE_COST * refine * k
+            if best is None or cost < best[0]:
+                best = cost, reached
+    return best[1] if best else None
+
+
+def shares(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Share of each row of `truth` int64[b, k] that the same row of `found` int64[b, j] holds: float64[b]."""
+    offset = np.arange(len(truth))[:, None] * (max(int(truth.max()), int(found.max())) + 1)
+    inside = np.isin(truth + offset, np.where(found >= 0, found + offset, -1))
+    return inside.mean(axis=1)
+
+
+def _by_place(places: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that are ordered by score, their equal scores ordered by place; fills stay at the end."""
+    if (scores[:, 1:] == scores[:, :-1]).any():
+        order = np.lexsort((np.where(places < 0, np.iinfo(np.int64).max, places), -scores), axis=-1)
+        return np.take_along_axis(places, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    return places, scores

@@ -1,0 +1,165 @@
+"""Search among a market's contents: exact, or approximate with a recall that was checked."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ensemble.search import EXACT_UP_TO, LEAST_QUERIES, MarketIndex, Tuning, shares
+
+WIDTH, K = 16, 50
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def clustered(count: int, seed: int, queries: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Contents around 40 topics and queries that lean to one of them."""
+    random = np.random.default_rng(seed)
+    topics = random.standard_normal((40, WIDTH))
+    near = topics[random.integers(0, 40, count)] + 0.7 * random.standard_normal((count, WIDTH))
+    lean = topics[random.integers(0, 40, queries)] + random.standard_normal((queries, WIDTH))
+    return unit(near), unit(lean)
+
+
+def by_brute_force(
+    vectors: np.ndarray, queries: np.ndarray, k: int, eligible: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    scores = queries @ vectors.T
+    if eligible is not None:
+        scores = np.where(eligible, scores, -np.inf)
+    places = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    best = np.take_along_axis(scores, places, axis=1)
+    return np.where(np.isfinite(best), places, -1), best
+
+
+@pytest.fixture(scope="module")
+def large() -> tuple[MarketIndex, np.ndarray]:
+    """An approximate index, and queries that it was not tuned with."""
+    vectors, queries = clustered(12_000, 1, 1400)
+    index = MarketIndex.build(vectors, queries[:900], k=K, recall=0.98)
+    assert index.tuning is not None
+    return index, queries[900:]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    contents=st.integers(0, 60),
+    queries=st.integers(1, 40),
+    k=st.integers(1, 70),
+    filtered=st.booleans(),
+)
+def test_exact_search_is_brute_force_with_equal_scores_by_place(
+    seed: int, contents: int, queries: int, k: int, filtered: bool
+) -> None:
+    random = np.random.default_rng(seed)
+    # Small whole numbers: products are exact and often equal.
+    vectors = random.integers(-1, 2, (contents, 3)).astype(np.float32)
+    asked = random.integers(-1, 2, (queries, 3)).astype(np.float32)
+    eligible = random.random((queries, contents)) < random.random() if filtered else None
+    index = MarketIndex.build(vectors, asked, k=k)
+    places, scores = index.exact(asked, k, eligible)
+    expected, best = by_brute_force(vectors, asked, k, eligible)
+    assert places.dtype == np.int64
+    assert scores.dtype == np.float32
+    np.testing.assert_array_equal(places, expected)
+    np.testing.assert_array_equal(scores, best)
+
+
+def test_a_small_market_is_searched_exactly() -> None:
+    vectors, queries = clustered(EXACT_UP_TO, 2, 300)
+    index = MarketIndex.build(vectors, queries, k=K)
+    assert index.tuning is None
+    np.testing.assert_array_equal(index.search(queries, K)[0], index.exact(queries, K)[0])
+
+
+def test_a_large_market_is_searched_approximately_with_the_recall_asked_for(
+    large: tuple[MarketIndex, np.ndarray],
+) -> None:
+    index, queries = large
+    places, scores = index.search(queries, K)
+    recall = shares(places, by_brute_force(index.vectors, queries, K)[0]).mean()
+    assert 0.98 <= recall < 1
+    assert 0.98 <= index.tuning.recall < 1
+    assert index.tuning.probes < 64
+    np.testing.assert_allclose(scores, np.einsum("bkd,bd->bk", index.vectors[places], queries), rtol=1e-5)
+    assert (np.diff(scores, axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize("k", [K, K + 1])
+def test_a_batch_finds_what_each_query_finds_alone(large: tuple[MarketIndex, np.ndarray], k: int) -> None:
+    index, queries = large
+    places, scores = index.search(queries[:70], k)
+    alone = [index.search(queries[row : row + 1], k) for row in range(70)]
+    np.testing.assert_array_equal(places, np.concatenate([found[0] for found in alone]))
+    np.testing.assert_array_equal(scores, np.concatenate([found[1] for found in alone]))
+
+
+def test_more_results_than_it_was_tuned_for_are_searched_exactly(
+    large: tuple[MarketIndex, np.ndarray],
+) -> None:
+    index, queries = large
+    places, _ = index.search(queries, 4 * K)
+    assert shares(places, by_brute_force(index.vectors, queries, 4 * K)[0]).mean() > 0.9999
+
+
+def test_lists_that_hold_too_few_contents_are_made_up_for_by_an_exact_search(
+    large: tuple[MarketIndex, np.ndarray],
+) -> None:
+    index, queries = large
+    narrow = MarketIndex.load(index.vectors, index.lists(), Tuning(500, 1, 2.0, 0.0))
+    places, scores = narrow.search(queries, 500)
+    assert (places >= 0).all()
+    assert len(np.unique(places[0])) == 500
+    assert np.isfinite(scores).all()
+
+
+def test_an_index_read_from_its_lists_is_the_one_that_was_built(
+    large: tuple[MarketIndex, np.ndarray],
+) -> None:
+    index, queries = large
+    vectors, sample = clustered(12_000, 1, 1400)
+    again = MarketIndex.build(vectors, sample[:900], k=K, recall=0.98)
+    assert again.tuning == index.tuning
+    np.testing.assert_array_equal(again.lists(), index.lists())
+    read = MarketIndex.load(vectors, index.lists(), index.tuning)
+    for mine, its in zip(index.search(queries, K), read.search(queries, K)):
+        np.testing.assert_array_equal(mine, its)
+
+
+def test_an_index_that_cannot_reach_its_recall_searches_exactly() -> None:
+    # Without any clusters the nearest are spread over all lists.
+    vectors = unit(np.random.default_rng(3).standard_normal((EXACT_UP_TO + 301, WIDTH)))
+    vectors, queries = vectors[:-300], vectors[-300:]
+    assert MarketIndex.build(vectors, queries, k=K, recall=0.9).tuning is not None
+    assert MarketIndex.build(vectors, queries, k=K, recall=1.0).tuning is None
+
+
+def test_too_few_queries_are_no_evidence_and_lead_to_exact_search() -> None:
+    vectors, queries = clustered(EXACT_UP_TO + 1, 3, 300)
+    assert MarketIndex.build(vectors, queries[: LEAST_QUERIES - 1], k=K, recall=0.9).tuning is None
+    assert MarketIndex.build(vectors, queries, k=K, recall=0.9).tuning is not None
+
+
+def test_lists_of_other_vectors_or_none_at_all_are_refused(large: tuple[MarketIndex, np.ndarray]) -> None:
+    index, _ = large
+    with pytest.raises(ValueError, match=r"12000 x 16.*11999 x 16; build the release again"):
+        MarketIndex.load(index.vectors[1:], index.lists(), index.tuning)
+    with pytest.raises(ValueError, match="cannot be read"):
+        MarketIndex.load(index.vectors, index.lists()[:200], index.tuning)
+
+
+@pytest.mark.parametrize("name", ["vectors", "queries"])
+def test_numbers_that_are_not_finite_are_refused(name: str) -> None:
+    given_arrays = {"vectors": np.ones((5, 3), np.float32), "queries": np.ones((5, 3), np.float32)}
+    given_arrays[name][2, 1] = np.nan
+    with pytest.raises(ValueError, match=f"the {name} of a market"):
+        MarketIndex.build(**given_arrays, k=3)
+
+
+def test_shares_count_what_stands_in_both_rows() -> None:
+    truth = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
+    found = np.array([[4, 3, -1, -1], [1, 2, 3, 8]])
+    assert shares(found, truth).tolist() == [0.5, 0.25]
