@@ -23,13 +23,12 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.harness import Served, machine, versions, write_json
 from benchmarks.load import Load, Send, closed_loop, group_cpu, open_loop
-from ensemble.cascade import Cascade, cascade_steps, reply
+from ensemble.cascade import Cascade
 from ensemble.client import FeedClient
 from ensemble.plan import Plan
 from ensemble.release import Release
-from ensemble.repository import write_repository
-from ensemble.server import TritonServer
-from ensemble.stages.user_state import REQUEST
+from pasar.cli import served
+from pasar.settings import ServeConfig
 
 Report = Callable[[str], None]
 Request = dict[str, np.ndarray]
@@ -117,15 +116,6 @@ def _client(url: str) -> Iterator[Send]:
         yield client.infer
 
 
-@contextlib.contextmanager
-def serving(release: Release, folder: Path) -> Iterator[TritonServer]:
-    """A server of the release with default settings."""
-    plan = Plan.of(release)
-    write_repository(folder / "repository", release.path, cascade_steps(plan), REQUEST, reply(plan))
-    with TritonServer(folder / "repository", log=folder / "triton.log") as server:
-        yield server
-
-
 def in_process(cascade: Cascade, requests: Sequence[Request], seconds: float) -> Load:
     """The floor: one request after another in this process, one BLAS thread as in the server's stages."""
     latency: list[float] = []
@@ -171,7 +161,8 @@ def ours(
         )
         return line
 
-    with serving(release, folder) as server:
+    settings = ServeConfig(grpc_port=0, http_port=0, metrics_port=0)
+    with served(release.path, folder, settings) as server:
 
         def cpu() -> float:
             return group_cpu(server.pid)

@@ -49,8 +49,19 @@ def reply(plan: Plan) -> tuple[TensorSpec, ...]:
     return Reordering.step(plan).outputs
 
 
+def served_steps(plan: Plan, *, one_process: bool) -> tuple[Step, ...]:
+    """What Triton runs: the whole cascade as one step, or each of its steps as a model of its own.
+
+    On a CPU host every model is a process of its own, and a request's way from one to the next costs more
+    than most steps do. On a GPU host the graphs run in Triton's own backend, so there they stand alone.
+    """
+    return (StageStep(Cascade.name, REQUEST, reply(plan)),) if one_process else cascade_steps(plan)
+
+
 class Cascade:
-    """The served cascade in this process: for tests, the simulator and offline evaluation."""
+    """The served cascade in one process: behind Triton on a CPU host, in tests, simulator and evaluation."""
+
+    name = "cascade"
 
     def __init__(self, release: Release, threads: int = 1) -> None:
         self.plan = Plan.of(release)
@@ -74,7 +85,11 @@ class Cascade:
         Raises:
             RequestError: as the server would answer.
         """
-        made = dict(check_inputs(REQUEST, request))
+        return self.answer(**check_inputs(REQUEST, request))
+
+    def answer(self, **request: np.ndarray) -> dict[str, np.ndarray]:
+        """The slates of requests whose tensors were checked."""
+        made = dict(request)
         if not len(made["user_id"]):
             raise RequestError(Code.INVALID_ARGUMENT, "the batch has no rows; send at least one request")
         for step in self.steps:

@@ -14,13 +14,15 @@ class IdIndex:
 
     def __init__(self, ids: np.ndarray) -> None:
         self.order = np.argsort(ids, kind="stable")
-        self.sorted = np.asarray(ids)[self.order]
+        # One character more than the longest known id tells a longer one apart, at any length it comes in.
+        self.dtype = np.dtype(f"U{ids.dtype.itemsize // 4 + 1}")
+        # Of the dtype that is looked for: `searchsorted` would copy the table at every call to make it so.
+        self.sorted = np.asarray(ids)[self.order].astype(self.dtype)
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
         """Rows of `ids` (text, any shape), int64 of that shape; -1 where unknown."""
         if not len(self.sorted) or not ids.size:
             return np.full(ids.shape, -1, np.int64)
-        # One character more than the longest known id tells a longer one apart, at any length it comes in.
-        wanted = ids.astype(f"U{self.sorted.dtype.itemsize // 4 + 1}")
+        wanted = ids.astype(self.dtype)
         place = np.minimum(np.searchsorted(self.sorted, wanted), len(self.sorted) - 1)
         return np.where(self.sorted[place] == wanted, self.order[place], -1)

@@ -153,7 +153,8 @@ class Release:
         """The array of a *.npy file, read-only and mapped unless `mmap` is False."""
         path = self._find(file, ".npy")
         mapped = mmap and _npy_size(path) > 0  # an empty file cannot be mapped
-        return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+        array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+        return array.view(np.ndarray)  # each indexing of a np.memmap costs microseconds in Python
 
     def json(self, file: str) -> Any:
         """The value of a *.json file."""

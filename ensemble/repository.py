@@ -59,8 +59,8 @@ def write_repository(
         version: of every step.
         max_batch: rows that one run of a step may hold.
         delay_us: microseconds a request may wait for others to share its run.
-        instances: processes of each stage.
-        threads: ONNX Runtime's threads in each graph's instance.
+        instances: processes of each Python step.
+        threads: ONNX Runtime's threads in each graph's instance; graphs inside a Python step have one.
         stages: "module:function" called as `function(step name, release)`, returning the stage.
         python_path: folder to import that module from, where it is not installed.
 

@@ -250,7 +250,7 @@ def serve(
 
 def served(release: Path, run: Path, settings: Any) -> Any:
     """A Triton server of a release, not started yet; its repository is made anew under `run`."""
-    from ensemble.cascade import cascade_steps, reply
+    from ensemble.cascade import reply, served_steps
     from ensemble.plan import Plan
     from ensemble.release import Release
     from ensemble.repository import write_repository
@@ -261,15 +261,16 @@ def served(release: Path, run: Path, settings: Any) -> Any:
     run.mkdir(parents=True, exist_ok=True)
     repository = run / "repository"
     shutil.rmtree(repository, ignore_errors=True)
+    cores = len(os.sched_getaffinity(0)) if settings.one_process else 1
     write_repository(
         repository,
         release,
-        cascade_steps(plan),
+        served_steps(plan, one_process=settings.one_process),
         REQUEST,
         reply(plan),
         max_batch=settings.max_batch,
         delay_us=settings.delay_us,
-        instances=settings.instances,
+        instances=settings.instances or cores,
         threads=settings.threads,
     )
     return TritonServer(
@@ -290,15 +291,17 @@ def reload(
     url: Annotated[str, typer.Option(help="gRPC address of the server.")] = "127.0.0.1:8001",
 ) -> None:
     """Move a running server to another release; a damaged one is refused and the running one stays."""
-    from ensemble.cascade import cascade_steps, reply
+    from ensemble.cascade import Cascade, reply, served_steps
     from ensemble.plan import Plan
     from ensemble.release import Release
-    from ensemble.repository import add_version
+    from ensemble.repository import add_version, models
     from ensemble.stages.user_state import REQUEST
     from pasar.show import say
 
     plan = Plan.of(Release.open(release))
-    version = add_version(run / "repository", release, cascade_steps(plan), REQUEST, reply(plan), url=url)
+    repository = run / "repository"
+    steps = served_steps(plan, one_process=Cascade.name in models(repository))
+    version = add_version(repository, release, steps, REQUEST, reply(plan), url=url)
     say(f"serving {release} as version {version}")
 
 

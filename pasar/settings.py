@@ -43,8 +43,11 @@ class ServeConfig:
         metrics_port: port of Prometheus metrics; 0 takes a free one.
         max_batch: requests that one run of a step may hold (requests).
         delay_us: time that a request may wait for others to share its run (microseconds).
-        instances: processes of each Python stage (processes).
-        threads: ONNX Runtime's threads for each graph (threads).
+        one_process: run all steps of a request in one process, the fastest way on a CPU; false makes each
+            step a model of its own, as a GPU host needs, where Triton runs the graphs itself.
+        instances: processes of each Python step (processes); 0 takes one for each core where a process runs
+            all steps, else one.
+        threads: ONNX Runtime's threads for each graph that is a model of its own (threads).
         startup_deadline_s: time until every step must be ready (seconds).
     """
 
@@ -54,7 +57,8 @@ class ServeConfig:
     metrics_port: int = 8002
     max_batch: int = 64
     delay_us: int = 100
-    instances: int = 1
+    one_process: bool = True
+    instances: int = 0
     threads: int = 1
     startup_deadline_s: float = 60.0
 
@@ -62,11 +66,12 @@ class ServeConfig:
         for name in ("grpc_port", "http_port", "metrics_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise ValueError(f"{name} is {getattr(self, name)}; a port lies between 0 and 65535")
-        for name in ("max_batch", "instances", "threads"):
+        for name in ("max_batch", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.delay_us < 0:
-            raise ValueError(f"delay_us is {self.delay_us}; it must not be negative")
+        for name in ("delay_us", "instances"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
 
 
 def schema() -> dict[str, type]:

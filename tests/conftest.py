@@ -157,12 +157,26 @@ def other_release(command_build: CommandBuild) -> Release:
     return command_build.release
 
 
-@pytest.fixture(scope="session")
-def feed_server(small_release: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """The Triton server of the small release, on free ports."""
+def serve(release: Release, folder: Path, *, one_process: bool) -> TritonServer:
+    """A Triton server of a release, on free ports."""
     from pasar.cli import served
     from pasar.settings import ServeConfig
 
-    run = tmp_path_factory.mktemp("serving")
-    with served(small_release.path, run, ServeConfig(grpc_port=0, http_port=0, metrics_port=0)) as server:
+    settings = ServeConfig(grpc_port=0, http_port=0, metrics_port=0, one_process=one_process)
+    return served(release.path, folder, settings)
+
+
+@pytest.fixture(scope="session")
+def feed_server(small_release: Release, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """The Triton server of the small release, all steps in one process."""
+    with serve(small_release, tmp_path_factory.mktemp("serving"), one_process=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def split_feed_server(
+    small_release: Release, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TritonServer]:
+    """The Triton server of the small release, each step a model of its own."""
+    with serve(small_release, tmp_path_factory.mktemp("split"), one_process=False) as server:
         yield server

@@ -43,7 +43,8 @@ class Reordering:
         self.content_id = release.array("text_content_id.npy")
         self.vectors = release.array("content_vectors.npy")
         self.groups = np.stack([release.array("seller_code.npy"), release.array("category_code.npy")])
-        self.caps = (self.plan.config.seller_cap, self.plan.config.category_cap)
+        caps = self.plan.config.seller_cap, self.plan.config.category_cap
+        self.caps = np.array(caps).reshape(2, 1, 1)
 
     @staticmethod
     def step(plan: Plan) -> StageStep:
@@ -88,19 +89,17 @@ class Reordering:
                 Code.INVALID_ARGUMENT,
                 f"tensor 'diversity' holds {float(diversity[row])} at row {row}; send 0 to 1",
             )
-        value = self.plan.value(probabilities)
-        value = np.where(candidates >= 0, value, -np.inf)
+        each = np.arange(len(candidates))[:, None]
+        value = np.where(candidates >= 0, self.plan.value(probabilities), -np.inf)
         pool = np.argsort(-value, axis=1, kind="stable")[:, : self.plan.config.pool]
-        chosen, reason = self._choose(
-            np.take_along_axis(candidates, pool, 1), np.take_along_axis(value, pool, 1), diversity
-        )
+        chosen, reason = self._choose(candidates[each, pool], value[each, pool], diversity)
         filled = chosen >= 0
-        place = np.take_along_axis(pool, np.maximum(chosen, 0), axis=1)
+        place = pool[each, np.maximum(chosen, 0)]
 
         def slate(array: np.ndarray) -> np.ndarray:
-            picked = np.take_along_axis(array, place.reshape(place.shape + (1,) * (array.ndim - 2)), axis=1)
+            picked = array[each, place]
             return np.where(filled.reshape(filled.shape + (1,) * (array.ndim - 2)), picked, 0).astype(
-                array.dtype
+                array.dtype, copy=False
             )
 
         ids = self.content_id[slate(candidates)]
@@ -111,7 +110,7 @@ class Reordering:
             "slate_retrieval_rank": np.where(filled, place + 1, 0).astype(np.int32),
             "slate_retrieval_score": slate(retrieval_score),
             "slate_probabilities": slate(probabilities),
-            "slate_value": np.where(filled, np.take_along_axis(value, place, 1), 0).astype(np.float32),
+            "slate_value": np.where(filled, value[each, place], 0).astype(np.float32),
         }
 
     def _choose(
@@ -128,40 +127,39 @@ class Reordering:
             places int64[B, S] in the pool, -1 fills; reason int64[B, S].
         """
         batch, size = candidates.shape
+        slate, each = self.plan.config.slate, np.arange(batch)
         present = candidates >= 0
         rows = np.maximum(candidates, 0)
         vectors = self.vectors[rows]
+        groups = self.groups[:, rows]
+        groups = np.where(
+            groups >= 0, groups, -1 - np.arange(size)
+        )  # without a group, it is alone in its own
         some = present.any(axis=1, keepdims=True)
         low = np.where(some, np.min(value, axis=1, keepdims=True, where=present, initial=np.inf), 0)
         high = np.where(some, np.max(value, axis=1, keepdims=True), 0)
+        weight = diversity[:, None]
         worth = np.where(present, value - low, 0) / np.maximum(high - low, 1e-9)
-        groups = self.groups[:, rows]
-        free, capped = present.copy(), np.zeros_like(present)
+        worth *= 1 - weight
         likeness = np.zeros((batch, size), np.float32)
-        each = np.arange(batch)
-        slate = self.plan.config.slate
-        places, reasons = np.full((batch, slate), NONE), np.zeros((batch, slate), np.int64)
+        count = np.zeros(groups.shape, np.int16)
+        free, open_ = present.copy(), present
+        best = np.zeros((slate, batch), np.int64)
+        were_free, were_open = np.empty((2, slate, batch, size), bool)
         for position in range(slate):
-            gain = (1 - diversity[:, None]) * worth - diversity[:, None] * likeness
-            open_ = free & ~capped
-            open_ = np.where(open_.any(axis=1, keepdims=True), open_, free)
-            best = np.argmax(np.where(open_, gain, -np.inf), axis=1)
-            left = free.any(axis=1)
-            by_value = np.argmax(free, axis=1)  # the pool is sorted by value
-            why = np.where(
-                best == by_value, Reason.VALUE, np.where(open_[each, by_value], Reason.DIVERSITY, Reason.CAP)
-            )
-            places[:, position] = np.where(left, best, NONE)
-            reasons[:, position] = why
-            free[each, best] = False
-            alike = np.einsum("bpd,bd->bp", vectors, vectors[each, best])
+            were_free[position], were_open[position] = free, open_
+            if not (allowed := open_.any(axis=1)).all():
+                open_ = np.where(allowed[:, None], open_, free)
+                were_open[position] = open_
+            gain = np.where(open_, worth - weight * likeness, -np.inf)
+            best[position] = one = gain.argmax(axis=1)
+            free[each, one] = False
+            alike = np.einsum("bpd,bd->bp", vectors, vectors[each, one])
             likeness = np.maximum(likeness, alike) if position else alike
-            for group, cap in zip(groups, self.caps):
-                own = group[each, best][:, None]
-                chosen = places[:, : position + 1]
-                count = ((np.take_along_axis(group, np.maximum(chosen, 0), 1) == own) & (chosen >= 0)).sum(
-                    axis=1
-                )
-                taken = (group == own) & (own >= 0) & (count >= cap)[:, None]
-                capped |= taken
-        return places, reasons
+            count += groups == groups[:, each, one][..., None]
+            open_ = free & (count < self.caps).all(axis=0)
+        places = np.where(were_free.any(axis=2), best, NONE)
+        by_value = were_free.argmax(axis=2)  # the pool is sorted by value
+        within = np.take_along_axis(were_open, by_value[..., None], axis=2)[..., 0]
+        reasons = np.where(best == by_value, Reason.VALUE, np.where(within, Reason.DIVERSITY, Reason.CAP))
+        return places.T, reasons.T

@@ -45,7 +45,7 @@ class UserState:
         self.plan = Plan.of(release)
         self.users = IdIndex(release.array("user_id.npy"))
         self.contents = IdIndex(release.array("text_content_id.npy"))
-        self.markets = np.array(self.plan.markets)
+        self.markets = IdIndex(np.array(self.plan.markets))
         self.history = release.array("user_history.npy")
         self.seen = release.array("user_seen.npy")
         self.attributes = {
@@ -123,12 +123,13 @@ class UserState:
         return columns | {"market_index": market_index, "recent": past, "seen": seen}
 
     def _market_index(self, market: np.ndarray) -> np.ndarray:
-        place = IdIndex(self.markets)(market)
+        place = self.markets(market)
         if (place < 0).any():
             row = int(np.flatnonzero(place < 0)[0])
             raise RequestError(
                 Code.NOT_FOUND,
-                f"unknown market {market[row]!r} at row {row}; this release serves {', '.join(self.markets)}",
+                f"unknown market {market[row]!r} at row {row}; "
+                f"this release serves {', '.join(self.plan.markets)}",
             )
         return place
 

@@ -6,6 +6,7 @@ import pytest
 from ensemble.cascade import Cascade
 from ensemble.client import FeedClient
 from ensemble.errors import RequestError
+from ensemble.repository import models
 from tests.ensemble.asking import BROKEN, requests
 
 pytestmark = pytest.mark.slow
@@ -16,9 +17,9 @@ def cascade(small_release):
     return Cascade(small_release)
 
 
-@pytest.fixture
-def client(feed_server):
-    with FeedClient(feed_server.grpc_url) as connected:
+@pytest.fixture(params=["feed_server", "split_feed_server"], ids=["in one process", "each step a model"])
+def client(request):
+    with FeedClient(request.getfixturevalue(request.param).grpc_url) as connected:
         yield connected
 
 
@@ -35,6 +36,12 @@ def assert_same(reply, expected):
     assert set(reply) == set(expected)
     for name, array in expected.items():
         np.testing.assert_array_equal(decoded(reply[name]), array, name)
+
+
+def test_the_steps_are_models_as_asked(feed_server, split_feed_server):
+    assert models(feed_server.repository) == ["cascade", "feed"]
+    each = ["feed", "query", "ranking", "reordering", "retrieval", "user_state"]
+    assert models(split_feed_server.repository) == each
 
 
 @pytest.mark.parametrize("rows", [1, 8, 64])

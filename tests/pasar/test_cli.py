@@ -196,9 +196,11 @@ def group(leader):
 class Serving:
     """`pasar serve` as a process of its own, on free ports."""
 
-    def __init__(self, release, folder):
+    def __init__(self, release, folder, one_process):
         self.run = folder / "run"
-        (folder / "pasar.toml").write_text("[serve]\ngrpc_port = 0\nhttp_port = 0\nmetrics_port = 0\n")
+        (folder / "pasar.toml").write_text(
+            f"[serve]\none_process = {one_process}\ngrpc_port = 0\nhttp_port = 0\nmetrics_port = 0\n"
+        )
         command = [*COMMAND, "serve", "--release", str(release.path), "--run", str(self.run)]
         self.process = subprocess.Popen(
             command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -211,9 +213,9 @@ class Serving:
         return self.process.communicate(timeout=20)
 
 
-@pytest.fixture
-def serving(small_release, tmp_path):
-    started = Serving(small_release, tmp_path)
+@pytest.fixture(params=["true", "false"], ids=["in one process", "each step a model"])
+def serving(small_release, tmp_path, request):
+    started = Serving(small_release, tmp_path, request.param)
     yield started
     if started.process.poll() is None:
         started.stop()
