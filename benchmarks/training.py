@@ -17,12 +17,14 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
+import models.ranker
+import models.two_tower
 from benchmarks.harness import Result, compare, machine, timed, versions, write_json
 from market.world import World, WorldConfig
 from models.batches import RankingBatches, RetrievalBatches, TrainingSet, make_training_set
 from models.item_graph import ItemGraphConfig, fit_item_graph
 from models.ranker import RankerConfig, build_ranker, pair_schema, predict, task_labels
-from models.training import set_seed
+from models.training import TrainingLoop, set_seed
 from models.two_tower import TwoTowerConfig, build_two_tower, encode, recall_in_market
 from workflows.examples import TRAIN, VALID, build_examples
 from workflows.features import FeatureConfig, fit_features
@@ -103,16 +105,21 @@ def rankers(data: TrainingSet, seed: int) -> tuple[dict[str, Callable[[], Any]],
     held_out = Dataset(merlin_frame(data, valid, labels), schema=_with_targets(schema, tasks))
     passes = iter(range(10**6))
 
+    def our_batches() -> RankingBatches:
+        return RankingBatches(data, train, labels, batch_size=config.batch_size, seed=next(passes))
+
+    loop = TrainingLoop(ours, models.ranker.losses, our_batches()[0], models.ranker.PARTS)
+
     def our_pass() -> None:
-        batches = RankingBatches(data, train, labels, batch_size=config.batch_size, seed=next(passes))
-        ours.fit(batches, train_metrics_steps=10**9, shuffle=False, **PASS)
+        for _ in loop.run(our_batches()):
+            pass
 
     def their_pass() -> None:
         theirs.fit(table, batch_size=config.batch_size, **PASS)
 
     def validate() -> dict[str, float]:
         batches = RankingBatches(data, valid, labels, batch_size=8192, shuffle=False)
-        predicted, truth = predict(ours, batches, tasks)
+        predicted, truth = predict(ours, batches)
         loader = mm.Loader(held_out, batch_size=8192, shuffle=False)
         made = [theirs(x, training=False) for x, _ in loader]
         their_click = np.concatenate([m["click/binary_output"].numpy()[:, 0] for m in made])
@@ -171,9 +178,14 @@ def two_towers(data: TrainingSet, seed: int) -> tuple[dict[str, Callable[[], Any
     asked = Dataset(merlin_frame(data, valid, {})[query.column_names], schema=ragged)
     passes = iter(range(10**6))
 
+    def our_batches() -> RetrievalBatches:
+        return RetrievalBatches(data, train, batch_size=config.batch_size, seed=next(passes))
+
+    loop = TrainingLoop(ours, models.two_tower.losses, our_batches()[0])
+
     def our_pass() -> None:
-        batches = RetrievalBatches(data, train, batch_size=config.batch_size, seed=next(passes))
-        ours.fit(batches, train_metrics_steps=10**9, shuffle=False, **PASS)
+        for _ in loop.run(our_batches()):
+            pass
 
     def their_pass() -> None:
         theirs.fit(table, batch_size=config.batch_size, **PASS)

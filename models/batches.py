@@ -8,13 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from market.statistics import PAIR_FEATURES, EventCounts, pair_features
-from workflows import runtime  # noqa: F401  (before TensorFlow)
 from workflows.examples import TRAIN, Examples
 from workflows.features import Features
 
 from .item_graph import FittedGraph
-
-import tensorflow as tf  # isort: skip
 
 LOG_Q = "log_q"
 UNSEEN = 2
@@ -136,12 +133,12 @@ def make_training_set(
     return TrainingSet(examples, features, Popularity(examples.popularity, events), latest, created_at, graph)
 
 
-class RankingBatches(tf.keras.utils.Sequence):
+class RankingBatches:
     """Pairs with labels for the ranker; where only positives were logged, negatives are drawn for each.
 
     Args:
         rows: int64[P], rows of `Examples.pairs`.
-        labels: float32[P] by task.
+        labels: float32[P] by task; a batch has them as float32[B, T], in this order.
         negatives: contents drawn for each positive from those shown in its market, a share
             `popular_negatives` of them by popularity; 0 keeps the logged impressions as they are.
         shuffle: False keeps the order (and draws the same negatives each time).
@@ -174,18 +171,18 @@ class RankingBatches(tf.keras.utils.Sequence):
             labels = {task: np.r_[v, np.zeros(drawn.size, np.float32)] for task, v in labels.items()}
         order = random.permutation(len(query)) if shuffle else np.arange(len(query))
         self.query, self.content, self.own = query[order], content[order], own[order]
-        self.labels = {task: values[order] for task, values in labels.items()}
+        self.labels = np.stack([values[order] for values in labels.values()], axis=1)
 
     def __len__(self) -> int:
         return -(-len(self.query) // self.batch_size)
 
-    def __getitem__(self, place: int) -> tuple[dict, dict]:
+    def __getitem__(self, place: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
         part = slice(place * self.batch_size, (place + 1) * self.batch_size)
         query, content = self.query[part], self.content[part]
         x = self.data.query_arrays(query) | self.data.content_arrays(content)
         x |= self.data.pair_arrays(query, content, self.own[part])
         x |= forget_ids(x, self.id_dropout, np.random.default_rng([self.seed, place]))
-        return x, {task: values[part, None] for task, values in self.labels.items()}
+        return x, self.labels[part]
 
 
 def forget_ids(
@@ -226,7 +223,7 @@ def draw_negatives(
     return drawn
 
 
-class RetrievalBatches(tf.keras.utils.Sequence):
+class RetrievalBatches:
     """Positives for the two-tower; every batch holds one market, so that negatives come from that market.
 
     Each batch carries `log_q`, the log share of the content among its market's positives, for the logQ
@@ -255,7 +252,7 @@ class RetrievalBatches(tf.keras.utils.Sequence):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, place: int) -> tuple[dict, None]:
+    def __getitem__(self, place: int) -> tuple[dict[str, np.ndarray], None]:
         rows = self.batches[place]
         query = self.data.query_arrays(self.query[rows])
         query |= forget_ids(query, self.user_dropout, np.random.default_rng([self.seed, place]))

@@ -1,8 +1,12 @@
-"""Merlin blocks that both models share: the pad-aware embedding table and tables shared by domain."""
+"""Blocks that both models share: one table for all embeddings, its lookup, and DLRM's interactions.
+
+A training step on a CPU is paid by the operation and by the pass over memory. Columns that share one table
+are looked up, averaged and differentiated together, and a batch's rows of the table are read once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import numpy as np
 
 from . import names  # noqa: F401  (before Merlin)
 
@@ -11,63 +15,178 @@ import tensorflow as tf  # isort: skip
 from merlin.schema import Schema, Tags  # isort: skip
 
 
-@tf.keras.utils.register_keras_serializable(package="pasar")
-class PaddedEmbeddingTable(mm.EmbeddingTable):
-    """An embedding table whose lists are dense, padded with id 0: a list becomes the mean of its known ids.
-
-    Merlin's own table averages ragged lists; ragged inputs do not convert to ONNX, and its dense path would
-    count the padding.
-    """
-
-    def _call_table(self, inputs: tf.Tensor, **kwargs) -> tf.Tensor:
-        # Merlin hands a scalar column over as [B, 1] and a dense list as [B, L, 1].
-        if inputs.shape[-1] == 1:
-            inputs = tf.squeeze(inputs, axis=-1)
-        if inputs.shape.rank == 1:
-            return tf.nn.embedding_lookup(self.table.embeddings, inputs)
-        return masked_mean(tf.nn.embedding_lookup(self.table.embeddings, inputs), inputs)
-
-
 def masked_mean(vectors: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
     """Mean of `vectors` [..., L, D] over the places where `ids` [..., L] is not 0; zero where none is."""
     known = tf.cast(tf.not_equal(ids, 0), vectors.dtype)[..., tf.newaxis]
     return tf.reduce_sum(vectors * known, axis=-2) / tf.maximum(tf.reduce_sum(known, axis=-2), 1.0)
 
 
-def embedding_tables(schema: Schema, dim: int, seed: int) -> Mapping[str, PaddedEmbeddingTable]:
-    """One table a domain of `schema`'s categorical columns, so a history shares its content's table."""
-    by_domain: dict[str, list] = {}
-    for column in schema.select_by_tag(Tags.CATEGORICAL):
-        by_domain.setdefault(column.int_domain.name, []).append(column)
-    return {
-        domain: PaddedEmbeddingTable(
-            dim,
-            *columns,
-            name=domain,
-            sequence_combiner="mean",
-            embeddings_initializer=tf.keras.initializers.RandomNormal(stddev=0.05, seed=seed + place),
+class EmbeddingTable(tf.keras.layers.Layer):
+    """The embeddings of all domains of a schema in one variable, each domain a range of its rows.
+
+    Row `first[domain] + id` belongs to an id, so a history shares the rows of the column it follows.
+
+    Attributes:
+        first: a domain's first row.
+        embeddings: float32[rows of all domains, dim].
+    """
+
+    def __init__(self, schema: Schema, dim: int, seed: int, **kwargs) -> None:
+        super().__init__(**kwargs)
+        columns = schema.select_by_tag(Tags.CATEGORICAL)
+        sizes = {column.int_domain.name: int(column.int_domain.max) + 1 for column in columns}
+        domains = sorted(sizes)
+        ends = np.cumsum([sizes[domain] for domain in domains]).tolist()
+        self.dim = dim
+        self.first = dict(zip(domains, [0, *ends]))
+        self.embeddings = self.add_weight(
+            "embeddings",
+            (ends[-1], dim),
+            initializer=tf.keras.initializers.RandomNormal(stddev=0.05, seed=seed),
         )
-        for place, (domain, columns) in enumerate(sorted(by_domain.items()))
-    }
 
 
-def lookup_block(schema: Schema, tables: Mapping[str, PaddedEmbeddingTable]) -> mm.ParallelBlock:
-    """A Merlin block that looks up the categorical columns of `schema` in shared tables."""
-    columns = schema.select_by_tag(Tags.CATEGORICAL)
-    branches = {}
-    for domain in sorted({column.int_domain.name for column in columns}):
-        own = [column for column in columns if column.int_domain.name == domain]
-        shared = tables[domain]
-        branches[domain] = PaddedEmbeddingTable(
-            shared.dim, *own, name=f"{domain}_lookup", sequence_combiner="mean", table=shared.table
+class Lookup(mm.Block):
+    """The embeddings of a schema's categorical columns in a table: float32[B, F, D], scalars before lists.
+
+    A list is dense and padded with id 0; it becomes the mean of its known ids. (Merlin's tables average
+    ragged lists, which do not convert to ONNX, and would count the padding of dense ones.)
+
+    Training and serving compute the same numbers in two ways. In training the ids of all columns are made
+    unique once, and one segment mean does for scalars and lists, so that the gradient is one row for each id
+    of the batch. In serving plain gathers do, which ONNX Runtime knows well.
+    """
+
+    def __init__(self, schema: Schema, table: EmbeddingTable, **kwargs) -> None:
+        super().__init__(**kwargs)
+        columns = schema.select_by_tag(Tags.CATEGORICAL)
+        self.set_schema(columns)
+        self.table = table
+        self.lists = tuple(column.name for column in columns if column.shape.is_list)
+        self.scalars = tuple(name for name in columns.column_names if name not in self.lists)
+        self.first = {column.name: table.first[column.int_domain.name] for column in columns}
+        self.width = {
+            column.name: int(column.shape.dims[1].max) if column.shape.is_list else 1 for column in columns
+        }
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Columns in the order of the output."""
+        return (*self.scalars, *self.lists)
+
+    def call(self, inputs: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        # Merlin hands a list over as [B, L, 1].
+        ids = {name: tf.reshape(inputs[name], [-1, self.width[name]]) for name in self.fields}
+        if training:
+            return self.pooled(ids)
+        parts = [self.scalar_vectors(tf.concat([ids[name] for name in self.scalars], axis=1))]
+        parts += [self.list_vectors(name, ids[name])[:, tf.newaxis] for name in self.lists]
+        return tf.concat(parts, axis=1)
+
+    def scalar_vectors(self, ids: tf.Tensor, columns: tuple[str, ...] | None = None) -> tf.Tensor:
+        """Embeddings of ids [..., S] of scalar columns, all of them unless named: float32[..., S, D]."""
+        first = tf.constant([self.first[name] for name in columns or self.scalars], ids.dtype)
+        return tf.gather(self.table.embeddings, ids + first)
+
+    def list_vectors(self, name: str, ids: tf.Tensor) -> tf.Tensor:
+        """Means over the known ids [..., L] of a list column: float32[..., D]."""
+        return masked_mean(tf.gather(self.table.embeddings, ids + self.first[name]), ids)
+
+    def pooled(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
+        """As `call`, for training."""
+        widths = [self.width[name] for name in self.fields]
+        field = np.repeat(np.arange(len(widths)), widths).astype(np.int32)
+        first = np.repeat([self.first[name] for name in self.fields], widths).astype(np.int32)
+        together = tf.cast(tf.concat([inputs[name] for name in self.fields], axis=1), tf.int32)
+        batch, fields = tf.shape(together)[0], len(widths)
+        # Padding is no element of a list; a scalar is always one.
+        counts = tf.logical_or(tf.not_equal(together, 0), field < len(self.scalars))
+        places = tf.where(tf.reshape(counts, [-1]))[:, 0]
+        rows, row_of_place = tf.unique(tf.gather(tf.reshape(together + first, [-1]), places))
+        segment = tf.range(batch)[:, tf.newaxis] * fields + field
+        means = tf.sparse.segment_mean(
+            tf.gather(self.table.embeddings, rows),
+            row_of_place,
+            tf.gather(tf.reshape(segment, [-1]), places),
+            num_segments=batch * fields,
         )
-    return mm.ParallelBlock(branches, schema=columns, is_input=True)
+        return tf.reshape(means, [batch, fields, self.table.dim])
+
+    def compute_output_shape(self, input_shapes) -> tf.TensorShape:
+        batch = next(iter(input_shapes.values()))[0]
+        return tf.TensorShape([batch, len(self.fields), self.table.dim])
 
 
-def input_block(schema: Schema, tables: Mapping[str, PaddedEmbeddingTable]) -> mm.ParallelBlock:
-    """Embeddings and continuous columns of `schema`, concatenated."""
-    continuous = schema.select_by_tag(Tags.CONTINUOUS)
-    branches: dict = {"embeddings": lookup_block(schema, tables)}
-    if len(continuous):
-        branches["continuous"] = mm.Continuous(continuous)
-    return mm.ParallelBlock(branches, schema=schema, is_input=True, aggregation="concat")
+class InputVector(mm.Block):
+    """Embeddings and continuous columns of a schema side by side: float32[B, F * D + numbers]."""
+
+    def __init__(self, schema: Schema, table: EmbeddingTable, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.set_schema(schema)
+        self.lookup = Lookup(schema, table)
+        self.numbers = tuple(schema.select_by_tag(Tags.CONTINUOUS).column_names)
+
+    def call(self, inputs: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        vectors = self.lookup(inputs, training=training)
+        flat = tf.reshape(vectors, [-1, vectors.shape[1] * vectors.shape[2]])
+        return tf.concat([flat, *(inputs[name] for name in self.numbers)], axis=1)
+
+    def compute_output_shape(self, input_shapes) -> tf.TensorShape:
+        batch, fields, dim = self.lookup.compute_output_shape(input_shapes)
+        return tf.TensorShape([batch, fields * dim + len(self.numbers)])
+
+
+class InteractionDense(tf.keras.layers.Layer):
+    """DLRM's interactions and the dense layer over them, in one: relu([first, z_i · z_j for i < j] W + b).
+
+    `z` are `first`, float32[B, D], and the vectors beside it, float32[B, F, D] (Naumov et al., "Deep learning
+    recommendation model for personalization and recommendation systems", 2019). The Gram matrix of z meets a
+    symmetric form of W, half a weight on each side of the diagonal, so no list of pairs is cut out of it, and
+    its gradient, symmetric too, needs one product instead of two.
+    """
+
+    def __init__(self, units: int, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.units = units
+
+    def build(self, input_shape) -> None:
+        (_, dim), (_, fields, _) = input_shape
+        count = fields + 1
+        self.lower = np.ravel_multi_index(np.tril_indices(count, -1), (count, count)).astype(np.int32)
+        # Which pair stands at (i, j); the diagonal is nobody's and points beyond the last.
+        pair = np.full(count * count, len(self.lower), np.int32)
+        pair[self.lower] = np.arange(len(self.lower))
+        pair = np.minimum(pair.reshape(count, count), pair.reshape(count, count).T)
+        self.pair = pair.ravel()
+        self.kernel = self.add_weight("kernel", (dim + len(self.lower), self.units))
+        self.bias = self.add_weight("bias", (self.units,), initializer="zeros")
+        self.dim = dim
+        super().build(input_shape)
+
+    def call(self, inputs: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        first, vectors = inputs
+        z = tf.concat([first[:, tf.newaxis], vectors], axis=1)
+        pairs = self.pairs_times_kernel(z, self.kernel[self.dim :])
+        return tf.nn.relu(tf.matmul(first, self.kernel[: self.dim]) + pairs + self.bias)
+
+    def pairs_times_kernel(self, z: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        """[z_i · z_j for i > j] times `kernel` [pairs, units]: float32[B, units]."""
+        count = z.shape[1]
+
+        @tf.custom_gradient
+        def apply(z: tf.Tensor, kernel: tf.Tensor):
+            both = tf.gather(tf.pad(kernel * 0.5, [[0, 1], [0, 0]]), self.pair)
+            gram = tf.reshape(tf.matmul(z, z, transpose_b=True), [-1, count * count])
+
+            def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                of_gram = tf.matmul(2.0 * upstream, both, transpose_b=True)
+                of_z = tf.matmul(tf.reshape(of_gram, [-1, count, count]), z)
+                of_both = tf.matmul(gram, upstream, transpose_a=True)
+                return of_z, tf.gather(of_both, self.lower)
+
+            return tf.matmul(gram, both), gradient
+
+        return apply(z, kernel)
+
+    def compute_output_shape(self, input_shape) -> tf.TensorShape:
+        return tf.TensorShape([input_shape[0][0], self.units])

@@ -14,9 +14,8 @@ import numpy as np
 import onnx
 
 from .batches import PAIR_FEATURES, UNSEEN, followed_column, match_name
-from .blocks import masked_mean
-from .ranker import head
 
+import models.names  # noqa: F401  (before Merlin)  # isort: skip
 import merlin.models.tf as mm  # isort: skip
 import tensorflow as tf  # isort: skip
 import tf2onnx  # isort: skip
@@ -136,68 +135,48 @@ def content_tower_to_onnx(model: mm.RetrievalModelV2, schema: Schema, layout: La
     return _convert(call, _specs(schema, layout), ("content_vector",))
 
 
-class RankerParts:
-    """The layers of a Merlin DLRM, to be called one by one.
-
-    Merlin's model embeds the query again for every candidate. Its layers, called apart, embed and average
-    each query once and share the result among the query's candidates; the numbers are the model's own.
-    """
-
-    def __init__(self, model: mm.Model) -> None:
-        body, self.heads = model.blocks[0], model.blocks[1]
-        inner, self.top = body.layers[0], body.layers[1]
-        inputs, self.interaction = inner.layers[0], inner.layers[2]
-        lookups, self.bottom = inputs.layers[0], inputs.layers[1]
-        self.tables = {
-            name: branch.table.embeddings for branch in lookups.layers for name in branch.schema.column_names
-        }
-
-    def __call__(self, embedded: dict[str, tf.Tensor], numbers: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        mixed = self.interaction({**embedded, "bottom_block": self.bottom(numbers)})
-        return self.heads(self.top(mixed), training=False)
-
-
 def ranker_to_onnx(model: mm.Model, layout: Layout, tasks: tuple[str, ...]) -> onnx.ModelProto:
     """Packed queries [B, ..] and candidates [B, C, ..] → probabilities float32[B, C, T].
 
     `content_numbers` holds the content's numbers and, after them, `PAIR_FEATURES`; the matches of contents
     with the history are counted here.
     """
-    parts = RankerParts(model)
+    body, heads = model.blocks
+    lookup = body.lookup
     content_numbers = (*layout.content_numbers, *PAIR_FEATURES)
+    if lookup.fields != (*layout.query_ids, *layout.content_ids, *layout.query_lists):
+        raise ValueError("the ranker was built on other columns than the layout's")
 
     def call(query_ids, query_lists, query_numbers, content_ids, content_numbers_) -> dict[str, tf.Tensor]:
         shape = tf.shape(content_ids)
         batch, candidates = shape[0], shape[1]
 
         def share(x: tf.Tensor) -> tf.Tensor:
-            """[B, D] → [B * C, D]."""
-            wide = tf.tile(x[:, tf.newaxis, :], [1, candidates, 1])
-            return tf.reshape(wide, [batch * candidates, x.shape[-1]])
+            """[B, ...] → [B * C, ...]."""
+            wide = tf.tile(x[:, tf.newaxis], [1, candidates, *(1 for _ in x.shape[1:])])
+            return tf.reshape(wide, [batch * candidates, *x.shape[1:]])
 
-        embedded, numbers = {}, {}
-        for place, name in enumerate(layout.query_ids):
-            embedded[name] = share(tf.gather(parts.tables[name], query_ids[:, place]))
-        for place, name in enumerate(layout.query_lists):
-            ids = query_lists[:, place]
-            embedded[name] = share(masked_mean(tf.gather(parts.tables[name], ids), ids))
+        lists = [
+            lookup.list_vectors(name, query_lists[:, place])[:, tf.newaxis]
+            for place, name in enumerate(layout.query_lists)
+        ]
+        of_query = tf.concat([lookup.scalar_vectors(query_ids, layout.query_ids), *lists], axis=1)
+        shared = share(of_query)
         flat_ids = tf.reshape(content_ids, [-1, len(layout.content_ids)])
-        for place, name in enumerate(layout.content_ids):
-            embedded[name] = tf.gather(parts.tables[name], flat_ids[:, place])
-        shared = share(query_numbers)
-        for place, name in enumerate(layout.query_numbers):
-            numbers[name] = shared[:, place : place + 1]
+        of_content = lookup.scalar_vectors(flat_ids, layout.content_ids)
+        count = len(layout.query_ids)
+        vectors = tf.concat([shared[:, :count], of_content, shared[:, count:]], axis=1)
+
+        numbers = dict(zip(layout.query_numbers, tf.unstack(share(query_numbers), axis=1)))
         flat_numbers = tf.reshape(content_numbers_, [-1, len(content_numbers)])
-        for place, name in enumerate(content_numbers):
-            numbers[name] = flat_numbers[:, place : place + 1]
+        numbers |= dict(zip(content_numbers, tf.unstack(flat_numbers, axis=1)))
         for place, name in enumerate(layout.query_lists):  # as `history_match`
             own = content_ids[:, :, layout.content_ids.index(followed_column(name)), tf.newaxis]
             again = tf.logical_and(query_lists[:, tf.newaxis, place, :] == own, own > UNSEEN)
-            count = tf.reduce_sum(tf.cast(again, tf.float32), axis=-1)
-            numbers[match_name(name)] = tf.reshape(tf.math.log(1.0 + count), [-1, 1])
-        output = parts(embedded, numbers)
-        output = output if isinstance(output, dict) else {head(tasks[0]): output}
-        made = tf.concat([output[head(task)] for task in tasks], axis=1)
+            count_again = tf.reduce_sum(tf.cast(again, tf.float32), axis=-1)
+            numbers[match_name(name)] = tf.reshape(tf.math.log(1.0 + count_again), [-1])
+        mixed = body.mix(vectors, tf.stack([numbers[name] for name in body.numbers], axis=1))
+        made = heads(mixed, training=False)
         return {"probabilities": tf.reshape(made, [batch, candidates, len(tasks)])}
 
     signature = [

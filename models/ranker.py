@@ -12,7 +12,7 @@ from market.statistics import PAIR_FEATURES
 from workflows.examples import TRAIN, VALID, Examples
 
 from .batches import RankingBatches, TrainingSet, match_name
-from .blocks import embedding_tables, lookup_block
+from .blocks import EmbeddingTable, InteractionDense, Lookup
 from .training import Progress, TrainingState, quiet, set_seed, train
 
 import merlin.models.tf as mm  # isort: skip
@@ -23,6 +23,8 @@ from merlin.schema import ColumnSchema, Schema, Tags  # isort: skip
 #: outcome where the log holds positives alone.
 TASKS = ("relevant", "click", "watch", "like", "follow", "long_view", "cart", "order", "negative")
 WATCH_SCALE_S = 60.0
+#: A training step's parts, see `TrainingLoop`.
+PARTS = 4
 
 
 @dataclass(frozen=True)
@@ -99,40 +101,67 @@ def pair_schema(query: Schema) -> Schema:
     )
 
 
+class RankerBody(mm.Block):
+    """DLRM up to its heads: embeddings and numbers → the top block's output, float32[B, top[-1]]."""
+
+    def __init__(self, schema: Schema, table: EmbeddingTable, config: RankerConfig, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.set_schema(schema)
+        self.lookup = Lookup(schema, table)
+        self.numbers = tuple(schema.select_by_tag(Tags.CONTINUOUS).column_names)
+        self.bottom = mm.MLPBlock([*config.bottom, config.embedding_dim])
+        self.interactions = InteractionDense(config.top[0])
+        self.top = [mm.MLPBlock([width]) for width in config.top[1:]]
+
+    def call(self, inputs: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        numbers = tf.concat([inputs[name] for name in self.numbers], axis=1)
+        return self.mix(self.lookup(inputs, training=training), numbers)
+
+    def mix(self, vectors: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
+        """The body behind its lookups.
+
+        Args:
+            vectors: float32[B, F, D], as `Lookup.fields`.
+            numbers: float32[B, G], as `numbers`.
+        """
+        x = self.interactions((self.bottom(numbers), vectors))
+        for layer in self.top:
+            x = layer(x)
+        return x
+
+    def compute_output_shape(self, input_shapes) -> tf.TensorShape:
+        width = self.top[-1].layers[-1].units if self.top else self.interactions.units
+        return tf.TensorShape([next(iter(input_shapes.values()))[0], width])
+
+
 def build_ranker(
     query: Schema, content: Schema, tasks: tuple[str, ...], config: RankerConfig, seed: int
 ) -> mm.Model:
-    """The DLRM, compiled, with a binary head for each task; watch time is a share and so binary too."""
+    """The DLRM, compiled: probabilities float32[B, T], in the order of `tasks`.
+
+    Watch time is a share and so binary too. All heads are one layer of T columns.
+    """
     schema = query + content + pair_schema(query)
-    tables = embedding_tables(schema, config.embedding_dim, seed)
-    model = mm.DLRMModel(
-        schema,
-        embeddings=lookup_block(schema, tables),
-        bottom_block=mm.MLPBlock([*config.bottom, config.embedding_dim]),
-        top_block=mm.MLPBlock(list(config.top)),
-        prediction_tasks=mm.ParallelBlock(*[mm.BinaryOutput(task) for task in tasks]),
-    )
+    body = RankerBody(schema, EmbeddingTable(schema, config.embedding_dim, seed), config)
+    heads = tf.keras.layers.Dense(len(tasks), activation="sigmoid", name="heads")
+    model = mm.Model(body, mm.BinaryOutput("outcomes", to_call=heads), schema=schema)
     model.compile(optimizer=mm.LazyAdam(config.learning_rate), metrics=[])
     return model
 
 
-def head(task: str) -> str:
-    """Merlin's name of a task's output."""
-    return f"{task}/binary_output"
+def losses(model: mm.Model, x: dict[str, tf.Tensor], y: tf.Tensor) -> tf.Tensor:
+    """Cross entropy of each row, summed over the tasks: float32[B]."""
+    return tf.reduce_sum(tf.keras.backend.binary_crossentropy(y, model(x, training=True)), axis=1)
 
 
-def predict(
-    model: mm.Model, batches: RankingBatches, tasks: tuple[str, ...]
-) -> tuple[np.ndarray, np.ndarray]:
+def predict(model: mm.Model, batches: RankingBatches) -> tuple[np.ndarray, np.ndarray]:
     """Predictions and labels of all batches, float32[P, T] each."""
     call = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
     predicted, labels = [], []
     for place in range(len(batches)):
         x, y = batches[place]
-        output = call({name: tf.constant(array) for name, array in x.items()})
-        output = output if isinstance(output, dict) else {head(tasks[0]): output}
-        predicted.append(np.concatenate([output[head(task)].numpy() for task in tasks], axis=1))
-        labels.append(np.concatenate([y[task] for task in tasks], axis=1))
+        predicted.append(call({name: tf.constant(array) for name, array in x.items()}).numpy())
+        labels.append(y)
     return np.concatenate(predicted), np.concatenate(labels)
 
 
@@ -170,7 +199,7 @@ def train_ranker(
     def validate(model: mm.Model) -> dict[str, float]:
         if not len(valid):
             return {}
-        predicted, truth = predict(model, valid, tasks)
+        predicted, truth = predict(model, valid)
         scores = {}
         for place, task in enumerate(tasks):
             actual = truth[:, place] > (np.median(truth[:, place]) if task == "watch" else 0)
@@ -181,12 +210,14 @@ def train_ranker(
     state = train(
         "ranker",
         model,
+        losses,
         lambda epoch: batches(TRAIN, seed * 1000 + epoch, True),
         validate,
         monitor="auc",
         epochs=config.epochs,
         patience=config.patience,
         folder=folder,
+        parts=PARTS,
         progress=progress,
     )
     return model, tasks, state

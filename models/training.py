@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
+
+AHEAD = 2
+"""Batches that are gathered before they are asked for."""
+
+Losses = Callable[[tf.keras.Model, dict[str, tf.Tensor], tf.Tensor], tf.Tensor]
+"""The loss of each row, float32[B], of a model that trains: called as (model, columns, labels)."""
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 """Called as (model name, batches done, batches in all, metrics so far)."""
@@ -17,6 +26,14 @@ Progress = Callable[[str, int, int, dict[str, float]], None]
 
 def quiet(name: str, done: int, total: int, metrics: dict[str, float]) -> None:
     """A `Progress` that shows nothing."""
+
+
+class Batches(Protocol):
+    """What a pass is made of: columns by name, [B, 1] or [B, L], with labels float32[B, T] or None."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: int) -> tuple[dict[str, np.ndarray], np.ndarray | None]: ...
 
 
 @dataclass
@@ -35,16 +52,6 @@ class TrainingState:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-class _Report(tf.keras.callbacks.Callback):
-    def __init__(self, name: str, first: int, total: int, progress: Progress) -> None:
-        super().__init__()
-        self.name, self.first, self.total, self.progress = name, first, total, progress
-
-    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        loss = (logs or {}).get("loss")
-        self.progress(self.name, self.first + batch + 1, self.total, {} if loss is None else {"loss": loss})
-
-
 def set_seed(seed: int) -> None:
     """Make TensorFlow, numpy and Python repeatable on this machine, kernels included."""
     tf.keras.utils.set_random_seed(seed)
@@ -54,13 +61,15 @@ def set_seed(seed: int) -> None:
 def train(
     name: str,
     model: tf.keras.Model,
-    batches: Callable[[int], tf.keras.utils.Sequence],
+    losses: Losses,
+    batches: Callable[[int], Batches],
     validate: Callable[[tf.keras.Model], dict[str, float]],
     *,
     monitor: str,
     epochs: int,
     patience: int,
     folder: Path,
+    parts: int = 1,
     progress: Progress = quiet,
 ) -> TrainingState:
     """Fit `model` and leave it with the weights of its best epoch.
@@ -69,11 +78,13 @@ def train(
     killed goes on after the last finished epoch and ends with the same weights as one that was not.
 
     Args:
+        losses: what to minimise the mean of, by row.
         batches: makes the batches of an epoch from its number; the same number gives the same batches.
         validate: metrics of the model on validation data, none where there is no such data; `monitor` names
             the one that decides (higher wins).
         epochs: at most this many.
         patience: stop after this many epochs without a better metric.
+        parts: see `TrainingLoop`.
 
     Raises:
         ValueError: `epochs` or `patience` is below 1.
@@ -83,19 +94,16 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     state, checkpoint = TrainingState(), tf.train.Checkpoint(model=model, optimizer=model.optimizer)
     stored = folder / "state.json"
-    total = None
     if stored.exists():
         state = TrainingState(**json.loads(stored.read_text()))
-        data = batches(state.epoch)
-        total = len(data)
-        model.fit(_First(data), epochs=1, verbose=0, train_metrics_steps=_NEVER)  # creates every variable
+    first = batches(state.epoch)
+    loop, total = TrainingLoop(model, losses, first[0], parts), len(first)
+    if state.epoch:
         checkpoint.read(str(folder / f"epoch-{state.epoch}")).expect_partial()
     while state.epoch < epochs and state.epoch - max(state.best_epoch, 0) < patience:
-        data = batches(state.epoch)
-        total = total or len(data)
-        report = _Report(name, state.epoch * total, epochs * total, progress)
-        # Metrics over in-batch logits cost more than the step itself; validation tells what they would.
-        model.fit(data, epochs=1, verbose=0, callbacks=[report], shuffle=False, train_metrics_steps=_NEVER)
+        before = state.epoch * total
+        for done, loss in enumerate(loop.run(batches(state.epoch)), 1):
+            progress(name, before + done, epochs * total, {"loss": loss})
         metrics = validate(model)
         state.epoch += 1
         state.history.append(metrics)
@@ -111,21 +119,102 @@ def train(
                 file.unlink()
         progress(name, state.epoch * total, epochs * total, metrics)
     checkpoint.read(str(folder / f"epoch-{state.best_epoch}")).expect_partial()
-    progress(name, epochs * (total or 1), epochs * (total or 1), state.history[state.best_epoch - 1])
+    progress(name, epochs * total, epochs * total, state.history[state.best_epoch - 1])
     return state
 
 
-_NEVER = 10**9
+class TrainingLoop:
+    """Passes over batches: a thread gathers the next ones while TensorFlow takes a step.
+
+    Keras' `fit` converts every column of a batch on its own and keeps metrics of every step; here the columns
+    cross into TensorFlow packed, as one tensor of integers and one of numbers.
+
+    Args:
+        losses: see `Losses`.
+        sample: a batch; the model's variables and its optimizer's are made from it.
+        parts: a step computes its batch in this many parts, whose gradients it adds. TensorFlow runs them
+            side by side, and a part stays in a core's cache. A row's loss must not depend on other rows then.
+    """
+
+    def __init__(
+        self, model: tf.keras.Model, losses: Losses, sample: tuple[dict, np.ndarray | None], parts: int = 1
+    ) -> None:
+        self.model, self.losses, self.parts = model, losses, parts
+        self.columns = _Columns.of(sample[0])
+        packed = self._pack(sample)
+        losses(model, self.columns.unpack(*map(tf.constant, packed[:2])), tf.constant(packed[2]))
+        model.optimizer._create_all_weights(model.trainable_variables)
+        signature = [tf.TensorSpec([None, array.shape[1]], array.dtype) for array in packed]
+        self.step = tf.function(self._step, input_signature=signature)
+
+    def run(self, batches: Batches) -> Iterator[float]:
+        """Take a step for each batch, in order; yields its mean loss."""
+        with ThreadPoolExecutor(1) as ahead:
+            waiting: deque[Future] = deque()
+            for place in range(len(batches) + AHEAD):
+                if place < len(batches):
+                    waiting.append(ahead.submit(lambda place: self._pack(batches[place]), place))
+                if place >= AHEAD:
+                    yield float(self.step(*waiting.popleft().result()))
+
+    def _pack(self, batch: tuple[dict[str, np.ndarray], np.ndarray | None]) -> tuple[np.ndarray, ...]:
+        x, y = batch
+        integers, numbers = self.columns.pack(x)
+        return integers, numbers, np.zeros((len(integers), 0), np.float32) if y is None else y
+
+    def _step(self, integers: tf.Tensor, numbers: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        rows = tf.shape(y)[0]
+        variables = self.model.trainable_variables
+        found = []
+        for part in range(self.parts):
+            here = slice(rows * part // self.parts, rows * (part + 1) // self.parts)
+            x = self.columns.unpack(integers[here], numbers[here])
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(self.losses(self.model, x, y[here])) / tf.cast(rows, tf.float32)
+            found.append((loss, tape.gradient(loss, variables)))
+        losses, gradients = zip(*found)
+        total = [_add(of_variable) for of_variable in zip(*gradients)]
+        self.model.optimizer.apply_gradients(zip(total, variables))
+        return tf.add_n(losses)
 
 
-class _First(tf.keras.utils.Sequence):
-    """The first batch of other batches."""
+def _add(gradients: Sequence[tf.Tensor | tf.IndexedSlices]) -> tf.Tensor | tf.IndexedSlices:
+    """The sum of gradients of one variable; rows of sparse ones may repeat."""
+    if isinstance(gradients[0], tf.IndexedSlices):
+        values, rows = (tf.concat([getattr(g, name) for g in gradients], 0) for name in ("values", "indices"))
+        return tf.IndexedSlices(values, rows, gradients[0].dense_shape)
+    return tf.add_n(gradients)
 
-    def __init__(self, data: tf.keras.utils.Sequence) -> None:
-        self.data = data
 
-    def __len__(self) -> int:
-        return 1
+@dataclass(frozen=True)
+class _Columns:
+    """Names and widths of a batch's columns, in the order in which they are packed."""
 
-    def __getitem__(self, place: int):
-        return self.data[0]
+    integers: dict[str, int]
+    numbers: dict[str, int]
+
+    @classmethod
+    def of(cls, x: Mapping[str, np.ndarray]) -> _Columns:
+        whole = {name: np.issubdtype(array.dtype, np.integer) for name, array in x.items()}
+        return cls(
+            {name: array.shape[1] for name, array in x.items() if whole[name]},
+            {name: array.shape[1] for name, array in x.items() if not whole[name]},
+        )
+
+    def pack(self, x: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """int32[B, widths of the integers], float32[B, widths of the numbers]."""
+        rows = len(next(iter(x.values())))
+        packed = []
+        for widths, dtype in ((self.integers, np.int32), (self.numbers, np.float32)):
+            together = np.empty((rows, sum(widths.values())), dtype)
+            if widths:
+                np.concatenate([x[name] for name in widths], axis=1, out=together, casting="same_kind")
+            packed.append(together)
+        return packed[0], packed[1]
+
+    def unpack(self, integers: tf.Tensor, numbers: tf.Tensor) -> dict[str, tf.Tensor]:
+        x: dict[str, tf.Tensor] = {}
+        for widths, together in ((self.integers, integers), (self.numbers, numbers)):
+            if widths:
+                x |= dict(zip(widths, tf.split(together, list(widths.values()), axis=1)))
+        return x

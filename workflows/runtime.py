@@ -10,6 +10,8 @@ from pathlib import Path
 os.environ.setdefault("DASK_DATAFRAME__QUERY_PLANNING", "False")
 os.environ.setdefault("DASK_DATAFRAME__CONVERT_STRING", "False")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# A training step is many small operations: side by side they use the cores, cut among threads they wait.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 

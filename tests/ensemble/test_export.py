@@ -61,7 +61,7 @@ def test_the_graphs_say_what_the_ranker_says_from_raw_columns_on(
     data, (_, ranker, tasks) = small_build.built.data, models
     labels = task_labels(data.examples, small_build.config.ranker.min_outcomes)
     batches = RankingBatches(data, rows, labels, batch_size=64, shuffle=False)
-    expected, _ = predict(ranker, batches, tasks)
+    expected, _ = predict(ranker, batches)
     cascade = Cascade(small_release)
     made = query_step(cascade, raw)
     query, content = data.examples.pairs.query[rows], data.examples.pairs.content[rows]

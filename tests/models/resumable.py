@@ -13,15 +13,14 @@ import numpy as np
 
 from models.batches import LOG_Q
 from models.training import Progress, TrainingState, quiet, set_seed, train
-from models.two_tower import TwoTowerConfig, build_two_tower
+from models.two_tower import TwoTowerConfig, build_two_tower, losses
 
-import tensorflow as tf  # isort: skip
 from merlin.schema import ColumnSchema, Schema, Tags  # isort: skip
 
 BATCHES, ROWS, EPOCHS = 4, 16, 3
 
 
-class RandomBatches(tf.keras.utils.Sequence):
+class RandomBatches:
     """Batches drawn from the number of the epoch."""
 
     def __init__(self, epoch: int) -> None:
@@ -72,6 +71,7 @@ def run(
     state = train(
         "toy",
         made,
+        losses,
         RandomBatches,
         validate,
         monitor="recall",

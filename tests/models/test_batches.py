@@ -47,7 +47,7 @@ def contents_of(batches) -> list[tuple[float, ...]]:
     rows: list[tuple[float, ...]] = []
     for place in range(len(batches)):
         x, y = batches[place]
-        columns = [*x.values(), *(y.values() if y else [])]
+        columns = [*x.values(), *([] if y is None else [y])]
         rows += [tuple(row) for row in np.concatenate(columns, axis=1).tolist()]
     return rows
 
@@ -85,8 +85,8 @@ def test_every_positive_gets_its_negatives_with_labels_of_zero(untimed, positive
     assert len(batches.query) == 4 * count
     np.testing.assert_array_equal(batches.query[:count], pairs.query[positives])
     np.testing.assert_array_equal(batches.query[count:], np.repeat(pairs.query[positives], 3))
-    np.testing.assert_array_equal(batches.labels["click"][:count], pairs.outcomes["click"][positives])
-    assert not batches.labels["click"][count:].any()
+    np.testing.assert_array_equal(batches.labels[:count, 0], pairs.outcomes["click"][positives])
+    assert not batches.labels[count:].any()
     assert not batches.own[count:].any()
     market = untimed.examples.queries.market[batches.query]
     assert untimed.examples.available[market, batches.content].all()
@@ -96,12 +96,12 @@ def test_a_ranking_epoch_holds_every_row_once(small_training_set):
     pairs = small_training_set.examples.pairs
     rows = np.arange(*pairs.rows(TRAIN).indices(len(pairs.query))[:2])
     batches = ranking(small_training_set, rows, seed=4)
-    assert [len(batches[place][1]["click"]) for place in (0, len(batches) - 1)] == [
+    assert [len(batches[place][1]) for place in (0, len(batches) - 1)] == [
         100,
         len(rows) % 100 or 100,
     ]
     assert len(batches) == -(-len(rows) // 100)
-    shown = Counter(zip(batches.query, batches.content, batches.labels["click"]))
+    shown = Counter(zip(batches.query, batches.content, batches.labels[:, 0]))
     assert shown == Counter(zip(pairs.query[rows], pairs.content[rows], pairs.outcomes["click"][rows]))
     in_order = contents_of(ranking(small_training_set, rows, shuffle=False))
     assert sorted(contents_of(batches)) == sorted(in_order)
@@ -117,7 +117,7 @@ def test_a_ranking_batch_holds_the_rows_features(small_training_set):
     for name, array in features.content.arrays.items():
         np.testing.assert_array_equal(x[name], array[content].reshape(3, 1))
     assert all(x[name].shape == (3, 1) for name in PAIR_FEATURES)
-    np.testing.assert_array_equal(y["click"][:, 0], examples.pairs.outcomes["click"][rows])
+    np.testing.assert_array_equal(y[:, 0], examples.pairs.outcomes["click"][rows])
 
 
 @pytest.mark.parametrize("kind", ["ranking", "retrieval"])

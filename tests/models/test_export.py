@@ -12,7 +12,7 @@ import pytest
 from market.statistics import PAIR_FEATURES
 from models.batches import TrainingSet
 from models.export import Layout, content_tower_to_onnx, query_tower_to_onnx, ranker_to_onnx
-from models.ranker import RankerConfig, build_ranker, head
+from models.ranker import RankerConfig, build_ranker
 from models.two_tower import encode
 
 DIM = 4
@@ -51,9 +51,7 @@ def keras_scores(model, tasks, data: TrainingSet, query: np.ndarray, content: np
     flat_query, flat = np.repeat(query, content.shape[1]), content.ravel()
     x = data.query_arrays(flat_query) | data.content_arrays(flat)
     x |= data.pair_arrays(flat_query, flat, np.zeros(len(flat), bool))
-    made = model(x, training=False)
-    made = made if isinstance(made, dict) else {head(tasks[0]): made}
-    return np.concatenate([made[head(task)] for task in tasks], axis=1).reshape(*content.shape, len(tasks))
+    return model(x, training=False).numpy().reshape(*content.shape, len(tasks))
 
 
 def packed(
@@ -151,9 +149,9 @@ def test_a_query_is_embedded_once_for_all_its_candidates(ranker, small_training_
     query, content = drawn(small_training_set, batch, candidates)
     made = session(graph).run(lookups, packed(small_training_set, layout, query, content))
     shapes = sorted(array.shape for array in made)
-    expected = [(batch, DIM)] * len(layout.query_ids)
+    expected = [(batch, len(layout.query_ids), DIM)]
     expected += [(batch, layout.history_length, DIM)] * len(layout.query_lists)
-    expected += [(batch * candidates, DIM)] * len(layout.content_ids)
+    expected += [(batch * candidates, len(layout.content_ids), DIM)]
     assert shapes == sorted(expected)
 
 

@@ -81,7 +81,7 @@ def test_each_task_has_its_head(small_ranker: Trained, small_training_set):
     labels = task_labels(small_training_set.examples, small_ranker.config.min_outcomes)
     rows = np.arange(30)
     batches = RankingBatches(small_training_set, rows, labels, batch_size=8, shuffle=False)
-    predicted, truth = predict(small_ranker.model, batches, small_ranker.tasks)
+    predicted, truth = predict(small_ranker.model, batches)
     assert predicted.shape == truth.shape == (30, 4)
     assert ((predicted > 0) & (predicted < 1)).all()
     for place, task in enumerate(small_ranker.tasks):
@@ -106,8 +106,7 @@ def test_popularity_age_history_and_content_all_reach_the_prediction(
     x, _ = RankingBatches(small_training_set, rows, labels, batch_size=16, shuffle=False)[0]
 
     def scores(x: dict) -> np.ndarray:
-        made = small_ranker.model(x, training=False)
-        return np.concatenate([made[f"{task}/binary_output"] for task in small_ranker.tasks], axis=1)
+        return small_ranker.model(x, training=False).numpy()
 
     before = scores(x)
     for name in ("popularity_market", "popularity_world", "age", "hist_content_id", "content_id", "market"):
@@ -121,5 +120,5 @@ def test_one_task_makes_a_model_of_one_output(small_training_set):
     model = build_ranker(features.query.schema, features.content.schema, ("relevant",), config, seed=1)
     labels = {"relevant": small_training_set.examples.pairs.positive.astype(np.float32)}
     batches = RankingBatches(small_training_set, np.arange(10), labels, batch_size=4, shuffle=False)
-    predicted, truth = predict(model, batches, ("relevant",))
+    predicted, truth = predict(model, batches)
     assert predicted.shape == truth.shape == (10, 1)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from models.batches import LOG_Q, RetrievalBatches
-from models.two_tower import build_two_tower, encode, recall_in_market
+from models.two_tower import build_two_tower, encode, losses, recall_in_market, softmax_losses
 from tests.models.conftest import Trained
 from workflows.examples import TRAIN, VALID
+
+import tensorflow as tf  # isort: skip
 
 
 @pytest.fixture(scope="module")
@@ -24,61 +26,78 @@ def vectors(model, batch) -> tuple[np.ndarray, np.ndarray]:
     return encode(model.query_encoder, query), encode(model.candidate_encoder, content)
 
 
-def logits(model, batch) -> np.ndarray:
-    """[B, 1 + B]: the positive's, then those of all contents of the batch, as the loss sees them."""
-    prediction = model(batch, training=True)
-    np.testing.assert_array_equal(prediction.targets.numpy().argmax(axis=1), 0)
-    np.testing.assert_array_equal(prediction.targets.numpy().sum(axis=1), 1)
-    return prediction.outputs.numpy()
-
-
-def expected_logits(query, content, log_q, temperature: float, strength: float) -> np.ndarray:
-    """q·c / T - strength · log q, by hand."""
-    scores = query @ content.T / temperature - strength * log_q[None, :]
-    return np.concatenate([np.diag(scores)[:, None], scores], axis=1)
+def losses_by_hand(model, batch, strength: float, temperature: float) -> np.ndarray:
+    """-log softmax of q·c / T - strength · log q over the batch's contents, those of one id counted once."""
+    query, content = (x.astype(np.float64) for x in vectors(model, batch))
+    logits = query @ content.T / temperature - strength * batch[LOG_Q].T
+    ids = batch["content_id"]
+    logits[(ids == ids.T) & ~np.eye(len(ids), dtype=bool)] = -np.inf
+    return np.log(np.exp(logits).sum(axis=1)) - np.diag(logits)
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
-def test_logits_are_cosines_over_temperature_less_log_q(strength, small_two_tower: Trained, batch):
+def test_the_loss_is_the_softmax_of_cosines_over_temperature_less_log_q(
+    strength, small_two_tower: Trained, batch
+):
     model = small_two_tower.model
-    correction = model.last.post
-    before = correction.strength
-    correction.strength = strength
+    before = model.last.strength
+    model.last.strength = strength
     try:
-        found = logits(model, batch)
+        found = losses(model, batch, None).numpy()
     finally:
-        correction.strength = before
-    query, content = vectors(model, batch)
-    expected = expected_logits(
-        query, content, batch[LOG_Q][:, 0], small_two_tower.config.temperature, strength
-    )
-    kept = np.concatenate(
-        [np.ones((len(query), 1), bool), batch["content_id"] != batch["content_id"].T], axis=1
-    )
+        model.last.strength = before
     assert len(np.unique(batch[LOG_Q])) > 3
-    np.testing.assert_allclose(found[kept], expected[kept], rtol=1e-4, atol=1e-4)
+    expected = losses_by_hand(model, batch, strength, small_two_tower.config.temperature)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_configured_strength_is_the_corrections(small_two_tower: Trained):
-    correction = small_two_tower.model.last.post
-    config = small_two_tower.config
-    assert (correction.strength, correction.temperature) == (config.logq, config.temperature)
-    again = type(correction).from_config(correction.get_config())
-    assert (again.strength, again.temperature) == (config.logq, config.temperature)
+def test_the_configured_correction_is_the_models(small_two_tower: Trained):
+    output, config = small_two_tower.model.last, small_two_tower.config
+    assert (output.strength, output.temperature) == (config.logq, config.temperature)
 
 
 def test_a_content_is_no_negative_of_a_query_that_wanted_it(small_two_tower: Trained, batch):
     twice = {name: array.copy() for name, array in batch.items()}
     for name in (*small_two_tower.model.candidate_encoder.schema.column_names, LOG_Q):
         twice[name][5] = twice[name][2]
-    found = logits(small_two_tower.model, twice)
-    same = twice["content_id"] == twice["content_id"].T
-    assert same[2, 5]
-    assert same.sum() > len(same)
-    assert (found[:, 1:][same] < -5e3).all()
-    assert (found[:, 1:][~same] > -1e3).all()
-    assert (found[:, 0] > -1e3).all()
-    assert np.isfinite(found).all()
+    found = losses(small_two_tower.model, twice, None).numpy()
+    config = small_two_tower.config
+    expected = losses_by_hand(small_two_tower.model, twice, config.logq, config.temperature)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    # Counted as negatives of each other they would cost at least log 2.
+    alone = {name: np.repeat(array[:1], 3, axis=0) for name, array in twice.items()}
+    np.testing.assert_allclose(losses(small_two_tower.model, alone, None), 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 9])
+def test_the_softmaxs_gradient_is_that_of_its_definition(rows):
+    random = np.random.default_rng(rows)
+    queries, contents = (tf.constant(random.normal(size=(rows, 4)) * 3, tf.float64) for _ in range(2))
+    ids = tf.constant(random.integers(0, 4, rows))
+    weights = tf.constant(random.uniform(0.5, 2, rows))
+
+    def plain(queries, contents):
+        logits = tf.matmul(queries, contents, transpose_b=True)
+        same = tf.linalg.set_diag(ids[:, None] == ids, tf.zeros(rows, tf.bool))
+        logits = tf.where(same, tf.cast(-1e9, tf.float64), logits)
+        return tf.reduce_logsumexp(logits, axis=1) - tf.linalg.diag_part(logits)
+
+    def gradients(function):
+        with tf.GradientTape() as tape:
+            tape.watch([queries, contents])
+            total = tf.reduce_sum(function(queries, contents) * weights)
+        return total, *tape.gradient(total, [queries, contents])
+
+    for found, expected in zip(gradients(lambda q, c: softmax_losses(q, c, ids)), gradients(plain)):
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_logits_of_any_size_have_finite_losses():
+    queries, contents = np.array([[300.0], [-300.0]], np.float32), np.array([[1.0], [-1.0]], np.float32)
+    found = softmax_losses(tf.constant(queries), tf.constant(contents), tf.constant([0, 1]))
+    np.testing.assert_allclose(found, 0, atol=1e-6)
+    swapped = softmax_losses(tf.constant(queries[::-1]), tf.constant(contents), tf.constant([0, 1]))
+    np.testing.assert_allclose(swapped, 600, rtol=1e-6)
 
 
 def test_outside_training_the_score_is_the_cosine(small_two_tower: Trained, batch):
@@ -115,14 +134,13 @@ def test_a_history_moves_the_query_and_its_padding_does_not(small_two_tower: Tra
 
 def test_a_content_learned_in_a_history_is_learned_as_a_content(small_two_tower: Trained):
     model = small_two_tower.model
-    of_query = {variable.ref() for variable in model.query_encoder.trainable_variables}
-    of_content = {variable.ref() for variable in model.candidate_encoder.trainable_variables}
-    shared = [variable.deref().shape[0] for variable in of_query & of_content]
-    schema = model.candidate_encoder.schema
-    expected = [
-        schema[name].int_domain.max + 1 for name in ("category", "content_id", "content_x_topic", "seller_id")
-    ]
-    assert sorted(shared) == sorted(expected)
+    of_query, of_content = (
+        encoder.blocks[0].lookup for encoder in (model.query_encoder, model.candidate_encoder)
+    )
+    assert of_query.table is of_content.table
+    assert len(of_query.lists) == 4
+    for history in of_query.lists:
+        assert of_query.first[history] == of_content.first[history.removeprefix("hist_")]
 
 
 def test_training_left_the_towers_better_than_it_found_them(small_two_tower: Trained, small_training_set):
