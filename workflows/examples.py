@@ -330,6 +330,28 @@ def build_history(
     return np.where(place < last[:, None], content[np.minimum(place, len(content) - 1)], -1).astype(np.int32)
 
 
+def other_events(user: np.ndarray, order: np.ndarray, content: np.ndarray, length: int) -> np.ndarray:
+    """The `length` events of the same user before each event, going round: its user's last comes before the
+    first, and an event never before itself.
+
+    Without time nothing says which events a person knew; half of them would have hardly a history, while
+    everybody has all of it when the model is asked.
+
+    Args:
+        user, order, content: int[E]; `order` is distinct within a user.
+
+    Returns:
+        int32[E, length], left-aligned, -1 beyond the end.
+    """
+    rank, count = _rank_within_user(user, order)
+    place = np.lexsort((order, user))
+    start = np.r_[0, np.cumsum(count)][user]
+    others = np.minimum(count[user] - 1, length)
+    before = rank[:, None] - others[:, None] + np.arange(length)
+    found = content[place][start[:, None] + before % np.maximum(count[user], 1)[:, None]]
+    return np.where(np.arange(length) < others[:, None], found, -1).astype(np.int32)
+
+
 def build_examples(
     dataset: Dataset,
     folder: Path,
@@ -366,14 +388,18 @@ def build_examples(
     first = first[by_split]
 
     event = np.flatnonzero(positive)
+    history = build_history(
+        user[event], order[event], content[event], user[first], order[first], history_length
+    )
+    if log.time is None and log.request is None:
+        own = event[split_of[event] == TRAIN]
+        history[place[own]] = other_events(user[own], order[own], content[own], history_length)
     queries = Queries(
         user=user[first],
         market=market[first],
         time=np.asarray(log.time)[first] if log.time is not None else np.full(len(first), NO_TIME),
         split=split_of[first],
-        history=build_history(
-            user[event], order[event], content[event], user[first], order[first], history_length
-        ),
+        history=history,
     )
 
     def latest(events: np.ndarray, length: int) -> np.ndarray:

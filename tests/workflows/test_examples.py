@@ -225,6 +225,7 @@ def test_given_held_out_rows_see_the_parts_before_theirs_and_never_one_another(l
     examples = built(log.drop(columns="time"), "given", "positives", seed=3)
     queries, split = examples.queries, np.array([names.index(name) for name in log["split"]])
     user, content = row_number(log["user_id"]), row_number(log["content_id"])
+    asked = examples.pairs.content[np.argsort(examples.pairs.query)]
     assert not examples.has_time
     assert (queries.time == NO_TIME).all()
     train = np.zeros(CONTENTS)
@@ -234,9 +235,13 @@ def test_given_held_out_rows_see_the_parts_before_theirs_and_never_one_another(l
         mine = np.flatnonzero(queries.user == row)
         lengths = (queries.history[mine] >= 0).sum(axis=1)
         in_train = queries.split[mine] == TRAIN
-        # The order of training events is drawn; the k-th of them has k before it.
+        # Without time every training event has the user's others around it.
         count = int(in_train.sum())
-        assert sorted(lengths[in_train]) == [min(k, LENGTH) for k in range(count)]
+        assert lengths[in_train].tolist() == [min(count - 1, LENGTH)] * count
+        for query in mine[in_train]:
+            others = Counter(content[(user == row) & (split == TRAIN)])
+            others[asked[query]] -= 1
+            assert not Counter(c for c in queries.history[query].tolist() if c >= 0) - others
         for part in (VALID, TEST):
             seen = Counter(content[(user == row) & (split < part)])
             for query in mine[queries.split[mine] == part]:
