@@ -10,12 +10,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ensemble.distil import with_preranker
 from ensemble.export import write_release
 from ensemble.plan import CascadeConfig
 from ensemble.release import Release
 from market.dataset import Dataset
 from models.batches import TrainingSet, make_training_set
 from models.item_graph import ItemGraphConfig, fit_item_graph
+from models.preranker import PreRankerConfig
 from models.ranker import RankerConfig, train_ranker
 from models.training import Progress, quiet
 from models.two_tower import TwoTowerConfig, train_two_tower
@@ -39,6 +41,7 @@ class BuildConfig:
     item_graph: ItemGraphConfig = field(default_factory=ItemGraphConfig)
     two_tower: TwoTowerConfig = field(default_factory=TwoTowerConfig)
     ranker: RankerConfig = field(default_factory=RankerConfig)
+    preranker: PreRankerConfig = field(default_factory=PreRankerConfig)
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
 
 
@@ -97,15 +100,17 @@ def build_release(
     ranker, tasks, ranking = train_ranker(data, config.ranker, work / "ranker", config.seed, progress)
     step("release")
     fresh = folder / f".release.{os.getpid()}"
-    shutil.rmtree(fresh, ignore_errors=True)
+    drafted = folder / f".draft.{os.getpid()}"
+    for unfinished in (fresh, drafted):
+        shutil.rmtree(unfinished, ignore_errors=True)
     info = {
         "data_set": dataset.name,
         "seed": config.seed,
         "two_tower": {"best_epoch": retrieval.best_epoch, "validation": retrieval.history},
         "ranker": {"best_epoch": ranking.best_epoch, "validation": ranking.history},
     }
-    write_release(
-        fresh,
+    draft = write_release(
+        drafted,
         name=dataset.name,
         data=data,
         two_tower=two_tower,
@@ -114,6 +119,9 @@ def build_release(
         config=config.cascade,
         info=info,
     )
+    step("pre-ranker")
+    with_preranker(draft, fresh, data, two_tower, config.preranker, config.seed)
+    shutil.rmtree(drafted)
     target, old = folder / "release", folder / f".release.{os.getpid()}.old"
     if target.exists():
         target.rename(old)

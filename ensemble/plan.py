@@ -27,7 +27,7 @@ WEIGHTS = {
 
 
 #: Default quota of every retrieval channel.
-QUOTAS = {"two_tower": 80, "item_graph": 80, "trending": 40}
+QUOTAS = {"two_tower": 200, "item_graph": 150, "trending": 100}
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ class CascadeConfig:
     """Knobs of the served cascade.
 
     Attributes:
-        candidates: contents ranked for each request (contents).
-        quotas: of these, as many as each retrieval channel may fill before the others take what is left, by
+        retrieved: contents that the channels bring for each request (contents).
+        candidates: of these, contents that pre-ranking leaves for the ranker (contents).
+        quotas: of those retrieved, as many as each channel may fill before the others take what is left, by
             channel (contents).
         pool: best-valued contents that re-ordering chooses from (contents).
         slate: places in a reply (contents).
@@ -45,7 +46,8 @@ class CascadeConfig:
         weights: worth of a certain outcome, by task; a task without one counts 0.
     """
 
-    candidates: int = 200
+    retrieved: int = 500
+    candidates: int = 100
     quotas: Mapping[str, int] = field(default_factory=lambda: dict(QUOTAS))
     pool: int = 60
     slate: int = 10
@@ -54,12 +56,13 @@ class CascadeConfig:
     weights: Mapping[str, float] = field(default_factory=lambda: dict(WEIGHTS))
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "pool", "slate", "seller_cap", "category_cap"):
+        for name in ("retrieved", "candidates", "pool", "slate", "seller_cap", "category_cap"):
             if getattr(self, name) < 1:
                 raise ValueError(f"cascade.{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.slate <= self.pool <= self.candidates:
+        if not self.slate <= self.pool <= self.candidates <= self.retrieved:
             raise ValueError(
-                f"cascade: slate {self.slate} <= pool {self.pool} <= candidates {self.candidates} must hold"
+                f"cascade: slate {self.slate} <= pool {self.pool} <= candidates {self.candidates} <= "
+                f"retrieved {self.retrieved} must hold"
             )
         for task in self.weights:
             if task not in WEIGHTS:

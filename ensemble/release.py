@@ -76,6 +76,11 @@ class ReleaseWriter:
         text = json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False)
         self.path(file).write_text(text, encoding="utf-8")
 
+    def copy(self, other: Release) -> None:
+        """Take over every file of another release."""
+        for file in other.files:
+            shutil.copyfile(other.path / file, self.path(file))
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

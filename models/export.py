@@ -53,6 +53,19 @@ class Layout:
             history_length=int(query[lists[0]].shape.dims[1].max) if lists else 0,
         )
 
+    def pack_queries(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Encoded queries as the packed tensors `query_ids`, `query_lists` and `query_numbers`."""
+        rows = len(next(iter(arrays.values())))
+
+        def stacked(names: tuple[str, ...], empty: np.ndarray) -> np.ndarray:
+            return np.stack([arrays[name] for name in names], axis=1) if names else empty
+
+        return {
+            "query_ids": stacked(self.query_ids, np.zeros((rows, 0), np.int64)),
+            "query_lists": stacked(self.query_lists, np.zeros((rows, 0, self.history_length), np.int64)),
+            "query_numbers": stacked(self.query_numbers, np.zeros((rows, 1), np.float32)),
+        }
+
     def pack_contents(self, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Encoded contents as content_ids int64[N, Fi] and content_numbers float32[N, Gi]."""
         rows = len(next(iter(arrays.values())))

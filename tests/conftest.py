@@ -91,6 +91,7 @@ top = [16]
 epochs = 1
 min_outcomes = 20
 [build.cascade]
+retrieved = 120
 candidates = 60
 quotas = { two_tower = 20, item_graph = 20, trending = 15 }
 pool = 30

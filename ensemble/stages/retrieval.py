@@ -11,6 +11,7 @@ from ensemble.channels.item_graph import item_graph
 from ensemble.channels.trending import trending
 from ensemble.channels.two_tower import two_tower
 from ensemble.plan import Plan
+from ensemble.preranking import PreRanker
 from ensemble.release import Release
 from ensemble.steps import StageStep, TensorSpec
 from market.item_graph import ItemGraph
@@ -39,6 +40,7 @@ class Retrieval:
             for m in range(len(self.plan.markets))
         ]
         self.popularity, self.world = popularity, popularity.sum(axis=0)
+        self.preranker = PreRanker.of(release)
         self.graph = ItemGraph(release.array("graph_neighbours.npy"), release.array("graph_weights.npy"))
         self.quotas = tuple(self.plan.config.quotas[str(c.name).lower()] for c in CHANNELS)
         self.content_ids = release.array("content_ids.npy")
@@ -74,14 +76,34 @@ class Retrieval:
         recent: np.ndarray,
         seen: np.ndarray,
     ) -> dict[str, np.ndarray]:
-        """Candidates of each request, best channel places first, with their encoded features.
+        """The candidates that pre-ranking leaves of those retrieved, best first; see `retrieve`."""
+        made = self.retrieve(query_vector, market_index, time, recent, seen)
+        size = self.plan.config.candidates
+        if self.preranker is None:
+            return {name: array[:, :size] for name, array in made.items()}
+        score = self.preranker(
+            query_vector, made["candidates"], made["content_numbers"], made["retrieval_score"]
+        )
+        best = np.argsort(-score, axis=1, kind="stable")[:, :size]
+        each = np.arange(len(best))[:, None]
+        return {name: array[each, best] for name, array in made.items()}
+
+    def retrieve(
+        self,
+        query_vector: np.ndarray,
+        market_index: np.ndarray,
+        time: np.ndarray,
+        recent: np.ndarray,
+        seen: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        """All that the channels bring, in the order of the merge, with their encoded features.
 
         Returns:
-            candidates int64[B, C] (rows of the contents table, -1 fills), retrieval_score float32[B, C]
-            (cosine of query and content), channel int32[B, C] (`Channel` bits), content_ids and
+            candidates int64[B, R] (rows of the contents table, -1 fills), retrieval_score float32[B, R]
+            (cosine of query and content), channel int32[B, R] (`Channel` bits), content_ids and
             content_numbers as the ranker reads them.
         """
-        size = self.plan.config.candidates
+        size = self.plan.config.retrieved
         candidates = np.full((len(query_vector), size), NONE, np.int64)
         score = np.zeros((len(query_vector), size), np.float32)
         channel = np.zeros((len(query_vector), size), np.int32)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.plan import FILE, QUOTAS, CascadeConfig, Column, Plan
+from ensemble.preranking import BIAS, CONTENTS, HIDDEN, OUT, QUERY
 from ensemble.release import Release, ReleaseWriter
 from market.statistics import PAIR_FEATURES
 
@@ -40,9 +41,11 @@ def release(folder: Path, seed: int) -> Release:
     slate = int(random.integers(1, 9))
     pool = slate + int(random.integers(0, 20))
     candidates = pool + int(random.integers(0, 20))
+    retrieved = candidates + int(random.integers(0, 20))
     config = CascadeConfig(
+        retrieved=retrieved,
         candidates=candidates,
-        quotas={name: int(random.integers(0, candidates)) for name in QUOTAS},
+        quotas={name: int(random.integers(0, retrieved)) for name in QUOTAS},
         pool=pool,
         slate=slate,
         seller_cap=int(random.integers(1, 4)),
@@ -93,6 +96,18 @@ def release(folder: Path, seed: int) -> Release:
         "attribute_age": random.integers(18, 60, users),
         "attribute_spend": random.normal(size=users).astype(np.float32),
     }
+    if seed % 2:  # half of the worlds have a pre-ranker
+        numbers = 1 + len(PAIR_FEATURES)
+        arrays |= {
+            name.removesuffix(".npy"): random.integers(-2, 3, shape).astype(np.float32)
+            for name, shape in (
+                (QUERY, (DIM, 2)),
+                (CONTENTS, (contents, 2)),
+                (HIDDEN, (2 * 2 + numbers + 1, 3)),
+                (BIAS, (3,)),
+                (OUT, (3,)),
+            )
+        }
     path = folder / f"world-{seed}"
     with ReleaseWriter(path, name=path.name) as made:
         made.json(FILE, plan.to_json())

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from ensemble.channels import Channel, first_eligible, nearest
 from ensemble.plan import Plan
+from ensemble.preranking import PreRanker
 from ensemble.stages.retrieval import CHANNELS, Retrieval, merge
 from market.item_graph import ItemGraph
 from market.statistics import pair_features
@@ -52,8 +53,8 @@ def test_candidates_are_what_a_search_one_by_one_finds(worlds, world, seed, rows
     stage, plan = Retrieval(release), Plan.of(release)
     vectors, popularity = release.array("content_vectors.npy"), release.array("popularity.npy")
     request = ask(release, seed, rows)
-    made = stage(**request)
-    size = plan.config.candidates
+    made = stage.retrieve(**request)
+    size = plan.config.retrieved
     graph = ItemGraph(release.array("graph_neighbours.npy"), release.array("graph_weights.npy"))
     affinity = graph.spread(request["recent"])
     for row in range(rows):
@@ -120,6 +121,25 @@ def test_candidates_carry_their_stored_features_and_the_pairs(worlds):
     pair = pair_features(here, world, opens[[content]], request["time"][[row]], affinity[row, [content]])[0]
     expected = [*release.array("content_numbers.npy")[content], *pair]
     np.testing.assert_allclose(made["content_numbers"][row, place], expected, rtol=1e-6)
+
+
+@given(SEEDS, st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_pre_ranking_keeps_the_best_of_what_was_retrieved(worlds, world, seed):
+    release = worlds(world)
+    stage, request, size = Retrieval(release), ask(release, seed, 5), Plan.of(release).config.candidates
+    every, kept = stage.retrieve(**request), stage(**request)
+    if (preranker := PreRanker.of(release)) is None:
+        order = np.arange(every["candidates"].shape[1])[None].repeat(5, axis=0)
+    else:
+        score = preranker(
+            request["query_vector"], every["candidates"], every["content_numbers"], every["retrieval_score"]
+        )
+        assert (np.isfinite(score) == (every["candidates"] >= 0)).all()
+        order = np.argsort(-score, axis=1, kind="stable")
+    for name, array in kept.items():
+        expected = np.stack([row[places] for row, places in zip(every[name], order[:, :size])])
+        np.testing.assert_array_equal(array, expected, name)
 
 
 def test_everything_excluded_leaves_no_candidate(worlds):

@@ -83,7 +83,7 @@ def test_the_file_of_the_working_folder_is_read(tmp_path, monkeypatch):
         ("[build.ranker]\nepochs = 1.5", "[build] ranker.epochs: "),
         ("[build.two_tower]\nhidden = 'wide'", "two_tower.hidden"),
         ("[build]\nranker = 3", "ranker: "),
-        ("[build.cascade]\nslate = 900", "slate 900 <= pool 60 <= candidates 200 must hold"),
+        ("[build.cascade]\nslate = 900", "slate 900 <= pool 60 <= candidates 100 <= retrieved 500 must hold"),
         ("[build.cascade]\nweights = { clik = 1.0 }", "cascade.weights has 'clik'"),
         ("[build.split]\nvalid_fraction = 2.0", "valid_fraction=2.0"),
         ("[world]\nmarkets = ['ZZ']", "no market 'ZZ'"),

@@ -1,0 +1,52 @@
+"""Pre-ranking: a light model in the ranker's place for candidates that are too many to rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ensemble.release import Release
+
+QUERY, CONTENTS, HIDDEN, BIAS, OUT = (
+    f"preranking_{name}.npy" for name in ("query", "contents", "hidden", "bias", "out")
+)
+
+
+class PreRanker:
+    """Scores that order candidates as the ranker would: one hidden layer over a product of projections.
+
+    Attributes:
+        query: float32[D, K], projects query vectors.
+        contents: float32[N, K], projected contents.
+        hidden: float32[2K + G + 1, H]; bias: float32[H]; out: float32[H].
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self.query, self.contents = arrays[QUERY], arrays[CONTENTS]
+        self.hidden, self.bias, self.out = arrays[HIDDEN], arrays[BIAS], arrays[OUT]
+
+    @classmethod
+    def of(cls, release: Release) -> PreRanker | None:
+        """The pre-ranker of a release; None where it has none."""
+        if QUERY not in release.files:
+            return None
+        return cls({name: release.array(name) for name in (QUERY, CONTENTS, HIDDEN, BIAS, OUT)})
+
+    def __call__(
+        self, query_vector: np.ndarray, candidates: np.ndarray, numbers: np.ndarray, cosine: np.ndarray
+    ) -> np.ndarray:
+        """Scores float32[B, C]; -inf where there is no candidate.
+
+        Args:
+            query_vector: float32[B, D].
+            candidates: int64[B, C], rows of the contents table, -1 fills.
+            numbers: float32[B, C, G], the candidates' numbers as the ranker reads them.
+            cosine: float32[B, C], of query and content.
+        """
+        # Products of one request each: a request gets the same score in every batch, to the last bit.
+        asked = query_vector[:, None, :] @ self.query
+        content = self.contents[np.maximum(candidates, 0)]
+        x = np.concatenate([asked * content, content, numbers, cosine[..., None]], axis=-1)
+        score = np.maximum(x @ self.hidden + self.bias, 0) @ self.out
+        return np.where(candidates >= 0, score, -np.inf).astype(np.float32)
