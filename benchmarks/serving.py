@@ -12,21 +12,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import tritonclient.grpc as grpc
 from threadpoolctl import threadpool_limits
 
-from benchmarks.harness import Served, machine, versions, write_json
+from benchmarks.harness import PEERS, Served, machine, peer, peer_python, versions, write_json
+from benchmarks.harness import seconds as seconds_text
 from benchmarks.load import Load, Send, closed_loop, group_cpu, open_loop
 from ensemble.cascade import Cascade
 from ensemble.client import FeedClient
 from ensemble.plan import Plan
 from ensemble.release import Release
+from ensemble.server import TritonServer
 from pasar.cli import served
 from pasar.settings import ServeConfig
 
@@ -42,6 +47,17 @@ TURN_S = 3.0
 PART = 0.7
 #: Different requests of each size.
 POOL = 128
+#: Sizes of Merlin Systems' ensemble: models as ours; it ranks all that it retrieves.
+PEER: dict[str, Any] = {
+    "users": 20_000,
+    "candidates": 100,
+    "slate": 10,
+    "dim": 64,
+    "embedding_dim": 32,
+    "hidden": [64],
+    "bottom": [64],
+    "top": [64, 32],
+}
 
 
 def build(contents: int, seed: int, folder: Path, report: Report) -> Release:
@@ -116,6 +132,28 @@ def _client(url: str) -> Iterator[Send]:
         yield client.infer
 
 
+class MerlinServer(TritonServer):
+    """The same Triton with the packages of the peer's environment and a TensorFlow backend.
+
+    Args:
+        python: the environment's interpreter.
+        repository, log: as of `TritonServer`.
+    """
+
+    def __init__(self, python: Path, repository: Path, *, log: Path) -> None:
+        super().__init__(repository, log=log, startup_deadline_s=300)
+        self._prefix = python.parents[1]
+
+    def _lay_out_backends(self, wheel: Path, target: Path) -> None:
+        super()._lay_out_backends(wheel, target)
+        shutil.copytree(PEERS / "backends", target, dirs_exist_ok=True)
+
+    def _environment(self, wheel: Path) -> dict[str, str]:
+        given = super()._environment(wheel)
+        path = f"{self._prefix / 'bin'}:{given['PATH']}"
+        return {**given, "PATH": path, "VIRTUAL_ENV": str(self._prefix)}
+
+
 def in_process(cascade: Cascade, requests: Sequence[Request], seconds: float) -> Load:
     """The floor: one request after another in this process, one BLAS thread as in the server's stages."""
     latency: list[float] = []
@@ -154,11 +192,7 @@ def ours(
 
     def add(line: Served) -> Served:
         results.append(line)
-        report(
-            f"{line.case}, {line.users} users, {line.clients} clients, {line.side}: "
-            f"p50 {line.p50 * 1e3:.2f} ms, p99 {line.p99 * 1e3:.2f} ms, {line.rate:,.0f} requests/s, "
-            f"CPU {line.cpu * 1e3:.2f} ms"
-        )
+        report(_line(line))
         return line
 
     settings = ServeConfig(grpc_port=0, http_port=0, metrics_port=0)
@@ -191,6 +225,60 @@ def ours(
     return results
 
 
+def merlin(
+    contents: int, *, turns: int, seconds: float, seed: int, folder: Path, report: Report
+) -> tuple[list[Served], dict[str, Any]]:
+    """Merlin Systems' ensemble, one user in a request, which is all that its example can take."""
+    python = peer_python("merlin_systems")
+    sizes = {"contents": contents, "seed": seed, **PEER}
+    digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
+    digest.update((PEERS / "merlin_systems.py").read_bytes())
+    digest.update((PEERS / "merlin_systems.txt").read_bytes())
+    place = Path("runs").resolve() / f"serving-merlin-{digest.hexdigest()[:12]}"
+    with peer("merlin_systems.py", python) as side:
+        if not (place / "built.json").exists():
+            report(f"building Merlin Systems' ensemble in {place}")
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir(parents=True)
+            (place / "built.json").write_text(json.dumps(side.ask("build", folder=str(place), **sizes)))
+        about = {**side.ask("versions"), **json.loads((place / "built.json").read_text())}
+    rng = np.random.default_rng(seed)
+    requests = rng.integers(1, PEER["users"] + 1, POOL).astype(np.int32).tolist()
+    results = []
+    with MerlinServer(python, place / "repository", log=folder / "merlin.log") as server:
+
+        @contextlib.contextmanager
+        def connect() -> Iterator[Send]:
+            with contextlib.closing(grpc.InferenceServerClient(server.grpc_url)) as client:
+
+                def ask(user: int) -> None:
+                    tensor = grpc.InferInput("user_id", [1], "INT32")
+                    tensor.set_data_from_numpy(np.array([user], np.int32))
+                    slate = client.infer("executor_model", [tensor]).as_numpy("ordered_ids")
+                    if slate.shape != (1, PEER["slate"]):
+                        raise ValueError(f"Merlin Systems' slate is {slate.shape}; nothing was timed")
+
+                ask(requests[0])
+                yield ask
+
+        for clients in (1, 8):
+            made = [
+                closed_loop(connect, requests, clients, seconds, lambda: group_cpu(server.pid))
+                for _ in range(turns)
+            ]
+            results.append(told("one after another", "Merlin Systems", 1, clients, made))
+            report(_line(results[-1]))
+    return results, about
+
+
+def _line(line: Served) -> str:
+    return (
+        f"{line.case}, {line.users} users, {line.clients} clients, {line.side}: "
+        f"p50 {seconds_text(line.p50)}, p99 {seconds_text(line.p99)}, {line.rate:,.0f} requests/s, "
+        f"CPU {seconds_text(line.cpu)}"
+    )
+
+
 def run(
     *,
     rows: int = 100_000,
@@ -212,13 +300,21 @@ def run(
     release = build(rows, seed, Path("runs"), report)
     with tempfile.TemporaryDirectory(prefix="pasar-serving-") as place:
         results = ours(release, turns=repeats, seconds=TURN_S, seed=seed, folder=Path(place), report=report)
+        others, about_peer = merlin(
+            rows, turns=repeats, seconds=TURN_S, seed=seed, folder=Path(place), report=report
+        )
+    results += others
     if file:
         about = {
             "benchmark": "serving",
             "settings": {"rows": rows, "repeats": repeats, "seed": seed, "turn_s": TURN_S},
             "cascade": asdict(Plan.of(release).config),
             "machine": {**before, "load_after": machine()["load"]},
-            "versions": versions("onnxruntime", "numpy", "tritonclient", "nvidia-pytriton"),
+            "versions": {
+                **versions("onnxruntime", "numpy", "tritonclient", "nvidia-pytriton"),
+                "peers": about_peer["versions"],
+            },
+            "parameters": about_peer["parameters"],
         }
         write_json(file, about, results)
     return results

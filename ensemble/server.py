@@ -128,7 +128,7 @@ class TritonServer:
         wheel = find_server()
         self._backends = Path(tempfile.mkdtemp(prefix="pasar-backends-"))
         try:
-            _lay_out_backends(wheel, self._backends)
+            self._lay_out_backends(wheel, self._backends)
             tenacity.Retrying(
                 retry=tenacity.retry_if_exception_type(_PortClash),
                 stop=tenacity.stop_after_attempt(5),
@@ -207,7 +207,7 @@ class TritonServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=_environment(wheel),
+                env=self._environment(wheel),
                 start_new_session=True,
             )
         try:
@@ -249,6 +249,29 @@ class TritonServer:
             *(f"--{name}-address={self.host}" for name in self._ports),
             *ports,
         ]
+
+    def _lay_out_backends(self, wheel: Path, target: Path) -> None:
+        """Copy the backends to one folder: Triton refuses links to them, and wheels drop run bits."""
+        python = target / "python"
+        shutil.copytree(wheel / "backends" / "python", python, dirs_exist_ok=True)
+        shutil.copy(_stub(wheel), python)
+        (python / "triton_python_backend_stub").chmod(0o755)
+        shutil.copytree(TEMPLATES / "backends", target, dirs_exist_ok=True)
+        server = wheel / "bin" / "tritonserver"
+        if not os.access(server, os.X_OK):
+            server.chmod(0o755)
+
+    def _environment(self, wheel: Path) -> dict[str, str]:
+        libraries = [sysconfig.get_config_var("LIBDIR"), str(wheel.parents[1] / "nvidia_pytriton.libs")]
+        if "LD_LIBRARY_PATH" in os.environ:
+            libraries.append(os.environ["LD_LIBRARY_PATH"])
+        # The stub finds its packages through the first `python` on the path.
+        path = [str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)]
+        changed = {"LD_LIBRARY_PATH": ":".join(libraries), "PATH": ":".join(path), "VIRTUAL_ENV": sys.prefix}
+        # Stages are processes side by side: BLAS threads that wait for one another burn a core and gain
+        # nothing.
+        alone = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        return {**alone, **os.environ, **changed}
 
     def _wait_until_ready(self, log_start: int) -> None:
         assert self._process is not None
@@ -298,30 +321,6 @@ def find_server() -> Path:
 def _stub(wheel: Path) -> Path:
     minor = f"{sys.version_info.major}.{sys.version_info.minor}"
     return wheel / "python_backend_stubs" / minor / "triton_python_backend_stub"
-
-
-def _lay_out_backends(wheel: Path, target: Path) -> None:
-    """Copy the backends to one folder: Triton refuses links to them, and wheels drop run bits."""
-    python = target / "python"
-    shutil.copytree(wheel / "backends" / "python", python, dirs_exist_ok=True)
-    shutil.copy(_stub(wheel), python)
-    (python / "triton_python_backend_stub").chmod(0o755)
-    shutil.copytree(TEMPLATES / "backends", target, dirs_exist_ok=True)
-    server = wheel / "bin" / "tritonserver"
-    if not os.access(server, os.X_OK):
-        server.chmod(0o755)
-
-
-def _environment(wheel: Path) -> dict[str, str]:
-    libraries = [sysconfig.get_config_var("LIBDIR"), str(wheel.parents[1] / "nvidia_pytriton.libs")]
-    if "LD_LIBRARY_PATH" in os.environ:
-        libraries.append(os.environ["LD_LIBRARY_PATH"])
-    # The stub finds its packages through the first `python` on the path.
-    path = [str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)]
-    changed = {"LD_LIBRARY_PATH": ":".join(libraries), "PATH": ":".join(path), "VIRTUAL_ENV": sys.prefix}
-    # Stages are processes side by side: BLAS threads that wait for one another burn a core and gain nothing.
-    alone = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    return {**alone, **os.environ, **changed}
 
 
 def _ports(wanted: dict[str, int | None], host: str) -> dict[str, int]:
