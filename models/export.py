@@ -159,6 +159,8 @@ def ranker_to_onnx(model: mm.Model, layout: Layout, tasks: tuple[str, ...]) -> o
     content_numbers = (*layout.content_numbers, *PAIR_FEATURES)
     if lookup.fields != (*layout.query_ids, *layout.content_ids, *layout.query_lists):
         raise ValueError("the ranker was built on other columns than the layout's")
+    of_content_ids = range(len(layout.query_ids), len(layout.query_ids) + len(layout.content_ids))
+    query_fields = [place for place in range(len(lookup.fields)) if place not in of_content_ids]
 
     def call(query_ids, query_lists, query_numbers, content_ids, content_numbers_) -> dict[str, tf.Tensor]:
         shape = tf.shape(content_ids)
@@ -174,11 +176,8 @@ def ranker_to_onnx(model: mm.Model, layout: Layout, tasks: tuple[str, ...]) -> o
             for place, name in enumerate(layout.query_lists)
         ]
         of_query = tf.concat([lookup.scalar_vectors(query_ids, layout.query_ids), *lists], axis=1)
-        shared = share(of_query)
         flat_ids = tf.reshape(content_ids, [-1, len(layout.content_ids)])
         of_content = lookup.scalar_vectors(flat_ids, layout.content_ids)
-        count = len(layout.query_ids)
-        vectors = tf.concat([shared[:, :count], of_content, shared[:, count:]], axis=1)
 
         numbers = dict(zip(layout.query_numbers, tf.unstack(share(query_numbers), axis=1)))
         flat_numbers = tf.reshape(content_numbers_, [-1, len(content_numbers)])
@@ -188,7 +187,8 @@ def ranker_to_onnx(model: mm.Model, layout: Layout, tasks: tuple[str, ...]) -> o
             again = tf.logical_and(query_lists[:, tf.newaxis, place, :] == own, own > UNSEEN)
             count_again = tf.reduce_sum(tf.cast(again, tf.float32), axis=-1)
             numbers[match_name(name)] = tf.reshape(tf.math.log(1.0 + count_again), [-1])
-        mixed = body.mix(vectors, tf.stack([numbers[name] for name in body.numbers], axis=1))
+        of_pair = tf.stack([numbers[name] for name in body.numbers], axis=1)
+        mixed = body.mix_candidates(of_query, of_content, of_pair, query_fields)
         made = heads(mixed, training=False)
         return {"probabilities": tf.reshape(made, [batch, candidates, len(tasks)])}
 

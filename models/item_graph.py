@@ -26,8 +26,8 @@ class ItemGraphConfig:
         neighbours: edges kept for each content (contents).
         regularisation: added to the diagonal of the Gram matrix; the more, the more cautious (events).
         vectors: weight of the likeness of content vectors beside events, where contents have any (events).
-        items: contents that EASE solves for at most; a larger catalogue gets normalised co-visitation
-            (contents).
+        items: contents that EASE solves for at most; a larger catalogue gets normalised co-visitation, of
+            events alone (contents).
         events: latest events of a user that count (events).
     """
 
@@ -169,9 +169,58 @@ class Ease(FittedGraph):
         return np.where(kept, np.maximum(edges - shift, 0), 0).sum(axis=1).astype(np.float32)
 
 
+class CoVisitation(FittedGraph):
+    """How often two contents are wanted by the same people, divided by the root of how often each is.
+
+    Item-kNN with the cosine (Deshpande and Karypis, TOIS 2004), `regularisation` added to each count so that
+    a few common users make no strong edge. The matrix of counts stays sparse, so any catalogue fits.
+    """
+
+    def __init__(self, matrix: sp.csr_matrix, config: ItemGraphConfig) -> None:
+        self.matrix, self.regularisation = matrix, config.regularisation
+        self.common = (matrix.T @ matrix).tocsr()
+        self.wanted = self.common.diagonal()
+        common = self.common.tocoo()
+        apart = common.row != common.col
+        source, target, count = common.row[apart], common.col[apart], common.data[apart]
+        weight = self._weight(count, self.wanted[source], self.wanted[target])
+        order = np.lexsort((target, -weight, source))
+        source, target, weight = source[order], target[order], weight[order]
+        place = np.arange(len(source)) - np.searchsorted(source, source)
+        kept = place < config.neighbours
+        shape = (matrix.shape[1], config.neighbours)
+        neighbours, weights = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
+        neighbours[source[kept], place[kept]] = target[kept]
+        weights[source[kept], place[kept]] = weight[kept]
+        self.graph = ItemGraph(neighbours, weights)
+
+    def _weight(self, common: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return common / np.sqrt((one + self.regularisation) * (other + self.regularisation))
+
+    def without_user(self, user: np.ndarray, history: np.ndarray, content: np.ndarray) -> np.ndarray:
+        """See `FittedGraph`: the user's own wants are taken off the counts behind each edge."""
+        summed = np.zeros(len(content), np.float64)
+        wanted = self._entries(self.matrix, user, content)
+        for source in history.T:
+            known = np.flatnonzero(source >= 0)
+            past, now = source[known], content[known]
+            is_edge = (self.graph.neighbours[past] == now[:, None]).any(axis=1)
+            known, past, now = known[is_edge], past[is_edge], now[is_edge]
+            own, wanted_now = self._entries(self.matrix, user[known], past), wanted[known]
+            common = self._entries(self.common, past, now) - own * wanted_now
+            summed[known] += self._weight(common, self.wanted[past] - own, self.wanted[now] - wanted_now)
+        return summed.astype(np.float32)
+
+    @staticmethod
+    def _entries(matrix: sp.csr_matrix, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+        return np.asarray(matrix[row, column], np.float64).ravel() if len(row) else np.zeros(0)
+
+
 def fit_item_graph(examples: Examples, config: ItemGraphConfig) -> FittedGraph:
-    """The item graph of the training positives of all markets."""
+    """The item graph of the training positives of all markets; see `ItemGraphConfig.items`."""
     matrix = training_rows(examples, config.events)
+    if matrix.shape[1] > config.items:
+        return CoVisitation(matrix, config)
     return Ease(matrix, likeness(examples.contents), config)
 
 

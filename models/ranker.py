@@ -124,7 +124,22 @@ class RankerBody(mm.Block):
             vectors: float32[B, F, D], as `Lookup.fields`.
             numbers: float32[B, G], as `numbers`.
         """
-        x = self.interactions((self.bottom(numbers), vectors))
+        return self._rest(self.interactions((self.bottom(numbers), vectors)))
+
+    def mix_candidates(
+        self, of_query: tf.Tensor, of_content: tf.Tensor, numbers: tf.Tensor, query_fields: list[int]
+    ) -> tf.Tensor:
+        """As `mix` for the C candidates of each query; see `InteractionDense.for_candidates`.
+
+        Args:
+            of_query: float32[B, Fq, D], `query_fields` of `Lookup.fields`.
+            of_content: float32[B * C, Fc, D], the other fields.
+            numbers: float32[B * C, G], as `numbers`.
+        """
+        first = self.bottom(numbers)
+        return self._rest(self.interactions.for_candidates(first, of_query, of_content, query_fields))
+
+    def _rest(self, x: tf.Tensor) -> tf.Tensor:
         for layer in self.top:
             x = layer(x)
         return x

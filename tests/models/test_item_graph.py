@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.baselines import EASE
-from models.item_graph import Ease, ItemGraphConfig, fit_item_graph, likeness, training_rows
+from models.item_graph import CoVisitation, Ease, ItemGraphConfig, fit_item_graph, likeness, training_rows
 from workflows.examples import TRAIN
 
 
@@ -51,6 +51,48 @@ def test_leaving_a_user_out_equals_a_fit_without_the_user(seed, neighbours):
         without = np.maximum(EASE(2.0).fit(sp.csr_matrix(others)).weights, 0)
         made = fitted.without_user(np.full(contents, user), history, np.arange(contents))
         np.testing.assert_allclose(made, np.where(edges, without, 0)[past].sum(axis=0), atol=1e-5)
+
+
+def cosines(matrix, regularisation):
+    """Counts of common users by the root of both contents' counts, 0 on the diagonal."""
+    common = (matrix.T @ matrix).toarray()
+    count = np.diag(common) + regularisation
+    weights = common / np.sqrt(count[:, None] * count)
+    np.fill_diagonal(weights, 0)
+    return weights
+
+
+def test_edges_of_co_visitation_are_the_largest_cosines():
+    matrix = matrix_of(1)
+    graph = CoVisitation(matrix, ItemGraphConfig(neighbours=14, regularisation=3.0)).graph
+    np.testing.assert_allclose(dense(graph), cosines(matrix, 3.0), atol=1e-6)
+    few = CoVisitation(matrix, ItemGraphConfig(neighbours=5, regularisation=3.0)).graph
+    np.testing.assert_array_equal(few.weights, graph.weights[:, :5])
+    assert (np.diff(graph.weights, axis=1) <= 0).all()
+
+
+@given(st.integers(0, 50), st.integers(1, 13))
+@settings(max_examples=25, deadline=None)
+def test_co_visitation_without_a_user_equals_a_fit_without_the_user(seed, neighbours):
+    matrix = matrix_of(seed)
+    contents = matrix.shape[1]
+    fitted = CoVisitation(matrix, ItemGraphConfig(neighbours=neighbours, regularisation=2.0))
+    edges = dense(fitted.graph) > 0
+    for user in np.flatnonzero(np.diff(matrix.indptr) >= 2)[:6]:
+        past = matrix[user].indices[:3]
+        history = np.full((contents, 4), -1)
+        history[:, : len(past)] = past
+        others = matrix.toarray()
+        others[user] = 0
+        without = cosines(sp.csr_matrix(others), 2.0)
+        made = fitted.without_user(np.full(contents, user), history, np.arange(contents))
+        np.testing.assert_allclose(made, np.where(edges, without, 0)[past].sum(axis=0), atol=1e-5)
+
+
+def test_a_large_catalogue_gets_co_visitation(small_examples):
+    contents = len(small_examples.contents)
+    assert isinstance(fit_item_graph(small_examples, ItemGraphConfig(items=contents)), Ease)
+    assert isinstance(fit_item_graph(small_examples, ItemGraphConfig(items=contents - 1)), CoVisitation)
 
 
 @given(st.integers(0, 50))
