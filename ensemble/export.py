@@ -13,12 +13,14 @@ import pandas as pd
 
 from ensemble.plan import FILE, CascadeConfig, Column, Plan
 from ensemble.release import Release, ReleaseWriter
-from market.statistics import PAIR_FEATURES
+from market.profiles import profile
+from market.statistics import PAIR_FEATURES, counts, trend
 from models.batches import TrainingSet
 from models.export import Layout, content_tower_to_onnx, query_tower_to_onnx, ranker_to_onnx, rename
 from workflows.compile import feature_name, join
-from workflows.examples import content_frame, user_frame
+from workflows.examples import TRAIN, Examples, content_frame, user_frame
 from workflows.features import Encoded
+from workflows.habits import followed_sellers
 
 NEVER_ENDS = np.iinfo(np.int64).max
 
@@ -78,6 +80,9 @@ def write_release(
         release.array("content_numbers.npy", numbers)
         release.array("available.npy", examples.available)
         release.array("popularity.npy", data.latest)
+        release.array("trend.npy", market_trends(examples, config))
+        release.array("exposures.npy", exposures(examples))
+        release.array("is_live.npy", (contents["kind"] == "live").to_numpy(bool))
         release.array("created_at.npy", _seconds(examples.contents, "created_at", 0))
         release.array("ended_at.npy", _seconds(examples.contents, "ended_at", NEVER_ENDS))
         release.array("seller_code.npy", _codes(contents, "seller_id"))
@@ -89,12 +94,38 @@ def write_release(
         release.array("graph_weights.npy", data.graph.graph.weights)
         release.array("user_history.npy", examples.latest_history)
         release.array("user_seen.npy", examples.latest_seen)
+        release.array("user_followed.npy", followed_sellers(examples, _codes(contents, "seller_id")))
         release.array("user_id.npy", _text(examples.users["user_id"]))
         users = user_frame(examples.users)
         for column in plan.columns:
             if column.source == "user":
                 release.array(f"attribute_{column.name}.npy", _attribute(users[column.name], column.kind))
     return Release.open(path)
+
+
+def market_trends(examples: Examples, config: CascadeConfig) -> np.ndarray:
+    """What each market wants by the end of the training part, float32[M, N], see `market.statistics.trend`.
+
+    Without one cut by time the order of a log says nothing about now, and every outcome counts alike.
+    """
+    pairs, queries = examples.pairs, examples.queries
+    rows = np.flatnonzero((pairs.split == TRAIN) & pairs.positive)
+    query, content = pairs.query[rows], pairs.content[rows]
+    age = np.zeros(len(rows))
+    if examples.split == "time" and len(rows):
+        time = queries.time[query]
+        age = (time.max() - time) / (3600 * config.trending_half_life_h)
+    regions = np.unique([profile(code).region for code in examples.markets], return_inverse=True)[1]
+    made = counts(queries.market[query], content, np.exp2(-age), examples.available.shape)
+    return trend(made, examples.available, regions, config.trending_prior)
+
+
+def exposures(examples: Examples) -> np.ndarray:
+    """How often each content was logged by market in the training part, float32[M, N]."""
+    pairs = examples.pairs
+    rows = np.flatnonzero(pairs.split == TRAIN)
+    market = examples.queries.market[pairs.query[rows]]
+    return counts(market, pairs.content[rows], None, examples.available.shape).astype(np.float32)
 
 
 def _with_workflow(encoded: Encoded, tower: onnx.ModelProto, name: str) -> onnx.ModelProto:

@@ -27,7 +27,7 @@ WEIGHTS = {
 
 
 #: Default quota of every retrieval channel.
-QUOTAS = {"two_tower": 200, "item_graph": 150, "trending": 100}
+QUOTAS = {"two_tower": 180, "item_graph": 120, "trending": 60, "fresh": 80, "live": 40, "followed": 20}
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class CascadeConfig:
         candidates: of these, contents that pre-ranking leaves for the ranker (contents).
         quotas: of those retrieved, as many as each channel may fill before the others take what is left, by
             channel (contents).
+        trending_half_life_h: age at which a wanted outcome counts half for the trending channel, where a data
+            set is cut by time (hours).
+        trending_prior: what a market borrows from its region, and a region from the world, weighs as much as
+            so many of its own outcomes (outcomes).
+        fresh_exposures: contents shown at most so often in a market are fresh there (exposures).
         pool: best-valued contents that re-ordering chooses from (contents).
         slate: places in a reply (contents).
         seller_cap: places one seller may take in a slate (contents).
@@ -49,6 +54,9 @@ class CascadeConfig:
     retrieved: int = 500
     candidates: int = 100
     quotas: Mapping[str, int] = field(default_factory=lambda: dict(QUOTAS))
+    trending_half_life_h: float = 48.0
+    trending_prior: float = 100.0
+    fresh_exposures: int = 20
     pool: int = 60
     slate: int = 10
     seller_cap: int = 2
@@ -59,6 +67,11 @@ class CascadeConfig:
         for name in ("retrieved", "candidates", "pool", "slate", "seller_cap", "category_cap"):
             if getattr(self, name) < 1:
                 raise ValueError(f"cascade.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("trending_half_life_h", "trending_prior"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"cascade.{name} is {getattr(self, name)}; it must be above 0")
+        if self.fresh_exposures < 0:
+            raise ValueError(f"cascade.fresh_exposures is {self.fresh_exposures}; it must be at least 0")
         if not self.slate <= self.pool <= self.candidates <= self.retrieved:
             raise ValueError(
                 f"cascade: slate {self.slate} <= pool {self.pool} <= candidates {self.candidates} <= "

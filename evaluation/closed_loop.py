@@ -21,6 +21,7 @@ from evaluation.metrics import mean_interval
 from evaluation.runs import Row
 from market.world import World
 from workflows.examples import TEST, Examples, build_history
+from workflows.habits import followed_sellers
 
 BATCH = 64
 ROUND_S = 3600
@@ -205,6 +206,7 @@ class Player:
         self.user_state, self.retrieval = user_state, retrieval
         user_state.history = histories_until(examples, begin, examples.latest_history.shape[1])
         user_state.seen = histories_until(examples, begin, examples.latest_seen.shape[1])
+        user_state.sellers = followed_sellers(examples, release.array("seller_code.npy"), before=begin)
         self.user_id = examples.users["user_id"].to_numpy(object)
         self.content_id = np.append(examples.contents["content_id"].to_numpy(object), "")
 

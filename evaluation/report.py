@@ -94,7 +94,13 @@ def _rankings(cascade: Cascade, data: TrainingSet, pairs: np.ndarray) -> dict[st
     seen = np.where(history == own[:, None], -1, history)
     retrieval = cascade.run["retrieval"]
     made |= retrieval(
-        query_vector=made["query_vector"], market_index=market, time=time, recent=history, seen=seen
+        query_vector=made["query_vector"],
+        market_index=market,
+        time=time,
+        recent=history,
+        seen=seen,
+        # What a release says of users is of the end of the log, which held-out queries must not know.
+        followed=np.full((len(seen), 0), -1),
     )
     made |= cascade.run["ranking"](**{s.name: made[s.name] for s in cascade.steps[3].inputs})
     value = cascade.plan.value(made["probabilities"])

@@ -46,6 +46,43 @@ class EventCounts:
         return here, self._count(self.by_world, content.astype(np.int64), time)
 
 
+def counts(
+    market: np.ndarray, content: np.ndarray, weight: np.ndarray | None, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Summed weights (1 each where None) of events by market and content, float64[M, N]."""
+    cell = market.astype(np.int64) * shape[1] + content
+    return np.bincount(cell, weight, shape[0] * shape[1]).reshape(shape).astype(np.float64)
+
+
+def trend(wanted: np.ndarray, available: np.ndarray, region: np.ndarray, prior: float) -> np.ndarray:
+    """The share of its market's wanted outcomes that each content gets, shrunk to its region and the world.
+
+    A share is the posterior mean under a Dirichlet prior around the level above: of a market its region, of a
+    region the world. So a market with few outcomes of its own wants what its neighbours want, and leaves
+    them as its own data comes. A level counts only the outcomes of markets where the content is sold.
+
+    Args:
+        wanted: float[M, N], outcomes by market, of any weight each.
+        available: bool[M, N], where a content is sold.
+        region: int[M], the region of each market.
+        prior: outcomes that the level above weighs as much as.
+
+    Returns:
+        float32[M, N].
+    """
+    wanted = np.where(available, wanted, 0.0)
+    total = wanted.sum(axis=1, keepdims=True)
+    ours = (region[:, None] == region).astype(np.float64)
+
+    def pooled(together: np.ndarray, above: np.ndarray | float) -> np.ndarray:
+        """Shares over markets taken `together` float[M, M], drawn to those `above`."""
+        return (together @ wanted + prior * above) / (together @ (total * available) + prior)
+
+    world = pooled(np.ones_like(ours), 0.0)
+    by_region = pooled(ours, world)
+    return ((wanted + prior * by_region) / (total + prior)).astype(np.float32)
+
+
 def pair_features(
     in_market: np.ndarray,
     in_world: np.ndarray,

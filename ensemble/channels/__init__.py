@@ -23,6 +23,9 @@ class Channel(IntFlag):
     TWO_TOWER = 1
     TRENDING = 2
     ITEM_GRAPH = 4
+    FRESH = 8
+    LIVE = 16
+    FOLLOWED = 32
 
 
 class Shelf:
@@ -34,22 +37,49 @@ class Shelf:
         opens, ends: int64[n], from when to when each may be shown (s since the epoch).
         vectors: float32[n, D].
         by_popularity: int64[n], places in `rows`, most wanted first.
+        by_trend: int64[n], the same by `market.statistics.trend`.
+        fresh: int64[*], places of little exposed contents of known age, newest first.
+        rooms: int64[*], places of live rooms, newest first.
+        viewers: float32[n], people in each room now; NaN where that is not known.
+        of_sellers: int64[*], places by seller and, of one seller, newest first; those of the seller s are
+            `of_sellers[first_of[s]:first_of[s + 1]]`.
     """
 
     def __init__(
         self,
         available: np.ndarray,
-        popularity: np.ndarray,
+        *,
         vectors: np.ndarray,
         opens: np.ndarray,
         ends: np.ndarray,
+        popularity: np.ndarray,
+        trend: np.ndarray,
+        fresh: np.ndarray,
+        live: np.ndarray,
+        seller: np.ndarray,
     ) -> None:
+        """
+        Args:
+            available, fresh, live: bool[N], sold here; little exposed here; live rooms.
+            vectors: float32[N, D].
+            opens, ends: int64[N].
+            popularity, trend: float32[N], how much each is wanted in this market.
+            seller: int[N], codes from 0 on, -1 where unknown.
+        """
         self.rows = np.flatnonzero(available)
         self.vectors = np.ascontiguousarray(vectors[self.rows])
         self.place = np.full(len(available), len(self.rows))
         self.place[self.rows] = np.arange(len(self.rows))
         self.opens, self.ends = opens[self.rows], ends[self.rows]
         self.by_popularity = np.argsort(-popularity[self.rows], kind="stable")
+        self.by_trend = np.argsort(-trend[self.rows], kind="stable")
+        newest = np.argsort(-self.opens, kind="stable")
+        self.fresh = newest[(fresh[self.rows] & (self.opens > 0))[newest]]
+        self.rooms = newest[live[self.rows][newest]]
+        self.viewers = np.full(len(self.rows), np.nan, np.float32)
+        of = seller[self.rows][newest]
+        self.of_sellers = newest[np.argsort(of, kind="stable")]
+        self.first_of = np.searchsorted(np.sort(of), np.arange(int(seller.max(initial=-1)) + 2))
 
     def eligible(self, time: np.ndarray, seen: np.ndarray) -> np.ndarray:
         """bool[b, n]: published, not ended, not seen. `seen` holds rows of the contents table, -1 fills."""
@@ -71,6 +101,7 @@ class Asked:
         time: int64[b], s since the epoch.
         affinity: float32[b, n], what the item graph says of the contents after what the user wanted last.
         seen: int64[b, S], contents not to be shown again, rows of the contents table, -1 fills.
+        followed: int64[b, F], sellers that the user follows or bought from, each once, -1 fills.
     """
 
     shelf: Shelf
@@ -78,6 +109,7 @@ class Asked:
     time: np.ndarray
     affinity: np.ndarray
     seen: np.ndarray
+    followed: np.ndarray
 
     @cached_property
     def cosine(self) -> np.ndarray:

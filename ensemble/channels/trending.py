@@ -1,4 +1,4 @@
-"""What the market wants most at the end of the log."""
+"""What the market wants most of late; where it has said little, what its region and the world want."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from ensemble.channels import Asked, first_eligible
 
 
 def trending(asked: Asked, count: int) -> np.ndarray:
-    """The market's most wanted contents, as `ensemble.channels.Source` says."""
-    return first_eligible(asked.shelf.by_popularity, asked.eligible, count)
+    """Contents of the highest `market.statistics.trend`, as `ensemble.channels.Source` says."""
+    return first_eligible(asked.shelf.by_trend, asked.eligible, count)

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ensemble.channels import NONE, Asked, Channel, Shelf, Source
+from ensemble.channels.followed import followed as followed_sellers
+from ensemble.channels.fresh import fresh
 from ensemble.channels.item_graph import item_graph
+from ensemble.channels.live import live
 from ensemble.channels.trending import trending
 from ensemble.channels.two_tower import two_tower
 from ensemble.plan import Plan
@@ -21,6 +24,9 @@ CHANNELS: dict[Channel, Source] = {
     Channel.TWO_TOWER: two_tower,
     Channel.ITEM_GRAPH: item_graph,
     Channel.TRENDING: trending,
+    Channel.FRESH: fresh,
+    Channel.LIVE: live,
+    Channel.FOLLOWED: followed_sellers,
 }
 """Every channel, in the order in which they are merged."""
 
@@ -35,8 +41,20 @@ class Retrieval:
         vectors = release.array("content_vectors.npy")
         available, popularity = release.array("available.npy"), release.array("popularity.npy")
         self.created_at, self.ended_at = release.array("created_at.npy"), release.array("ended_at.npy")
+        trend, few = release.array("trend.npy"), self.plan.config.fresh_exposures
+        exposures = release.array("exposures.npy")
         self.shelves = [
-            Shelf(available[m], popularity[m], vectors, self.created_at, self.ended_at)
+            Shelf(
+                available[m],
+                vectors=vectors,
+                opens=self.created_at,
+                ends=self.ended_at,
+                popularity=popularity[m],
+                trend=trend[m],
+                fresh=exposures[m] <= few,
+                live=release.array("is_live.npy"),
+                seller=release.array("seller_code.npy"),
+            )
             for m in range(len(self.plan.markets))
         ]
         self.popularity, self.world = popularity, popularity.sum(axis=0)
@@ -58,6 +76,7 @@ class Retrieval:
                 TensorSpec("time", np.int64),
                 TensorSpec("recent", np.int64, (plan.history_length,)),
                 TensorSpec("seen", np.int64, (-1,), pad=NONE),
+                TensorSpec("followed", np.int64, (-1,), pad=NONE),
             ),
             (
                 TensorSpec("candidates", np.int64, (size,)),
@@ -75,9 +94,10 @@ class Retrieval:
         time: np.ndarray,
         recent: np.ndarray,
         seen: np.ndarray,
+        followed: np.ndarray,
     ) -> dict[str, np.ndarray]:
         """The candidates that pre-ranking leaves of those retrieved, best first; see `retrieve`."""
-        made = self.retrieve(query_vector, market_index, time, recent, seen)
+        made = self.retrieve(query_vector, market_index, time, recent, seen, followed)
         size = self.plan.config.candidates
         if self.preranker is None:
             return {name: array[:, :size] for name, array in made.items()}
@@ -95,6 +115,7 @@ class Retrieval:
         time: np.ndarray,
         recent: np.ndarray,
         seen: np.ndarray,
+        followed: np.ndarray,
     ) -> dict[str, np.ndarray]:
         """All that the channels bring, in the order of the merge, with their encoded features.
 
@@ -113,7 +134,14 @@ class Retrieval:
             shelf = self.shelves[market]
             if not len(shelf.rows):
                 continue
-            asked = Asked(shelf, query_vector[here], time[here], affinity[here][:, shelf.rows], seen[here])
+            asked = Asked(
+                shelf,
+                query_vector[here],
+                time[here],
+                affinity[here][:, shelf.rows],
+                seen[here],
+                followed[here],
+            )
             proposed = [source(asked, size) for source in CHANNELS.values()]
             found, bits = merge(proposed, self.quotas, tuple(CHANNELS), size)
             known = found >= 0

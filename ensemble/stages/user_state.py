@@ -48,6 +48,7 @@ class UserState:
         self.markets = IdIndex(np.array(self.plan.markets))
         self.history = release.array("user_history.npy")
         self.seen = release.array("user_seen.npy")
+        self.sellers = release.array("user_followed.npy")
         self.attributes = {
             column.name: release.array(f"attribute_{column.name}.npy")
             for column in self.plan.columns
@@ -71,6 +72,7 @@ class UserState:
             TensorSpec("market_index", np.int64),
             TensorSpec("recent", np.int64, (plan.history_length,)),
             TensorSpec("seen", np.int64, (-1,), pad=-1),
+            TensorSpec("followed", np.int64, (-1,), pad=-1),
         )
         inputs = tuple(spec for spec in REQUEST if spec.name != "diversity")
         return StageStep(UserState.name, inputs, made)
@@ -85,6 +87,7 @@ class UserState:
     ) -> dict[str, np.ndarray]:
         """Raw query columns by name (`raw_…`), market_index int64[B], and rows of the contents table with -1
         fills: recent int64[B, L], the latest wanted ones, and seen int64[B, S], not to be shown again.
+        followed int64[B, F] holds codes of sellers that the user follows or bought from.
 
         Raises:
             RequestError: an unknown market, or a time outside 1970 to 2100.
@@ -120,7 +123,12 @@ class UserState:
             columns[f"raw_{column.name}"] = values
         # A long session pushes the stored history out of the query, not out of what was seen.
         seen = np.concatenate([_stored(self.seen, row), session, self.contents(exclude)], axis=1)
-        return columns | {"market_index": market_index, "recent": past, "seen": seen}
+        return columns | {
+            "market_index": market_index,
+            "recent": past,
+            "seen": seen,
+            "followed": _stored(self.sellers, row),
+        }
 
     def _market_index(self, market: np.ndarray) -> np.ndarray:
         place = self.markets(market)

@@ -48,6 +48,7 @@ def release(folder: Path, seed: int) -> Release:
         quotas={name: int(random.integers(0, retrieved)) for name in QUOTAS},
         pool=pool,
         slate=slate,
+        fresh_exposures=1,
         seller_cap=int(random.integers(1, 4)),
         category_cap=int(random.integers(1, 4)),
         weights=WEIGHTS,
@@ -73,6 +74,8 @@ def release(folder: Path, seed: int) -> Release:
     seller = random.integers(-1, 6, contents).astype(np.int32)
     history = random.integers(0, contents, (users, HISTORY)).astype(np.int32)
     history[np.arange(HISTORY) >= random.integers(0, HISTORY + 1, users)[:, None]] = -1
+    followed = np.stack([random.permutation(6)[:3] for _ in range(users)] or [np.zeros(3, int)])[:users]
+    followed = np.where(random.random(followed.shape) < 0.7, followed, -1).astype(np.int32)
     edges = np.stack([random.permutation(contents)[:NEIGHBOURS] for _ in range(contents)])
     edges = np.where(random.random(edges.shape) < 0.6, edges, -1).astype(np.int32)
     arrays = {
@@ -81,6 +84,9 @@ def release(folder: Path, seed: int) -> Release:
         "content_numbers": random.normal(size=(contents, 1)).astype(np.float32),
         "available": available,
         "popularity": random.integers(0, 4, (len(MARKETS), contents)).astype(np.float32),
+        "trend": random.integers(0, 4, (len(MARKETS), contents)).astype(np.float32),
+        "exposures": random.integers(0, 4, (len(MARKETS), contents)).astype(np.float32),
+        "is_live": random.random(contents) < 0.4,
         "created_at": opens,
         "ended_at": ended,
         "seller_code": seller,
@@ -89,6 +95,7 @@ def release(folder: Path, seed: int) -> Release:
         "text_seller_id": np.array(["" if code < 0 else f"seller-{code}" for code in seller], str),
         "user_id": np.array([f"user-{i}" for i in random.permutation(users)], str),
         "user_history": history,
+        "user_followed": followed,
         "user_seen": np.where(random.random(history.shape) < 0.7, history, -1),
         "graph_neighbours": edges,
         "graph_weights": np.where(edges >= 0, random.integers(1, 5, edges.shape) / 8, 0).astype(np.float32),

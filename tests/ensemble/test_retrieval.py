@@ -33,6 +33,9 @@ def ask(release, seed, rows):
         "time": random.choice(moments, rows),
         "recent": random.integers(-1, len(opens), (rows, synthetic.HISTORY)),
         "seen": random.integers(-1, len(opens), (rows, int(random.integers(0, 12)))),
+        "followed": np.array(
+            [np.where(random.random(3) < 0.6, random.permutation(6)[:3], -1) for _ in range(rows)]
+        ),
     }
 
 
@@ -51,7 +54,9 @@ def eligible(release, market, time, seen):
 def test_candidates_are_what_a_search_one_by_one_finds(worlds, world, seed, rows):
     release = worlds(world)
     stage, plan = Retrieval(release), Plan.of(release)
-    vectors, popularity = release.array("content_vectors.npy"), release.array("popularity.npy")
+    vectors, trend = release.array("content_vectors.npy"), release.array("trend.npy")
+    exposures, opens = release.array("exposures.npy"), release.array("created_at.npy")
+    rooms, seller = release.array("is_live.npy"), release.array("seller_code.npy")
     request = ask(release, seed, rows)
     made = stage.retrieve(**request)
     size = plan.config.retrieved
@@ -64,8 +69,16 @@ def test_candidates_are_what_a_search_one_by_one_finds(worlds, world, seed, rows
         related = sorted((c for c in may if affinity[row, c] > 0), key=lambda c: (-affinity[row, c], c))[
             :size
         ]
-        popular = sorted(may, key=lambda c: (-popularity[market, c], c))[:size]
-        by_channel = {"two_tower": near, "item_graph": related, "trending": popular}
+        newest = sorted(may, key=lambda c: (-opens[c], c))
+        followed = set(request["followed"][row].tolist()) - {-1}
+        by_channel = {
+            "two_tower": near,
+            "item_graph": related,
+            "trending": sorted(may, key=lambda c: (-trend[market, c], c))[:size],
+            "fresh": [c for c in newest if exposures[market, c] <= plan.config.fresh_exposures][:size],
+            "live": [c for c in newest if rooms[c]][:size],
+            "followed": [c for c in newest if seller[c] in followed][:size],
+        }
         heads = [c for name, found in by_channel.items() for c in found[: plan.config.quotas[name]]]
         rests = [c for name, found in by_channel.items() for c in found[plan.config.quotas[name] :]]
         expected = list(dict.fromkeys([*heads, *rests]))[:size]
@@ -178,7 +191,7 @@ def test_the_first_eligible_keep_their_order(order, allowed, k):
 
 
 @st.composite
-def three_channels(draw):
+def every_channel(draw):
     """Ranked lists of distinct places, filled up with -1, with quotas and a size."""
 
     def ranked(width):
@@ -189,7 +202,7 @@ def three_channels(draw):
     return lists, [draw(st.integers(0, 5)) for _ in lists], draw(st.integers(1, 12))
 
 
-@given(three_channels())
+@given(every_channel())
 def test_a_merge_takes_quotas_first_and_tells_every_channel(channels):
     lists, quotas, size = channels
     places, bits = merge([np.array([places], np.int64) for places in lists], quotas, tuple(CHANNELS), size)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from market.statistics import DAY_S, PAIR_FEATURES, EventCounts, pair_features
+from market.statistics import DAY_S, PAIR_FEATURES, EventCounts, counts, pair_features, trend
 
 MARKETS, CONTENTS = 2, 3
 events = st.tuples(st.integers(0, MARKETS - 1), st.integers(0, CONTENTS - 1), st.integers(1_000, 1_040))
@@ -55,3 +55,39 @@ def test_an_unknown_age_is_zero():
     )
     assert not pair_features(count, count, None, time, count)[:, age].any()
     assert not pair_features(count, count, created_at, None, count)[:, age].any()
+
+
+WANTED = np.array([[0, 0, 0, 0], [8, 2, 0, 0], [0, 0, 6, 4]])
+REGION = np.array([0, 0, 1])
+
+
+def test_a_market_without_data_wants_what_its_region_wants():
+    made = trend(WANTED, np.ones((3, 4), bool), REGION, prior=5)
+    assert np.argsort(-made[0]).tolist()[:2] == [0, 1]
+    assert made[0, 2] > 0, "and then what the world wants"
+    assert made[0].sum() < 1
+
+
+def test_a_market_with_much_data_wants_what_it_says():
+    made = trend(WANTED * 1000, np.ones((3, 4), bool), REGION, prior=5)
+    np.testing.assert_allclose(made[1:], WANTED[1:] / 10, atol=0.005)
+
+
+def test_the_prior_says_how_much_is_borrowed():
+    wanted = np.array([[3.0, 0], [0, 30]])
+    first = [trend(wanted, np.ones((2, 2), bool), np.zeros(2, int), prior)[0].argmax() for prior in (1, 100)]
+    assert first == [0, 1]
+
+
+def test_a_content_is_judged_by_the_markets_where_it_is_sold():
+    """Sold in one of three markets alone, it must not look a third as wanted to a market that borrows."""
+    wanted = np.array([[0, 0], [5, 5], [0, 10]])
+    available = np.array([[True, True], [True, True], [False, True]])
+    made = trend(wanted, available, np.zeros(3, int), prior=0.001)
+    assert made[0, 0] == pytest.approx(0.5, abs=0.01)
+    assert made[0, 1] == pytest.approx(0.75, abs=0.01)
+
+
+def test_counts_sum_the_weights_of_each_cell():
+    made = counts(np.array([0, 1, 1]), np.array([2, 0, 0]), np.array([0.5, 1, 2]), (2, 3))
+    assert made.tolist() == [[0, 0, 0.5], [3, 0, 0]]

@@ -1,0 +1,27 @@
+"""What the sellers have that the user follows or bought from."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ensemble.channels import NONE, Asked
+
+
+def followed(asked: Asked, count: int) -> np.ndarray:
+    """Contents of followed sellers, newest first, as `ensemble.channels.Source` says."""
+    shelf = asked.shelf
+    row, column = np.nonzero(asked.followed >= 0)
+    seller = asked.followed[row, column]
+    first, length = shelf.first_of[seller], np.diff(shelf.first_of)[seller]
+    row = np.repeat(row, length)
+    within = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length)
+    place = shelf.of_sellers[np.repeat(first, length) + within]
+    may = asked.eligible[row, place]
+    row, place = row[may], place[may]
+    order = np.lexsort((place, -shelf.opens[place], row))
+    row, place = row[order], place[order]
+    turn = np.arange(len(row)) - np.searchsorted(row, row)
+    kept = turn < count
+    found = np.full((len(asked.time), int(turn[kept].max(initial=-1)) + 1), NONE)
+    found[row[kept], turn[kept]] = place[kept]
+    return found

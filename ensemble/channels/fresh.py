@@ -1,0 +1,12 @@
+"""What is new and was shown to few: nobody can want what nobody is shown."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ensemble.channels import Asked, first_eligible
+
+
+def fresh(asked: Asked, count: int) -> np.ndarray:
+    """The newest of the little exposed contents, as `ensemble.channels.Source` says."""
+    return first_eligible(asked.shelf.fresh, asked.eligible, count)

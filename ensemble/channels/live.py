@@ -1,0 +1,28 @@
+"""Live rooms that are open now, by how many people are in them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ensemble.channels import NONE, Asked, nearest
+
+PRIOR_S = 600
+"""Seconds for which a room must have been open until its own viewers count as much as those of the others."""
+
+
+def live(asked: Asked, count: int) -> np.ndarray:
+    """Open rooms by viewers, as `ensemble.channels.Source` says; of equal ones the newest first.
+
+    A room that has just opened has few viewers whatever it is worth, so its number is drawn to the mean of
+    the market's open rooms, the more the shorter it has been open. A room of unknown number has the mean.
+    """
+    rooms, shelf = asked.shelf.rooms, asked.shelf
+    open_ = asked.eligible[:, rooms]
+    viewers = np.broadcast_to(shelf.viewers[rooms], open_.shape)
+    known = open_ & ~np.isnan(viewers)
+    usual = np.sum(viewers, axis=1, where=known) / np.maximum(known.sum(axis=1), 1)
+    age = np.maximum(asked.time[:, None] - shelf.opens[rooms], 0)
+    weight = np.where(known, age / (age + PRIOR_S), 0)
+    score = usual[:, None] + weight * (np.where(known, viewers, 0) - usual[:, None])
+    place = nearest(np.where(open_, score, -np.inf), count)
+    return np.where(place >= 0, rooms[place], NONE) if len(rooms) else place

@@ -1,0 +1,44 @@
+"""A market's shelf and requests to it, of whatever a channel's test gives; the rest does not matter."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ensemble.channels import Asked, Shelf
+
+NOW = 1_000_000
+NEVER = np.iinfo(np.int64).max
+
+
+def shelf(contents: int, **given: object) -> Shelf:
+    """A shelf of contents 0 … `contents` - 1, all sold here, open since second 1 and for ever."""
+    usual = {
+        "vectors": np.zeros((contents, 2), np.float32),
+        "opens": np.ones(contents, np.int64),
+        "ends": np.full(contents, NEVER),
+        "popularity": np.zeros(contents, np.float32),
+        "trend": np.zeros(contents, np.float32),
+        "fresh": np.zeros(contents, bool),
+        "live": np.zeros(contents, bool),
+        "seller": np.full(contents, -1),
+    }
+    assert set(given) <= set(usual)
+    return Shelf(np.ones(contents, bool), **usual | {name: np.array(value) for name, value in given.items()})
+
+
+def asked(of: Shelf, *, seen: object = ((),), followed: object = ((),), time: int = NOW) -> Asked:
+    """Requests of a market at one moment, as many as `seen` or `followed` has rows."""
+    rows = max(len(seen), len(followed))
+
+    def table(values: object) -> np.ndarray:
+        return np.broadcast_to(np.array(values, np.int64), (rows, len(values[0])))
+
+    nothing = np.zeros((rows, len(of.rows)), np.float32)
+    return Asked(
+        of,
+        np.zeros((rows, 2), np.float32),
+        np.full(rows, time),
+        nothing,
+        table(seen),
+        table(followed),
+    )

@@ -1,0 +1,49 @@
+"""The live channel proposes rooms that are open now, by viewers."""
+
+import numpy as np
+
+from ensemble.channels.live import PRIOR_S, live
+from tests.ensemble.channels.asking import NEVER, NOW, asked, shelf
+
+OLD = NOW - 1000 * PRIOR_S
+
+
+def rooms(viewers, opens, **given):
+    of = shelf(len(opens), opens=opens, live=[True] * len(opens), **given)
+    of.viewers = np.array(viewers, np.float32)
+    return of
+
+
+def test_rooms_stand_by_their_viewers():
+    assert live(asked(rooms([5, 90, 40], [OLD] * 3)), 2).tolist() == [[1, 2]]
+
+
+def test_a_room_that_has_ended_or_not_begun_and_what_is_no_room_are_left_out():
+    of = rooms([9, 8, 7], [OLD, NOW + 1, OLD], ends=[NOW, NEVER, NEVER])
+    assert live(asked(of), 3).tolist() == [[2, -1, -1]]
+    assert not live(asked(shelf(4)), 3).size
+
+
+def test_a_room_that_has_just_opened_is_drawn_to_the_others():
+    """With few viewers after a second it stands above an old room with few, and below one with many."""
+    of = rooms([100, 4, 3], [OLD, OLD, NOW - 1])
+    assert live(asked(of), 3).tolist() == [[0, 2, 1]]
+    of = rooms([100, 4, 3], [OLD, OLD, OLD])
+    assert live(asked(of), 3).tolist() == [[0, 1, 2]]
+
+
+def test_a_room_of_unknown_number_counts_as_the_usual_one():
+    of = rooms([100, np.nan, 2], [OLD] * 3)
+    assert live(asked(of), 3).tolist() == [[0, 1, 2]]
+
+
+def test_where_no_number_is_known_the_newest_room_comes_first():
+    of = rooms([np.nan] * 3, [NOW - 50, NOW - 10, NOW - 30])
+    assert live(asked(of), 3).tolist() == [[1, 2, 0]]
+
+
+def test_each_request_is_compared_with_the_rooms_open_to_it():
+    of = rooms([100, 4, 3], [OLD, OLD, NOW - 1])
+    both = live(asked(of, seen=[[0], [-1]]), 3)
+    assert both[0].tolist() == [1, 2, -1]  # the mean is 3.5 without the large room
+    assert both[1].tolist() == [0, 2, 1]
