@@ -36,7 +36,7 @@ MAY_IMPORT = {
 }
 """Package → packages of ours that it may import."""
 
-BUILDERS = {"export.py", "build.py"}
+BUILDERS = {"export.py", "build.py", "distil.py"}
 """Files of `ensemble` that may import models and workflows as well."""
 
 SERVE_BEHIND_THE_WALL = """
