@@ -17,6 +17,7 @@ from market.profiles import profile
 from market.statistics import PAIR_FEATURES, counts, trend
 from models.batches import TrainingSet
 from models.export import Layout, content_tower_to_onnx, query_tower_to_onnx, ranker_to_onnx, rename
+from models.ranker import watch_time
 from workflows.compile import feature_name, join
 from workflows.examples import TRAIN, Examples, content_frame, user_frame
 from workflows.features import Encoded
@@ -78,6 +79,10 @@ def write_release(
         release.array("content_vectors.npy", content_vectors(content, contents))
         release.array("content_ids.npy", ids)
         release.array("content_numbers.npy", numbers)
+        if "watch" in tasks:
+            times = watch_time(examples)
+            release.array("watch_edges.npy", times.edges)
+            release.array("watch_quantiles.npy", times.quantiles)
         release.array("available.npy", examples.available)
         release.array("popularity.npy", data.latest)
         release.array("trend.npy", market_trends(examples, config))

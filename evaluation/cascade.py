@@ -15,6 +15,7 @@ from ensemble.release import Release
 from ensemble.stages.retrieval import Retrieval
 from evaluation.tasks import Progress, Task
 from market.dataset import write_dataset
+from market.watch_time import WatchTime
 from models.training import quiet
 
 #: Contents beyond the candidates rank below every candidate, in the two-tower's order.
@@ -69,6 +70,12 @@ class Released:
         retrieval = self.cascade.run["retrieval"]
         assert isinstance(retrieval, Retrieval)
         self.retrieval = retrieval
+        self.amount = task.target == "watch_s"
+        if self.amount:
+            self.times = WatchTime(
+                release.array("watch_edges.npy"), np.array(release.array("watch_quantiles.npy"))
+            )
+            self.duration_s = task.tables.contents["duration_s"].to_numpy(np.float32)
 
     def queries(self, users: np.ndarray) -> dict[str, np.ndarray]:
         """The cascade's tensors after its query step, for users int64[B] at the end of the log."""
@@ -84,12 +91,16 @@ class Released:
         return made
 
     def rank(self, made: dict[str, np.ndarray], candidates: np.ndarray) -> np.ndarray:
-        """The ranker's blended value of candidates int64[B, C], float32[B, C]."""
+        """The ranker's blended value of candidates int64[B, C], float32[B, C]; where the task asks for watch
+        time, the seconds it expects."""
         packed = {name: made[name] for name in ("query_ids", "query_lists", "query_numbers")}
         affinity = self.retrieval.graph.spread(made["recent"])
         contents = self.retrieval.describe(candidates, made["market_index"], made["time"], affinity)
         probabilities = self.cascade.run["ranking"](**packed, **contents)["probabilities"]
-        return self.cascade.plan.value(probabilities)
+        if not self.amount:
+            return self.cascade.plan.value(probabilities)
+        rank = probabilities[..., self.cascade.plan.tasks.index("watch")]
+        return self.times.seconds(rank, self.duration_s[candidates])
 
 
 class TwoTower:

@@ -70,10 +70,12 @@ def run_protocol(
         benchmark = only_markets(benchmark, markets) if markets else benchmark
         # Baselines draw nothing, so one seed says all.
         rows += evaluate(benchmark, baselines(benchmark.task), seeds[:1], step)
-        if build is not None and benchmark.task.target != "watch_s":
+        if build is not None:
             from evaluation.cascade import FullCascade, Released, TwoTower
 
             for seed in seeds:
                 released = Released(build, training)
-                rows += evaluate(benchmark, [TwoTower(released), FullCascade(released)], (seed,), step)
+                # A cosine is no amount of seconds.
+                both = [] if benchmark.task.target == "watch_s" else [TwoTower(released)]
+                rows += evaluate(benchmark, [*both, FullCascade(released)], (seed,), step)
     return rows

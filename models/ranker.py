@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from market.statistics import PAIR_FEATURES
+from market.watch_time import WatchTime
 from workflows.examples import TRAIN, VALID, Examples
 
 from .batches import RankingBatches, TrainingSet, match_name
@@ -22,7 +23,6 @@ from merlin.schema import ColumnSchema, Schema, Tags  # isort: skip
 #: Tasks in the order of the ranker's output, and the outcome each predicts. `relevant` stands for any wanted
 #: outcome where the log holds positives alone.
 TASKS = ("relevant", "click", "watch", "like", "follow", "long_view", "cart", "order", "negative")
-WATCH_SCALE_S = 60.0
 #: A training step's parts, see `TrainingLoop`.
 PARTS = 4
 
@@ -61,7 +61,8 @@ class RankerConfig:
 def task_labels(examples: Examples, min_outcomes: int) -> dict[str, np.ndarray]:
     """Labels of every task the log can teach, float32[P] over all pairs.
 
-    Watch time becomes watch / (watch + 60 s), in [0, 1), which the long tail cannot rule.
+    Watch time becomes its place among contents of about the same duration, see `market.watch_time`; without
+    one it counts as none.
     """
     pairs = examples.pairs
     if examples.feedback == "positives":
@@ -75,7 +76,10 @@ def task_labels(examples: Examples, min_outcomes: int) -> dict[str, np.ndarray]:
         values = np.nan_to_num(np.asarray(values))
         if np.count_nonzero(values[train_rows]) < min_outcomes:
             continue
-        labels[task] = _watch_share(values) if task == "watch" else (values > 0).astype(np.float32)
+        if task == "watch":
+            labels[task] = watch_time(examples).rank(values, durations(examples)[pairs.content])
+        else:
+            labels[task] = (values > 0).astype(np.float32)
     if not labels:
         raise ValueError(
             f"no outcome has {min_outcomes} training rows, so there is nothing to rank by; train on a longer "
@@ -84,10 +88,18 @@ def task_labels(examples: Examples, min_outcomes: int) -> dict[str, np.ndarray]:
     return labels
 
 
-def _watch_share(watch_s: np.ndarray) -> np.ndarray:
-    """watch / (watch + 60 s), float32[P] in [0, 1) even where rounding would reach 1."""
-    share = (watch_s / (watch_s + WATCH_SCALE_S)).astype(np.float32)
-    return np.minimum(share, np.nextafter(np.float32(1), np.float32(0)))
+def watch_time(examples: Examples) -> WatchTime:
+    """Watch times of the training part by groups of duration."""
+    rows = examples.pairs.rows(TRAIN)
+    watch_s = np.asarray(examples.pairs.outcomes["watch_s"][rows])
+    return WatchTime.fit(watch_s, durations(examples)[examples.pairs.content[rows]])
+
+
+def durations(examples: Examples) -> np.ndarray:
+    """Durations of the contents (s), float32[N], NaN where unknown."""
+    if "duration_s" not in examples.contents:
+        return np.full(len(examples.contents), np.nan, np.float32)
+    return examples.contents["duration_s"].to_numpy(np.float32)
 
 
 def pair_schema(query: Schema) -> Schema:

@@ -1,5 +1,7 @@
 """Pasar's two systems score every content, and candidates score as in the full ranking."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -66,6 +68,22 @@ def test_users_of_two_markets_are_given_contents_of_their_own(released, task):
     assert len(set(home)) > 1
     for row, market in enumerate(home):
         assert available[retrieved[row], market].all()
+
+
+def test_a_task_of_watch_time_is_answered_in_seconds(small_build, task):
+    tables = task.tables
+    contents = tables.contents.assign(duration_s=tables.contents["duration_s"].fillna(0))
+    asked = replace(task, target="watch_s", tables=replace(tables, contents=contents))
+    released = Released(small_build.config)
+    released.use(small_build.built.release, asked)
+    candidates = np.tile(np.flatnonzero(contents["duration_s"] > 0)[:50], (len(USERS), 1))
+    seconds = FullCascade(released).score(USERS, candidates)
+    log = tables.impressions["watch_s"]
+    assert (seconds >= log.min()).all()
+    assert (seconds <= log.max()).all()
+    # What lasts longer is watched longer, though the ranker's rank knows no seconds.
+    duration = contents["duration_s"].to_numpy()[candidates]
+    assert np.corrcoef(seconds.ravel(), duration.ravel())[0, 1] > 0.5
 
 
 def test_both_systems_share_one_build_a_seed(small_build, task, monkeypatch):
