@@ -9,6 +9,7 @@ from benchmarks import serving
 from benchmarks.harness import table
 from benchmarks.load import Load
 from ensemble.cascade import Cascade
+from ensemble.server import find_server
 
 
 def test_requests_are_of_known_users_and_change_with_the_seed_alone(small_release):
@@ -67,3 +68,14 @@ def test_a_built_release_is_found_again_until_its_configuration_changes(small_re
         serving.build(contents, 0, tmp_path, lambda line: None)
     assert len(built) == 2
     assert built[0] != built[1]
+
+
+def test_the_peer_s_server_has_its_packages_and_backend_beside_ours(tmp_path):
+    server = serving.MerlinServer(tmp_path / "env/bin/python", tmp_path / "models", log=tmp_path / "log")
+    wheel = find_server()
+    environment = server._environment(wheel)
+    assert environment["PATH"].startswith(f"{tmp_path / 'env/bin'}:")
+    assert environment["VIRTUAL_ENV"] == str(tmp_path / "env")
+    server._lay_out_backends(wheel, tmp_path / "backends")
+    assert (tmp_path / "backends/tensorflow/model.py").is_file()
+    assert (tmp_path / "backends/python/triton_python_backend_stub").is_file()
