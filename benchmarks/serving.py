@@ -28,7 +28,7 @@ from benchmarks.harness import PEERS, Served, machine, peer, peer_python, versio
 from benchmarks.harness import seconds as seconds_text
 from benchmarks.load import Load, Send, closed_loop, group_cpu, open_loop
 from ensemble.cascade import Cascade
-from ensemble.client import FeedClient
+from ensemble.client import DIVERSITY, FeedClient
 from ensemble.plan import Plan
 from ensemble.release import Release
 from ensemble.server import TritonServer
@@ -102,7 +102,9 @@ def make_requests(release: Release, users: int, count: int, seed: int) -> list[R
             "time": plan.as_of + rng.integers(0, 3600, users),
             "history": some(),
             "exclude": some(),
-            "diversity": np.full(users, 0.2, np.float32),
+            "shown": np.full((users, 0), "", object),
+            "diversity": np.full(users, DIVERSITY, np.float32),
+            "seed": rng.integers(2**63, size=users),
         }
         for _ in range(count)
     ]

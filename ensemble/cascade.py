@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnxruntime
 
+from ensemble.blending import Blend
 from ensemble.errors import Code, RequestError
 from ensemble.plan import Plan
 from ensemble.release import Release
@@ -72,6 +73,13 @@ class Cascade:
             else onnx_function(release, step, threads)
             for step in self.steps
         }
+
+    @property
+    def blend(self) -> Blend:
+        """How outcomes become a value."""
+        reordering = self.run[Reordering.name]
+        assert isinstance(reordering, Reordering)
+        return reordering.blend
 
     def __call__(self, request: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The slates of a batch of requests.

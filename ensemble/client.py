@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +14,13 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from ensemble.channels import Channel
 from ensemble.errors import Code, RequestError
-from ensemble.stages.reordering import Reason
+from ensemble.rules import Reason
 from ensemble.stages.user_state import REQUEST
 from ensemble.steps import STRING, TensorSpec
 
 FEED = "feed"
+DIVERSITY = 0.1
+"""What a client sends unless it says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,9 @@ class FeedRequest:
         time: seconds since the epoch.
         history: contents wanted in this session, oldest first.
         exclude: contents never to be shown.
+        shown: contents shown lately, one entry an exposure.
         diversity: 0 (value alone) to 1 (difference alone).
+        seed: of what exploration draws; by default another one for each user and second.
     """
 
     user: str
@@ -38,7 +43,9 @@ class FeedRequest:
     time: int
     history: Sequence[str] = ()
     exclude: Sequence[str] = ()
-    diversity: float = 0.2
+    shown: Sequence[str] = ()
+    diversity: float = DIVERSITY
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class Item:
         probabilities: of the ranker, by task.
         value: blended from them.
         reason: why it stands here.
+        propensity: probability of its standing here under the policy; 1 where nothing was drawn.
     """
 
     content: str
@@ -62,6 +70,7 @@ class Item:
     probabilities: dict[str, float]
     value: float
     reason: str
+    propensity: float
 
 
 @dataclass(frozen=True)
@@ -86,8 +95,17 @@ def pack(requests: Sequence[FeedRequest]) -> dict[str, np.ndarray]:
         "time": np.array([r.time for r in requests], np.int64),
         "history": texts([r.history for r in requests]),
         "exclude": texts([r.exclude for r in requests]),
+        "shown": texts([r.shown for r in requests]),
         "diversity": np.array([r.diversity for r in requests], np.float32),
+        "seed": np.array([_seed(r) for r in requests], np.int64),
     }
+
+
+def _seed(request: FeedRequest) -> int:
+    if request.seed is not None:
+        return request.seed
+    told = hashlib.blake2b(f"{request.user}\n{request.time}".encode(), digest_size=8)
+    return int.from_bytes(told.digest(), "big", signed=True)
 
 
 def unpack(reply: dict[str, np.ndarray], tasks: Sequence[str]) -> list[Slate]:
@@ -109,6 +127,7 @@ def unpack(reply: dict[str, np.ndarray], tasks: Sequence[str]) -> list[Slate]:
                     probabilities=dict(zip(tasks, reply["slate_probabilities"][row, place].tolist())),
                     value=float(reply["slate_value"][row, place]),
                     reason=Reason(int(reply["slate_reason"][row, place])).text,
+                    propensity=float(reply["slate_propensity"][row, place]),
                 )
             )
         slates.append(Slate(tuple(items)))

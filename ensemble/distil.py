@@ -92,7 +92,11 @@ def _taught(
     ranking = next(step for step in cascade.steps if step.name == "ranking")
     made |= retrieval.retrieve(**{spec.name: made[spec.name] for spec in Retrieval.step(cascade.plan).inputs})
     probabilities = cascade.run["ranking"](**{s.name: made[s.name] for s in ranking.inputs})["probabilities"]
-    value = np.where(made["candidates"] >= 0, cascade.plan.value(probabilities), -np.inf)
+    value = np.where(
+        made["candidates"] >= 0,
+        cascade.blend(probabilities, made["candidates"], made["market_index"]),
+        -np.inf,
+    )
     return made["query_vector"], made["candidates"], made["content_numbers"], value
 
 

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pandas as pd
 
-from ensemble.plan import FILE, CascadeConfig, Column, Plan
+from ensemble.plan import FILE, KINDS, CascadeConfig, Column, Plan
 from ensemble.release import Release, ReleaseWriter
 from market.profiles import profile
 from market.statistics import PAIR_FEATURES, counts, trend
@@ -92,6 +92,8 @@ def write_release(
         release.array("ended_at.npy", _seconds(examples.contents, "ended_at", NEVER_ENDS))
         release.array("seller_code.npy", _codes(contents, "seller_id"))
         release.array("category_code.npy", _codes(contents, "category"))
+        release.array("kind_code.npy", pd.Index(KINDS).get_indexer(contents["kind"]).astype(np.int8))
+        release.array("price_usd.npy", _prices(contents))
         followed = {c.name.removeprefix("hist_") for c in plan.columns if c.source == "history"}
         for name_of_text in sorted(followed | {"content_id"}):
             release.array(f"text_{name_of_text}.npy", _text(contents[name_of_text]))
@@ -195,6 +197,13 @@ def _codes(contents: pd.DataFrame, column: str) -> np.ndarray:
     if column not in contents:
         return np.full(len(contents), -1, np.int32)
     return pd.factorize(contents[column], sort=True)[0].astype(np.int32)
+
+
+def _prices(contents: pd.DataFrame) -> np.ndarray:
+    """float32[N], US dollars; NaN where it is not known."""
+    if "price_usd" not in contents:
+        return np.full(len(contents), np.nan, np.float32)
+    return contents["price_usd"].to_numpy(np.float32)
 
 
 def _seconds(contents: pd.DataFrame, column: str, absent: int) -> np.ndarray:

@@ -2,32 +2,60 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
 from ensemble.release import Release
+from market.profiles import MARKETS
 
 FILE = "cascade.json"
+
+#: Kinds of content, in the order of `kind_code.npy`.
+KINDS = ("video", "live", "product")
+
+#: Tasks whose outcome is worth a part of the content's price.
+PRICED = ("cart", "order")
 
 #: Default worth of every task that a ranker may learn.
 WEIGHTS = {
     "relevant": 1.0,
-    "click": 1.0,
-    "watch": 1.0,
-    "like": 2.0,
-    "follow": 3.0,
-    "long_view": 1.0,
-    "cart": 5.0,
-    "order": 20.0,
-    "negative": -10.0,
+    "click": 0.1,
+    "watch": 0.1,
+    "like": 0.2,
+    "follow": 0.3,
+    "long_view": 0.1,
+    "cart": 0.25,
+    "order": 1.0,
+    "negative": -1.0,
 }
-
 
 #: Default quota of every retrieval channel.
 QUOTAS = {"two_tower": 180, "item_graph": 120, "trending": 60, "fresh": 80, "live": 40, "followed": 20}
+
+
+#: Rules of the slate, by name; `ensemble.rules` has a file for each.
+LIMITS = ("frequency_cap", "seller_cap", "category_cap", "slots")
+DIVERSITIES = ("mmr", "dpp")
+RULES = (*LIMITS, *DIVERSITIES, "exploration")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """How many places of a kind a slate may hold: at most `most` among the first `within`, 0 for all."""
+
+    kind: str
+    most: int
+    within: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"cascade.slots has kind {self.kind!r}; there are {', '.join(KINDS)}")
+        if self.most < 0 or self.within < 0:
+            raise ValueError(
+                f"cascade.slots: most {self.most} and within {self.within} of {self.kind} must be at least 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -46,9 +74,22 @@ class CascadeConfig:
         fresh_exposures: contents shown at most so often in a market are fresh there (exposures).
         pool: best-valued contents that re-ordering chooses from (contents).
         slate: places in a reply (contents).
+        rules: rules of the slate. Where not all caps can hold the later ones in this list yield first. There
+            are frequency_cap, seller_cap, category_cap, slots, one of mmr and dpp, and exploration.
         seller_cap: places one seller may take in a slate (contents).
         category_cap: places one category may take in a slate (contents).
-        weights: worth of a certain outcome, by task; a task without one counts 0.
+        content_frequency: times a content may have been shown lately (exposures).
+        seller_frequency: times a seller's contents may have been shown lately (exposures).
+        slots: most places of a kind within the first places of a slate, such as
+            { kind = "product", most = 1, within = 3 }; without `within`, of the whole slate.
+        explore: share of the places, the last ones, given to contents of uncertain value (0 to 0.5).
+        explore_outcomes: a content wanted fewer times lately is of uncertain value (outcomes).
+        weights: worth of a certain outcome, by task: US dollars; of cart and order, parts of the content's
+            price. A task without one counts 0.
+        weights_for: other weights for a kind, a market or a kind in a market, such as
+            { live = { watch = 0.1 }, ID = { order = 0.5 }, "ID.live" = { order = 0.7 } }; the last of these
+            goes before the second, the second before the first.
+        price_usd: price of a content without one (US dollars).
     """
 
     retrieved: int = 500
@@ -59,12 +100,21 @@ class CascadeConfig:
     fresh_exposures: int = 20
     pool: int = 60
     slate: int = 10
+    rules: tuple[str, ...] = (*LIMITS, "dpp", "exploration")
     seller_cap: int = 2
-    category_cap: int = 4
+    category_cap: int = 6
+    content_frequency: int = 2
+    seller_frequency: int = 3
+    slots: tuple[Slot, ...] = ()
+    explore: float = 0.1
+    explore_outcomes: int = 5
     weights: Mapping[str, float] = field(default_factory=lambda: dict(WEIGHTS))
+    weights_for: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    price_usd: float = 20.0
 
     def __post_init__(self) -> None:
-        for name in ("retrieved", "candidates", "pool", "slate", "seller_cap", "category_cap"):
+        counts = ("seller_cap", "category_cap", "content_frequency", "seller_frequency", "explore_outcomes")
+        for name in ("retrieved", "candidates", "pool", "slate", *counts):
             if getattr(self, name) < 1:
                 raise ValueError(f"cascade.{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("trending_half_life_h", "trending_prior"):
@@ -77,15 +127,64 @@ class CascadeConfig:
                 f"cascade: slate {self.slate} <= pool {self.pool} <= candidates {self.candidates} <= "
                 f"retrieved {self.retrieved} must hold"
             )
-        for task in self.weights:
-            if task not in WEIGHTS:
-                raise ValueError(f"cascade.weights has {task!r}; there are {', '.join(WEIGHTS)}")
+        self._check_weights()
+        self._check_rules()
         object.__setattr__(self, "quotas", dict(QUOTAS) | dict(self.quotas))
         for channel, quota in self.quotas.items():
             if channel not in QUOTAS:
                 raise ValueError(f"cascade.quotas has {channel!r}; there are {', '.join(QUOTAS)}")
             if quota < 0:
                 raise ValueError(f"cascade.quotas.{channel} is {quota}; it must be at least 0")
+
+    def _check_weights(self) -> None:
+        scopes = [*KINDS, *MARKETS, *(f"{market}.{kind}" for market in MARKETS for kind in KINDS)]
+        for scope in self.weights_for:
+            if scope not in scopes:
+                raise ValueError(
+                    f"cascade.weights_for has {scope!r}; write a kind ({', '.join(KINDS)}), a market "
+                    f"({', '.join(MARKETS)}), or both, such as 'ID.live'"
+                )
+        for name, weights in (
+            ("weights", self.weights),
+            *((f"weights_for.{scope}", weights) for scope, weights in self.weights_for.items()),
+        ):
+            for task, weight in weights.items():
+                if task not in WEIGHTS:
+                    raise ValueError(f"cascade.{name} has {task!r}; there are {', '.join(WEIGHTS)}")
+                if not math.isfinite(weight):
+                    raise ValueError(f"cascade.{name}.{task} is {weight}; it must be a finite number")
+                if weight * WEIGHTS[task] < 0:
+                    sign = "positive" if weight > 0 else "negative"
+                    raise ValueError(f"cascade.{name}.{task} is {weight}; it must not be {sign}")
+        if not 0 <= self.price_usd < math.inf:
+            raise ValueError(f"cascade.price_usd is {self.price_usd}; it must be 0 or more")
+
+    def _check_rules(self) -> None:
+        for rule in self.rules:
+            if rule not in RULES:
+                raise ValueError(f"cascade.rules has {rule!r}; there are {', '.join(RULES)}")
+        if len(set(self.rules)) < len(self.rules):
+            raise ValueError(f"cascade.rules {', '.join(self.rules)} must name each rule once")
+        if set(DIVERSITIES) <= set(self.rules):
+            raise ValueError("cascade.rules has mmr and dpp; a slate is made diverse by one of them")
+        if not 0 <= self.explore <= 0.5:
+            raise ValueError(f"cascade.explore is {self.explore}; it must be from 0 to 0.5")
+        # In a release's plan a slot is a JSON object.
+        slots = tuple(slot if isinstance(slot, Slot) else Slot(**slot) for slot in self.slots)
+        object.__setattr__(self, "slots", slots)
+        object.__setattr__(self, "rules", tuple(self.rules))
+
+    def weight(self, task: str, market: str, kind: str) -> float:
+        """Worth of an outcome in a market, of a kind of content: of the narrowest declaration there is."""
+        weight = self.weights.get(task, 0.0)
+        for scope in (kind, market, f"{market}.{kind}"):
+            weight = self.weights_for.get(scope, {}).get(task, weight)
+        return weight
+
+    @property
+    def explored(self) -> int:
+        """Places of a slate that exploration fills, the last ones."""
+        return int(self.explore * self.slate + 1e-9) if "exploration" in self.rules else 0
 
 
 @dataclass(frozen=True)
@@ -129,11 +228,6 @@ class Plan:
     content_numbers: int
     as_of: int
     config: CascadeConfig
-
-    def value(self, probabilities: np.ndarray) -> np.ndarray:
-        """Outcomes blended by the declared weights: probabilities float32[..., T] → float32[...]."""
-        weights = np.array([self.config.weights.get(task, 0.0) for task in self.tasks])
-        return (probabilities @ weights).astype(np.float32)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -85,6 +85,7 @@ class Released:
             "time": np.full(len(users), self.cascade.plan.as_of, np.int64),
             "history": np.full((len(users), 0), "", object),
             "exclude": np.full((len(users), 0), "", object),
+            "shown": np.full((len(users), 0), "", object),
         }
         for step in self.cascade.steps[:2]:
             made |= self.cascade.run[step.name](**{spec.name: made[spec.name] for spec in step.inputs})
@@ -98,7 +99,7 @@ class Released:
         contents = self.retrieval.describe(candidates, made["market_index"], made["time"], affinity)
         probabilities = self.cascade.run["ranking"](**packed, **contents)["probabilities"]
         if not self.amount:
-            return self.cascade.plan.value(probabilities)
+            return self.cascade.blend(probabilities, candidates, made["market_index"])
         rank = probabilities[..., self.cascade.plan.tasks.index("watch")]
         return self.times.seconds(rank, self.duration_s[candidates])
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ensemble.cascade import Cascade
 from ensemble.channels import NONE, Shelf, first_eligible, nearest
+from ensemble.client import DIVERSITY
 from ensemble.release import Release
 from ensemble.stages.retrieval import Retrieval
 from ensemble.stages.user_state import UserState
@@ -28,8 +29,8 @@ ROUND_S = 3600
 """People are independent but for stock, so that time may run out of order between them, by this much."""
 OWN_CLICKS = 50
 """Latest clicks in a play that a policy is told of."""
-DIVERSITY = 0.2
-"""What a client sends unless it says otherwise."""
+LATELY_S = 3600
+"""How long an exposure is told to a policy."""
 ALL = "all"
 """Market of the figures over all markets."""
 
@@ -47,12 +48,15 @@ class Asked:
         time: int64[B], s since epoch.
         clicked: int64[B, H], contents' rows, what each user clicked so far in this play; oldest first, -1
             fills anywhere.
+        shown: int64[B, H], contents' rows, what each user was shown in the last hour, one entry an exposure;
+            -1 fills anywhere.
     """
 
     user: np.ndarray
     market: np.ndarray
     time: np.ndarray
     clicked: np.ndarray
+    shown: np.ndarray
 
 
 Policy = Callable[[Asked], np.ndarray]
@@ -135,10 +139,12 @@ def outcomes(world: World, policy: Policy, requests: Requests) -> np.ndarray:
     """What comes of each request's slate, float64[B, M], columns as in `MEASURES`; the world starts anew."""
     world.reset()
     clicked = np.full((world.config.users, OWN_CLICKS), NONE)
+    shown, shown_at = np.full((2, world.config.users, OWN_CLICKS), NONE)
     made = np.zeros((len(requests), len(MEASURES)))
     for batch in batches(requests.user, requests.time, BATCH):
         user, time = requests.user[batch], requests.time[batch]
-        slates = policy(Asked(user, requests.market[batch], time, clicked[user]))
+        lately = np.where(time[:, None] - shown_at[user] < LATELY_S, shown[user], NONE)
+        slates = policy(Asked(user, requests.market[batch], time, clicked[user], lately))
         expected = world.expected_value(user, slates, time, slate=True)
         real = world.step(user, slates, time)
         columns = (expected.value, real.value, real.click, real.order, real.watch_s, real.negative)
@@ -146,6 +152,9 @@ def outcomes(world: World, policy: Policy, requests: Requests) -> np.ndarray:
         both = np.concatenate([clicked[user], np.where(real.click == 1, slates, NONE)], axis=1)
         latest = np.argsort(both >= 0, axis=1, kind="stable")[:, -OWN_CLICKS:]
         clicked[user] = np.take_along_axis(both, latest, axis=1)
+        shown[user] = np.concatenate([shown[user], slates], axis=1)[:, -OWN_CLICKS:]
+        when = np.broadcast_to(time[:, None], slates.shape)
+        shown_at[user] = np.concatenate([shown_at[user], when], axis=1)[:, -OWN_CLICKS:]
     return made
 
 
@@ -180,13 +189,22 @@ class Player:
         examples: what it was built from.
         world: the world; only `oracle`, `oracle_over_candidates` look into it.
         begin: first second of the play (s since epoch).
+        diversity: as a client sends it.
 
     Raises:
         ValueError: the release's users or contents are not the world's.
     """
 
     def __init__(
-        self, release: Release, examples: Examples, world: World, begin: int, *, seed: int, threads: int = 1
+        self,
+        release: Release,
+        examples: Examples,
+        world: World,
+        begin: int,
+        *,
+        seed: int,
+        threads: int = 1,
+        diversity: float = DIVERSITY,
     ) -> None:
         for table, own, other in (
             ("users", examples.users["user_id"], world.users()["user_id"]),
@@ -199,7 +217,7 @@ class Player:
                 )
         self.cascade = Cascade(release, threads)
         self.slate = self.cascade.plan.config.slate
-        self.world, self.seed = world, seed
+        self.world, self.seed, self.diversity = world, seed, diversity
         user_state, retrieval = self.cascade.run["user_state"], self.cascade.run["retrieval"]
         assert isinstance(user_state, UserState)
         assert isinstance(retrieval, Retrieval)
@@ -258,7 +276,9 @@ class Player:
             "time": asked.time,
             "history": self.content_id[asked.clicked],
             "exclude": np.full((len(asked.user), 0), "", object),
-            "diversity": np.full(len(asked.user), DIVERSITY, np.float32),
+            "shown": self.content_id[asked.shown],
+            "diversity": np.full(len(asked.user), self.diversity, np.float32),
+            "seed": self.seed + (asked.user << 32) + asked.time,
         }
 
     def _retrieved(self, asked: Asked) -> dict[str, np.ndarray]:

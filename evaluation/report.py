@@ -103,7 +103,7 @@ def _rankings(cascade: Cascade, data: TrainingSet, pairs: np.ndarray) -> dict[st
         followed=np.full((len(seen), 0), -1),
     )
     made |= cascade.run["ranking"](**{s.name: made[s.name] for s in cascade.steps[3].inputs})
-    value = cascade.plan.value(made["probabilities"])
+    value = cascade.blend(made["probabilities"], made["candidates"], market)
     value = np.where(made["candidates"] >= 0, value, -np.inf)
     by_value = np.argsort(-value, axis=1, kind="stable")
     nearest = np.argsort(

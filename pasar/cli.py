@@ -315,21 +315,31 @@ def feed(
     ] = None,
     history: Annotated[list[str] | None, typer.Option(help="Content wanted in this session.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Content never to be shown.")] = None,
-    diversity: Annotated[float, typer.Option(help="0 (value alone) to 1 (difference alone).")] = 0.2,
+    shown: Annotated[
+        list[str] | None, typer.Option(help="Content shown lately; again for each exposure.")
+    ] = None,
+    diversity: Annotated[float | None, typer.Option(help="0 (value alone) to 1 (difference alone).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of what exploration draws.")] = None,
     url: Annotated[str, typer.Option(help="gRPC address of the server.")] = "127.0.0.1:8001",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Ask a running server for feeds and print each slate: stage, scores and reason of every item."""
     import dataclasses
 
-    from ensemble.client import FeedRequest, connect
+    from ensemble.client import DIVERSITY, FeedRequest, connect
     from pasar.show import console, slate_table
 
-    moment = _moment(time)
-    requests = [
-        FeedRequest(name, market, moment, tuple(history or ()), tuple(exclude or ()), diversity)
-        for name in user
-    ]
+    asked = FeedRequest(
+        "",
+        market,
+        _moment(time),
+        tuple(history or ()),
+        tuple(exclude or ()),
+        tuple(shown or ()),
+        DIVERSITY if diversity is None else diversity,
+        seed,
+    )
+    requests = [dataclasses.replace(asked, user=name) for name in user]
     with connect(url) as client:
         slates = client.feed(requests)
     if as_json:

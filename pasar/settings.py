@@ -177,10 +177,7 @@ def _section(name: str, config: Any) -> list[str]:
             continue
         if comment := comments.get(knob.name):
             lines += textwrap.wrap(comment, 100, initial_indent="# ", subsequent_indent="#   ")
-        if isinstance(value, Mapping):
-            lines.append(f"{knob.name} = {{ {', '.join(f'{k} = {_toml(v)}' for k, v in value.items())} }}")
-        else:
-            lines.append(f"{knob.name} = {_toml(value)}")
+        lines.append(f"{knob.name} = {_toml(value)}")
     return lines + later
 
 
@@ -189,6 +186,8 @@ def _toml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, str):
         return f'"{value}"'
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{k} = {_toml(v)}' for k, v in value.items())} }}" if value else "{}"
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_toml, value))}]"
     return repr(value)

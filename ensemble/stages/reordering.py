@@ -1,50 +1,92 @@
-"""From ranked candidates to the slate: one value each, then a greedy choice with diversity and caps."""
+"""From ranked candidates to the slate: one value each, then a greedy choice under the declared rules."""
 
 from __future__ import annotations
 
-from enum import IntEnum
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
+from ensemble.blending import Blend
 from ensemble.channels import NONE
 from ensemble.errors import Code, RequestError
-from ensemble.plan import Plan
+from ensemble.plan import DIVERSITIES, LIMITS, CascadeConfig, Plan
 from ensemble.release import Release
+from ensemble.rules import Gain, Limit, Reason
+from ensemble.rules.category_cap import category_cap
+from ensemble.rules.dpp import Dpp
+from ensemble.rules.exploration import explore, uniform
+from ensemble.rules.frequency_cap import FrequencyCap
+from ensemble.rules.mmr import Mmr
+from ensemble.rules.seller_cap import seller_cap
+from ensemble.rules.slots import slots
 from ensemble.steps import StageStep, TensorSpec
 
+CAPS: dict[str, Callable[[Release, CascadeConfig], list[Limit]]] = {
+    "seller_cap": seller_cap,
+    "category_cap": category_cap,
+    "slots": slots,
+}
+GAINS: dict[str, Callable[..., Gain]] = {"mmr": Mmr, "dpp": Dpp}
 
-class Reason(IntEnum):
-    """Why an item stands where it stands."""
+GONE = np.uint16(0xFFFF)
+"""Above all broken limits: what is in the slate already, or is no content."""
 
-    VALUE = 0
-    DIVERSITY = 1
-    CAP = 2
 
-    @property
-    def text(self) -> str:
-        return {
-            Reason.VALUE: "highest value",
-            Reason.DIVERSITY: "adds variety",
-            Reason.CAP: "others at their cap",
-        }[self]
+@dataclass(frozen=True)
+class Chosen:
+    """Slates as places in the pool.
+
+    Attributes:
+        places: int64[B, S], -1 fills.
+        reasons: int64[B, S], `Reason`.
+        propensity: float32[B, S], of the content standing at its place; 0 where there is none.
+    """
+
+    places: np.ndarray
+    reasons: np.ndarray
+    propensity: np.ndarray
 
 
 class Reordering:
-    """Blends the ranker's outcomes into one value and chooses the slate by maximal marginal relevance.
+    """Blends the ranker's outcomes into one value and chooses the slate greedily under the rules.
 
-    Carbonell and Goldstein, SIGIR 1998. Value is scaled to [0, 1] within a request's pool; likeness is the
-    cosine of content vectors.
+    The rules are in `ensemble.rules`, their order in `CascadeConfig.rules`. What weighs against difference is
+    the value scaled to [0, 1] within a request's pool.
     """
 
     name = "reordering"
 
     def __init__(self, release: Release) -> None:
         self.plan = Plan.of(release)
+        config = self.plan.config
         self.content_id = release.array("text_content_id.npy")
         self.vectors = release.array("content_vectors.npy")
-        self.groups = np.stack([release.array("seller_code.npy"), release.array("category_code.npy")])
-        caps = self.plan.config.seller_cap, self.plan.config.category_cap
-        self.caps = np.array(caps).reshape(2, 1, 1)
+        self.wanted = release.array("popularity.npy").sum(axis=0)
+        self.blend = Blend(release)
+        self.gain = next((GAINS[name] for name in config.rules if name in DIVERSITIES), None)
+        self.tired, self.tired_bit = None, np.uint16(0)
+        limits: list[Limit] = []
+        bits: list[int] = []
+        #: Reason of each limit by its bit: the sooner a rule is declared, the higher.
+        self.why = [Reason.DIVERSITY]
+        for name in reversed([name for name in config.rules if name in LIMITS]):
+            made = CAPS[name](release, config) if name in CAPS else [None]
+            for limit in reversed(made):
+                bit = 1 << (len(self.why) - 1)
+                self.why.append(Reason[name.upper()])
+                if limit is None:
+                    self.tired, self.tired_bit = FrequencyCap(release, config), np.uint16(bit)
+                else:
+                    limits.append(limit)
+                    bits.append(bit)
+        self.bits = np.array(bits, np.uint16)
+        none = np.zeros((0, len(self.content_id)), np.int32)
+        groups = np.stack([limit.group for limit in limits]) if limits else none
+        self.groups = np.ascontiguousarray(groups, np.int32)
+        # By place, so that a place's caps are one array [R, 1, 1].
+        most = np.array([limit.most for limit in limits]).reshape(len(limits), config.slate)
+        self.most = np.ascontiguousarray(most.T[..., None, None], np.int16)
 
     @staticmethod
     def step(plan: Plan) -> StageStep:
@@ -57,7 +99,10 @@ class Reordering:
                 TensorSpec("retrieval_score", np.float32, (size,)),
                 TensorSpec("channel", np.int32, (size,)),
                 TensorSpec("probabilities", np.float32, (size, tasks)),
+                TensorSpec("market_index", np.int64),
+                TensorSpec("exposed", np.int64, (-1,), pad=NONE),
                 TensorSpec("diversity", np.float32),
+                TensorSpec("seed", np.int64),
             ),
             (
                 TensorSpec("content_id", object, (slate,)),
@@ -67,6 +112,7 @@ class Reordering:
                 TensorSpec("slate_retrieval_score", np.float32, (slate,)),
                 TensorSpec("slate_probabilities", np.float32, (slate, tasks)),
                 TensorSpec("slate_value", np.float32, (slate,)),
+                TensorSpec("slate_propensity", np.float32, (slate,)),
             ),
         )
 
@@ -76,9 +122,16 @@ class Reordering:
         retrieval_score: np.ndarray,
         channel: np.ndarray,
         probabilities: np.ndarray,
+        market_index: np.ndarray,
+        exposed: np.ndarray,
         diversity: np.ndarray,
+        seed: np.ndarray,
     ) -> dict[str, np.ndarray]:
         """The slate of each request; places without an item have id "" and zeros.
+
+        Args:
+            exposed: int64[B, H], rows of contents shown lately, one entry an exposure, -1 fills.
+            seed: int64[B], of what exploration draws.
 
         Raises:
             RequestError: `diversity` outside [0, 1].
@@ -90,11 +143,12 @@ class Reordering:
                 f"tensor 'diversity' holds {float(diversity[row])} at row {row}; send 0 to 1",
             )
         each = np.arange(len(candidates))[:, None]
-        value = np.where(candidates >= 0, self.plan.value(probabilities), -np.inf)
-        pool = np.argsort(-value, axis=1, kind="stable")[:, : self.plan.config.pool]
-        chosen, reason = self._choose(candidates[each, pool], value[each, pool], diversity)
-        filled = chosen >= 0
-        place = pool[each, np.maximum(chosen, 0)]
+        value = np.where(candidates >= 0, self.blend(probabilities, candidates, market_index), -np.inf)
+        # Of equal values the lower row of the contents table goes first, in whatever order they came.
+        pool = np.lexsort((candidates, -value))[:, : self.plan.config.pool]
+        chosen = self._choose(candidates[each, pool], value[each, pool], exposed, diversity, seed)
+        filled = chosen.places >= 0
+        place = pool[each, np.maximum(chosen.places, 0)]
 
         def slate(array: np.ndarray) -> np.ndarray:
             picked = array[each, place]
@@ -106,60 +160,96 @@ class Reordering:
         return {
             "content_id": np.where(filled, ids, "").astype(object),
             "slate_channel": slate(channel),
-            "slate_reason": np.where(filled, reason, 0).astype(np.int32),
+            "slate_reason": np.where(filled, chosen.reasons, 0).astype(np.int32),
             "slate_retrieval_rank": np.where(filled, place + 1, 0).astype(np.int32),
             "slate_retrieval_score": slate(retrieval_score),
             "slate_probabilities": slate(probabilities),
-            "slate_value": np.where(filled, value[each, place], 0).astype(np.float32),
+            "slate_value": slate(value),
+            "slate_propensity": chosen.propensity,
         }
 
     def _choose(
-        self, candidates: np.ndarray, value: np.ndarray, diversity: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Greedy choice from a pool sorted by value.
+        self,
+        candidates: np.ndarray,
+        value: np.ndarray,
+        exposed: np.ndarray,
+        diversity: np.ndarray,
+        seed: np.ndarray,
+    ) -> Chosen:
+        """Greedy choice from pools sorted by value, candidates int64[B, P] and value float32[B, P], -inf
+        where there is none.
 
-        Caps yield only when nothing else is left, so a slate is never shorter than the pool allows.
-
-        Args:
-            candidates: int64[B, P]; value: float32[B, P], -inf where there is none; diversity: float32[B].
-
-        Returns:
-            places int64[B, S] in the pool, -1 fills; reason int64[B, S].
+        At each place the contents that break the least limits, the sooner declared counting more than all
+        later ones, stand for choice, and the highest gain of these is taken.
         """
         batch, size = candidates.shape
-        slate, each = self.plan.config.slate, np.arange(batch)
-        present = candidates >= 0
-        rows = np.maximum(candidates, 0)
-        vectors = self.vectors[rows]
-        groups = self.groups[:, rows]
-        groups = np.where(
-            groups >= 0, groups, -1 - np.arange(size)
-        )  # without a group, it is alone in its own
-        some = present.any(axis=1, keepdims=True)
-        low = np.where(some, np.min(value, axis=1, keepdims=True, where=present, initial=np.inf), 0)
-        high = np.where(some, np.max(value, axis=1, keepdims=True), 0)
-        weight = diversity[:, None]
-        worth = np.where(present, value - low, 0) / np.maximum(high - low, 1e-9)
-        worth *= 1 - weight
-        likeness = np.zeros((batch, size), np.float32)
-        count = np.zeros(groups.shape, np.int16)
-        free, open_ = present.copy(), present
-        best = np.zeros((slate, batch), np.int64)
-        were_free, were_open = np.empty((2, slate, batch, size), bool)
-        for position in range(slate):
-            were_free[position], were_open[position] = free, open_
-            if not (allowed := open_.any(axis=1)).all():
-                open_ = np.where(allowed[:, None], open_, free)
-                were_open[position] = open_
-            gain = np.where(open_, worth - weight * likeness, -np.inf)
-            best[position] = one = gain.argmax(axis=1)
-            free[each, one] = False
-            alike = np.einsum("bpd,bd->bp", vectors, vectors[each, one])
-            likeness = np.maximum(likeness, alike) if position else alike
+        slate, explored = self.plan.config.slate, self.plan.config.explored
+        each = np.arange(batch)
+        gone = np.where(candidates >= 0, np.uint16(0), GONE)
+        if self.tired and exposed.shape[1]:
+            gone |= self.tired_bit * self.tired(candidates, exposed)
+        gain = worth = _scaled(value, candidates >= 0)
+        rule = None
+        if self.gain and diversity.any():
+            rule = self.gain(worth, self.vectors[candidates], diversity, slate)
+            gain = rule.gain
+        groups = self.groups[:, candidates]
+        # Contents that a limit does not concern never come near its cap.
+        count = np.where(groups >= 0, np.int16(0), np.int16(-2 * slate))
+        best = np.empty((slate, batch), np.int64)
+        broken = np.empty((slate, batch, size), np.uint16)
+        allowed = gone == 0
+        for place in range(slate):
+            if explored and place == slate - explored:
+                # Each limit leaves room for all that is drawn, whatever it will be.
+                room = self.most[place:].min(axis=0) - (explored - 1)
+                allowed = self._broken(count >= room, gone) == 0
+            broken[place] = over = self._broken(count >= self.most[place], gone)
+            open_ = over == over.min(axis=1, keepdims=True)
+            best[place] = one = np.where(open_, gain, -np.inf).argmax(axis=1)
+            gone[each, one] = GONE
             count += groups == groups[:, each, one][..., None]
-            open_ = free & (count < self.caps).all(axis=0)
-        places = np.where(were_free.any(axis=2), best, NONE)
-        by_value = were_free.argmax(axis=2)  # the pool is sorted by value
-        within = np.take_along_axis(were_open, by_value[..., None], axis=2)[..., 0]
-        reasons = np.where(best == by_value, Reason.VALUE, np.where(within, Reason.DIVERSITY, Reason.CAP))
-        return places.T, reasons.T
+            if rule:
+                rule.take(each, one)
+                gain = rule.gain
+        places, reasons = self._reasons(best, broken)
+        propensity = (places >= 0).astype(np.float32)
+        if explored:
+            allowed &= self.wanted[candidates] < self.plan.config.explore_outcomes
+            rows = np.flatnonzero(allowed.sum(axis=1) >= explored)
+            last = np.s_[rows[:, None], np.arange(slate - explored, slate)]
+            if len(rows):
+                places[last], propensity[last] = explore(
+                    value[rows], self.wanted[candidates[rows]], allowed[rows], uniform(seed[rows], explored)
+                )
+                reasons[last] = Reason.EXPLORATION
+        return Chosen(places, reasons, propensity)
+
+    def _broken(self, over: np.ndarray, gone: np.ndarray) -> np.ndarray:
+        """Bits of the limits that are over, bool[R, B, P] → uint16[B, P]."""
+        return (self.bits @ over.reshape(len(self.bits), gone.size)).reshape(gone.shape) | gone
+
+    def _reasons(self, best: np.ndarray, broken: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Places int64[B, S] with -1 where nothing was left, and why each stands there, int64[B, S].
+
+        Args:
+            best: int64[S, B], the place of the pool taken.
+            broken: uint16[S, B, P], limits broken by each place of the pool before that.
+        """
+        left = broken < GONE
+        by_value = left.argmax(axis=2)  # the pool is sorted by value
+        own = np.take_along_axis(broken, best[..., None], axis=2)[..., 0]
+        first = np.take_along_axis(broken, by_value[..., None], axis=2)[..., 0]
+        # The strictest limit that the content of the highest value breaks and the chosen one does not.
+        decided = np.frexp((own ^ first).astype(np.float32))[1]
+        why = np.array(self.why)[np.minimum(decided, len(self.why) - 1)]
+        reasons = np.where(best == by_value, Reason.VALUE, why)
+        return np.where(left.any(axis=2), best, NONE).T, reasons.T
+
+
+def _scaled(value: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Value scaled to [0, 1] within each row of a sorted pool, float32[B, P]; 0 where there is none."""
+    low = np.min(value, axis=1, keepdims=True, where=present, initial=np.inf)
+    high = value[:, :1]
+    span = np.maximum(high - low, np.float32(1e-9), where=present[:, :1], out=np.ones_like(high))
+    return np.where(present, (value - np.where(present[:, :1], low, 0)) / span, 0)

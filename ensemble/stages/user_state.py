@@ -23,11 +23,16 @@ REQUEST = (
     TensorSpec("time", np.int64),
     TensorSpec("history", object, (-1,)),
     TensorSpec("exclude", object, (-1,)),
+    TensorSpec("shown", object, (-1,)),
     TensorSpec("diversity", np.float32),
+    TensorSpec("seed", np.int64),
 )
 """What a client sends: ids as text; `time` in s since the epoch; `history`, ids wanted in this session that
 the stored state does not know yet, oldest first, "" fills; `exclude`, ids never to be shown, "" fills;
-`diversity` from 0 (value alone) to 1 (difference alone)."""
+`shown`, ids shown lately, one entry an exposure, "" fills; `diversity` from 0 (value alone) to 1 (difference
+alone); `seed`, of what exploration draws: the same request gives the same slate."""
+_FOR_LATER = ("diversity", "seed")
+"""What other stages read."""
 
 _DTYPE = {"string": object, "integer": np.int64, "number": np.float32}
 
@@ -73,8 +78,9 @@ class UserState:
             TensorSpec("recent", np.int64, (plan.history_length,)),
             TensorSpec("seen", np.int64, (-1,), pad=-1),
             TensorSpec("followed", np.int64, (-1,), pad=-1),
+            TensorSpec("exposed", np.int64, (-1,), pad=-1),
         )
-        inputs = tuple(spec for spec in REQUEST if spec.name != "diversity")
+        inputs = tuple(spec for spec in REQUEST if spec.name not in _FOR_LATER)
         return StageStep(UserState.name, inputs, made)
 
     def __call__(
@@ -84,10 +90,12 @@ class UserState:
         time: np.ndarray,
         history: np.ndarray,
         exclude: np.ndarray,
+        shown: np.ndarray,
     ) -> dict[str, np.ndarray]:
         """Raw query columns by name (`raw_…`), market_index int64[B], and rows of the contents table with -1
-        fills: recent int64[B, L], the latest wanted ones, and seen int64[B, S], not to be shown again.
-        followed int64[B, F] holds codes of sellers that the user follows or bought from.
+        fills: recent int64[B, L], the latest wanted ones, seen int64[B, S], not to be shown again, and
+        exposed int64[B, H], shown lately. followed int64[B, F] holds codes of sellers that the user follows
+        or bought from.
 
         Raises:
             RequestError: an unknown market, or a time outside 1970 to 2100.
@@ -128,6 +136,7 @@ class UserState:
             "recent": past,
             "seen": seen,
             "followed": _stored(self.sellers, row),
+            "exposed": self.contents(shown),
         }
 
     def _market_index(self, market: np.ndarray) -> np.ndarray:

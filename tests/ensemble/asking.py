@@ -20,7 +20,9 @@ def requests(release: Release, rows: int, seed: int = 0) -> dict[str, np.ndarray
         "time": plan.as_of + random.integers(-200_000, 200_000, rows),
         "history": random.choice(contents, (rows, 4)),
         "exclude": random.choice(contents, (rows, 6)),
+        "shown": random.choice(contents, (rows, 8)),
         "diversity": random.random(rows).astype(np.float32),
+        "seed": random.integers(-(2**63), 2**63, rows),
     }
 
 

@@ -6,17 +6,18 @@ Vectors hold small whole numbers, so scores are exact and often tied.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ensemble.plan import FILE, QUOTAS, CascadeConfig, Column, Plan
+from ensemble.plan import DIVERSITIES, FILE, KINDS, LIMITS, QUOTAS, CascadeConfig, Column, Plan, Slot
 from ensemble.preranking import BIAS, CONTENTS, HIDDEN, OUT, QUERY
 from ensemble.release import Release, ReleaseWriter
 from market.statistics import PAIR_FEATURES
 
 MARKETS = ("BR", "GB", "ID")
 TASKS = ("click", "order", "negative")
-WEIGHTS = {"click": 1.0, "order": 4.0, "negative": -2.0}
+WEIGHTS = {"click": 1.0, "order": 0.5, "negative": -2.0}
 START, END = 1_772_400_000, 1_772_500_000
 DIM, HISTORY, NEIGHBOURS = 3, 5, 4
 NEVER = np.iinfo(np.int64).max
@@ -52,6 +53,7 @@ def release(folder: Path, seed: int) -> Release:
         seller_cap=int(random.integers(1, 4)),
         category_cap=int(random.integers(1, 4)),
         weights=WEIGHTS,
+        **_rules(np.random.default_rng([seed, 1]), slate),
     )
     plan = Plan(
         markets=MARKETS,
@@ -67,6 +69,7 @@ def release(folder: Path, seed: int) -> Release:
         as_of=END,
         config=config,
     )
+    others = np.random.default_rng([seed, 2])
     available = random.random((len(MARKETS), contents)) < 0.7
     available[0] &= seed > 0
     opens = random.integers(START, END, contents)
@@ -91,6 +94,10 @@ def release(folder: Path, seed: int) -> Release:
         "ended_at": ended,
         "seller_code": seller,
         "category_code": random.integers(-1, 4, contents).astype(np.int32),
+        "kind_code": others.integers(0, len(KINDS), contents).astype(np.int8),
+        "price_usd": np.where(others.random(contents) < 0.2, np.nan, others.random(contents) * 40).astype(
+            np.float32
+        ),
         "text_content_id": np.array([f"content-{i}" for i in random.permutation(contents)], str),
         "text_seller_id": np.array(["" if code < 0 else f"seller-{code}" for code in seller], str),
         "user_id": np.array([f"user-{i}" for i in random.permutation(users)], str),
@@ -121,6 +128,28 @@ def release(folder: Path, seed: int) -> Release:
         for name, array in arrays.items():
             made.array(f"{name}.npy", array)
     return Release.open(path)
+
+
+def _rules(random: np.random.Generator, slate: int) -> dict[str, Any]:
+    """Any rules in any order, and what they need."""
+    limits = random.permutation(LIMITS)[: random.integers(1, len(LIMITS) + 1)].tolist()
+    kinds = random.choice(KINDS, random.integers(0, 4))
+    return {
+        "rules": (*limits, *random.permutation(DIVERSITIES)[: random.integers(0, 2)].tolist(), "exploration"),
+        "content_frequency": int(random.integers(1, 3)),
+        "seller_frequency": int(random.integers(1, 5)),
+        "slots": tuple(
+            Slot(str(kind), int(random.integers(0, 3)), int(random.integers(0, slate + 1))) for kind in kinds
+        ),
+        "explore": float(random.choice([0.0, 0.2, 0.5])),
+        "explore_outcomes": int(random.integers(3, 9)),
+        "weights_for": {
+            "live": {"click": 2.0},
+            "ID": {"negative": -1.0, "click": 0.5},
+            "ID.product": {"click": 3.0},
+        },
+        "price_usd": 10.0,
+    }
 
 
 class Worlds:

@@ -78,11 +78,16 @@ def test_a_batch_equals_its_requests_one_by_one(cascade, small_release):
 
 
 def test_values_and_probabilities_are_finite_and_blended_as_declared(cascade, small_release):
-    made = cascade(requests(small_release, 32, seed=4))
+    made = cascade(requests(small_release, 8, seed=4))
     probabilities = made["slate_probabilities"]
     assert ((probabilities >= 0) & (probabilities <= 1)).all()
-    weights = np.array([cascade.plan.config.weights[task] for task in cascade.plan.tasks])
-    np.testing.assert_allclose(made["slate_value"], probabilities @ weights, atol=1e-5)
+    price = small_release.array("price_usd.npy")
+    for row, place in np.ndindex(made["content_id"].shape):
+        (content,) = places(small_release, [made["content_id"][row, place]])
+        parts = {"cart": price[content], "order": price[content]}
+        weights = [cascade.plan.config.weights[task] * parts.get(task, 1.0) for task in cascade.plan.tasks]
+        value = probabilities[row, place] @ np.array(weights)
+        assert made["slate_value"][row, place] == pytest.approx(value, rel=1e-4, abs=1e-5)
 
 
 def test_unknown_users_of_a_market_share_its_cold_feed(cascade, small_release):
@@ -93,7 +98,9 @@ def test_unknown_users_of_a_market_share_its_cold_feed(cascade, small_release):
         "time": np.full(4, cascade.plan.as_of),
         "history": np.full((4, 0), "", object),
         "exclude": np.full((4, 0), "", object),
+        "shown": np.full((4, 0), "", object),
         "diversity": np.zeros(4, np.float32),
+        "seed": np.zeros(4, np.int64),
     }
     made = cascade(request)["content_id"]
     assert (made != "").all()

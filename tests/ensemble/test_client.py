@@ -17,15 +17,24 @@ from ensemble.steps import check_inputs
 def test_requests_are_packed_as_the_cascade_reads_them():
     packed = pack(
         [
-            FeedRequest("ana", "BR", 10, ("a", "b"), (), 0.5),
-            FeedRequest("budi", "ID", 20, (), ("c",), 0.0),
+            FeedRequest("ana", "BR", 10, ("a", "b"), (), ("d", "d"), 0.5, seed=3),
+            FeedRequest("budi", "ID", 20, (), ("c",), diversity=0.0),
         ]
     )
     assert packed["history"].tolist() == [["a", "b"], ["", ""]]
     assert packed["exclude"].tolist() == [[""], ["c"]]
+    assert packed["shown"].tolist() == [["d", "d"], ["", ""]]
+    assert packed["seed"][0] == 3
     assert packed["time"].tolist() == [10, 20]
     assert packed["diversity"].tolist() == [0.5, 0.0]
     check_inputs(REQUEST, packed)
+
+
+def test_a_seed_is_the_same_for_the_same_request_and_another_for_another():
+    asked = [FeedRequest("ana", "BR", 10), FeedRequest("ana", "BR", 11), FeedRequest("budi", "BR", 10)]
+    seeds = pack(asked)["seed"].tolist()
+    assert seeds == pack(asked)["seed"].tolist()
+    assert len(set(seeds)) == 3
 
 
 def test_requests_without_a_past_are_packed_with_lists_of_no_width():
@@ -38,11 +47,12 @@ def test_places_without_an_item_are_left_out_of_a_slate():
     reply = {
         "content_id": np.array([[b"a", b"b", b""], ["", "", ""]], object),
         "slate_channel": np.array([[1, 3, 0], [0, 0, 0]]),
-        "slate_reason": np.array([[0, 2, 0], [0, 0, 0]]),
+        "slate_reason": np.array([[0, 3, 0], [0, 0, 0]]),
         "slate_retrieval_rank": np.array([[4, 1, 0], [0, 0, 0]]),
         "slate_retrieval_score": np.zeros((2, 3)),
         "slate_probabilities": np.tile(np.array([0.25, 0.75]), (2, 3, 1)),
         "slate_value": np.array([[2.0, 1.0, 0], [0, 0, 0]]),
+        "slate_propensity": np.array([[1.0, 0.25, 0], [0, 0, 0]]),
     }
     full, empty = unpack(reply, ("click", "order"))
     assert [item.content for item in full.items] == ["a", "b"]
@@ -50,7 +60,8 @@ def test_places_without_an_item_are_left_out_of_a_slate():
     assert [item.retrieval_rank for item in full.items] == [4, 1]
     assert full.items[0].probabilities == {"click": 0.25, "order": 0.75}
     assert [item.value for item in full.items] == [2.0, 1.0]
-    assert [item.reason for item in full.items] == [Reason.VALUE.text, Reason.CAP.text]
+    assert [item.reason for item in full.items] == [Reason.VALUE.text, Reason.SELLER_CAP.text]
+    assert [item.propensity for item in full.items] == [1.0, 0.25]
     assert empty == Slate(())
 
 

@@ -106,6 +106,7 @@ def test_a_served_user_is_the_user_of_the_examples(small_build, small_release):
         time=np.full(len(users), plan.as_of),
         history=np.full((len(users), 0), "", object),
         exclude=np.full((len(users), 0), "", object),
+        shown=np.full((len(users), 0), "", object),
     )
     frame = user_frame(users)
     for column in (column for column in plan.columns if column.source == "user"):

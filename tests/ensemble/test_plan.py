@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from ensemble.plan import WEIGHTS, CascadeConfig, Plan
+from ensemble.plan import KINDS, WEIGHTS, CascadeConfig, Plan
+from market import tables
 from models.ranker import TASKS
 from tests.ensemble import synthetic
 
@@ -30,12 +31,44 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
         ({"candidates": 501}, "candidates 501 <= retrieved 500"),
         ({"quotas": {"popular": 3}}, "cascade.quotas has 'popular'; there are two_tower"),
         ({"quotas": {"trending": -1}}, "cascade.quotas.trending is -1"),
-        ({"weights": {"clicks": 1.0}}, "has 'clicks'; there are relevant, click"),
+        ({"weights": {"clicks": 1.0}}, "cascade.weights has 'clicks'; there are relevant, click"),
+        ({"weights": {"click": float("nan")}}, "cascade.weights.click is nan"),
+        ({"weights": {"order": -1.0}}, "cascade.weights.order is -1.0; it must not be negative"),
+        ({"weights": {"negative": 1.0}}, "cascade.weights.negative is 1.0; it must not be positive"),
+        (
+            {"weights_for": {"Live": {}}},
+            "cascade.weights_for has 'Live'; write a kind (video, live, product)",
+        ),
+        ({"weights_for": {"ZZ.live": {}}}, "cascade.weights_for has 'ZZ.live'"),
+        ({"weights_for": {"ID": {"buy": 1.0}}}, "cascade.weights_for.ID has 'buy'"),
+        ({"price_usd": float("inf")}, "cascade.price_usd is inf"),
+        ({"rules": ("seller_cap", "luck")}, "cascade.rules has 'luck'; there are frequency_cap"),
+        ({"rules": ("mmr", "dpp")}, "cascade.rules has mmr and dpp"),
+        ({"rules": ("mmr", "mmr")}, "must name each rule once"),
+        ({"explore": 0.6}, "cascade.explore is 0.6; it must be from 0 to 0.5"),
+        ({"explore_outcomes": 0}, "cascade.explore_outcomes is 0"),
+        ({"slots": ({"kind": "story", "most": 1},)}, "cascade.slots has kind 'story'"),
+        ({"slots": ({"kind": "live", "most": -1},)}, "most -1 and within 0 of live must be at least 0"),
     ],
 )
 def test_knobs_out_of_range_are_refused_by_name(knobs, named):
     with pytest.raises(ValueError, match=re.escape(named)):
         CascadeConfig(**knobs)
+
+
+def test_the_narrowest_declaration_of_a_weight_holds():
+    config = CascadeConfig(
+        weights={"click": 1.0, "cart": 0.5},
+        weights_for={"live": {"click": 2.0}, "ID": {"click": 3.0}, "ID.live": {"click": 4.0}},
+    )
+    asked = [("GB", "video"), ("GB", "live"), ("ID", "video"), ("ID", "live")]
+    assert [config.weight("click", market, kind) for market, kind in asked] == [1.0, 2.0, 3.0, 4.0]
+    assert config.weight("cart", "ID", "live") == 0.5
+    assert config.weight("order", "ID", "live") == 0.0
+
+
+def test_kinds_are_those_of_the_contract():
+    assert KINDS == tables.KINDS
 
 
 def test_every_task_of_the_ranker_has_a_worth():

@@ -26,7 +26,7 @@ def world(worlds):
     return worlds(5)
 
 
-def ask(stage, user="nobody", market="ID", time=synthetic.START, history=(), exclude=()):
+def ask(stage, user="nobody", market="ID", time=synthetic.START, history=(), exclude=(), shown=()):
     """The stage's tensors of one request."""
     made = stage(
         user_id=np.array([user], object),
@@ -34,6 +34,7 @@ def ask(stage, user="nobody", market="ID", time=synthetic.START, history=(), exc
         time=np.array([time]),
         history=np.array([list(history)], object).reshape(1, -1),
         exclude=np.array([list(exclude)], object).reshape(1, -1),
+        shown=np.array([list(shown)], object).reshape(1, -1),
     )
     return {name: array[0] for name, array in made.items()}
 
@@ -70,6 +71,13 @@ def test_all_of_a_long_session_counts_as_seen(world):
     contents = world.array("text_content_id.npy").tolist()
     made = ask(UserState(world), history=contents)
     assert set(range(len(contents))) <= set(made["seen"].tolist())
+
+
+def test_each_exposure_is_passed_on_and_hides_nothing(world):
+    contents = world.array("text_content_id.npy").tolist()
+    made = ask(UserState(world), shown=[contents[3], "unknown", contents[0], contents[3]])
+    assert made["exposed"].tolist() == [3, -1, 0, 3]
+    assert (made["seen"] == -1).all()
 
 
 def test_a_known_user_has_the_stored_attributes(world):
@@ -112,6 +120,7 @@ def test_mixed_requests_are_answered_row_by_row(world):
         time=np.array(times),
         history=np.full((4, 0), "", object),
         exclude=np.full((4, 0), "", object),
+        shown=np.full((4, 0), "", object),
     )
     for row in range(4):
         alone = ask(stage, users[row], markets[row], times[row])

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble.cascade import Cascade
+from ensemble.client import DIVERSITY
 from evaluation.closed_loop import (
     ALL,
     EXPECTED,
@@ -157,7 +158,7 @@ class TestPlayer:
         again = Player(small_build.built.release, told, world, requests.begin, seed=5)
         some = slice(0, 50)
         asked = Asked(
-            requests.user[some], requests.market[some], requests.time[some], np.full((50, OWN_CLICKS), -1)
+            requests.user[some], requests.market[some], requests.time[some], *np.full((2, 50, OWN_CLICKS), -1)
         )
         for name in ("popularity", "two_tower", "cascade_slate"):
             assert np.array_equal(getattr(again, name)(asked), getattr(player, name)(asked)), name
@@ -169,10 +170,10 @@ class TestPlayer:
         rows = slice(0, 60)
         market, time = requests.market[rows], requests.time[rows]
         nothing = np.full((60, OWN_CLICKS), -1)
-        first = getattr(player, policy)(Asked(requests.user[rows], market, time, nothing))
+        first = getattr(player, policy)(Asked(requests.user[rows], market, time, nothing, nothing))
         clicked = nothing.copy()
         clicked[:, -3:] = first[:, :3]
-        slates = getattr(player, policy)(Asked(requests.user[rows], market, time, clicked))
+        slates = getattr(player, policy)(Asked(requests.user[rows], market, time, clicked, nothing))
         assert slates.shape == (60, 10)
         opens = examples.contents["created_at"].to_numpy(float)
         ends = examples.contents["ended_at"].to_numpy(float, na_value=np.inf)
@@ -193,7 +194,7 @@ class TestPlayer:
         shelf = np.flatnonzero(examples.available.all(axis=0))[:2]
         time = np.full(len(strangers), requests.begin)
         clicked = np.tile(shelf, (len(strangers), 1))
-        slates = player.cascade_slate(Asked(strangers, home, time, clicked))
+        slates = player.cascade_slate(Asked(strangers, home, time, clicked, clicked))
         replied = Cascade(small_build.built.release)(
             {
                 "user_id": examples.users["user_id"].to_numpy(object)[strangers],
@@ -201,7 +202,9 @@ class TestPlayer:
                 "time": time,
                 "history": ids[clicked],
                 "exclude": np.full((len(strangers), 0), "", object),
-                "diversity": np.full(len(strangers), 0.2, np.float32),
+                "shown": ids[clicked],
+                "diversity": np.full(len(strangers), DIVERSITY, np.float32),
+                "seed": player.seed + (strangers << 32) + time,
             }
         )
         assert np.array_equal(ids[slates], replied["content_id"])

@@ -117,6 +117,7 @@ def test_raw_columns_of_the_log_are_those_that_the_server_writes(small_build, sm
         time=examples.queries.time[rows],
         history=np.where(history >= 0, texts[np.maximum(history, 0)], ""),
         exclude=np.full((len(rows), 0), "", object),
+        shown=np.full((len(rows), 0), "", object),
     )
     for column in cascade.plan.columns:
         name = f"raw_{column.name}"

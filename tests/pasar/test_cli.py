@@ -161,7 +161,7 @@ def test_feed_prints_json_that_equals_the_server_s_reply(pasar, feed_server, sma
     command += ["--history", texts[0], "--history", texts[1], "--exclude", texts[2], "--exclude", texts[3]]
     code, out, err = pasar(*command, "--time", "2026-03-08T12:00Z", "--diversity", "0.6")
     assert (code, err) == (0, "")
-    request = FeedRequest(user, "GB", 1_772_971_200, texts[:2], texts[2:], 0.6)
+    request = FeedRequest(user, "GB", 1_772_971_200, texts[:2], texts[2:], diversity=0.6)
     with connect(feed_server.grpc_url) as client:
         (slate,) = client.feed([request])
     (printed,) = json.loads(out)

@@ -85,6 +85,8 @@ def test_the_file_of_the_working_folder_is_read(tmp_path, monkeypatch):
         ("[build]\nranker = 3", "ranker: "),
         ("[build.cascade]\nslate = 900", "slate 900 <= pool 60 <= candidates 100 <= retrieved 500 must hold"),
         ("[build.cascade]\nweights = { clik = 1.0 }", "cascade.weights has 'clik'"),
+        ("[build.cascade]\nslots = [{ kind = 'story', most = 1 }]", "cascade.slots has kind 'story'"),
+        ("[build.cascade]\nweights_for = { XY = { click = 1.0 } }", "cascade.weights_for has 'XY'"),
         ("[build.split]\nvalid_fraction = 2.0", "valid_fraction=2.0"),
         ("[world]\nmarkets = ['ZZ']", "no market 'ZZ'"),
         ("[world]\nusers = 1", "users must be a whole number of at least 5, got 1"),

@@ -1,0 +1,49 @@
+"""What the outcomes of showing a content are worth: probabilities in, one value in US dollars out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ensemble.plan import KINDS, PRICED, Plan
+from ensemble.release import Release
+
+
+class Blend:
+    """The one place where outcomes become a value.
+
+    Weights are declared by market and kind (`CascadeConfig.weights`, `weights_for`). A cart and an order are
+    worth a part of the content's price, every other outcome an amount of its own.
+    """
+
+    def __init__(self, release: Release) -> None:
+        plan = Plan.of(release)
+        self.kind = release.array("kind_code.npy")
+        price = release.array("price_usd.npy")
+        self.price = np.where(np.isnan(price), np.float32(plan.config.price_usd), price)
+        worth = np.array(
+            [
+                [[plan.config.weight(task, market, kind) for task in plan.tasks] for kind in KINDS]
+                for market in plan.markets
+            ],
+            np.float32,
+        )
+        priced = np.isin(plan.tasks, PRICED)
+        #: float32[M, 3, T], by market and kind: US dollars, and parts of the price.
+        self.amounts, self.parts = np.where(priced, 0, worth), np.where(priced, worth, 0)
+
+    def __call__(
+        self, probabilities: np.ndarray, candidates: np.ndarray, market_index: np.ndarray
+    ) -> np.ndarray:
+        """Expected value of showing each candidate (USD).
+
+        Args:
+            probabilities: float32[B, C, T], of the ranker.
+            candidates: int64[B, C], rows of the contents table; what -1 is worth means nothing.
+            market_index: int64[B].
+
+        Returns:
+            float32[B, C]
+        """
+        kind, market = self.kind[candidates], market_index[:, None]
+        amount = (probabilities * self.amounts[market, kind]).sum(axis=-1)
+        return amount + self.price[candidates] * (probabilities * self.parts[market, kind]).sum(axis=-1)

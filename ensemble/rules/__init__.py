@@ -1,0 +1,64 @@
+"""Rules of the slate, one file each.
+
+A slate is chosen greedily, place by place. A *limit* holds contents back; a *gain* orders what is left. The
+limits are soft: they stand in the order of `CascadeConfig.rules`, and where nothing in the pool keeps all of
+them, the last ones yield first, so that a slate is never shorter than the pool allows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+import numpy as np
+
+
+class Reason(IntEnum):
+    """Why an item stands where it stands: it has the highest value, or a rule moved it before others."""
+
+    VALUE = 0
+    DIVERSITY = 1
+    FREQUENCY_CAP = 2
+    SELLER_CAP = 3
+    CATEGORY_CAP = 4
+    SLOTS = 5
+    EXPLORATION = 6
+
+    @property
+    def text(self) -> str:
+        return _TEXT[self]
+
+
+_TEXT = {
+    Reason.VALUE: "highest value",
+    Reason.DIVERSITY: "adds variety",
+    Reason.FREQUENCY_CAP: "others shown too often",
+    Reason.SELLER_CAP: "sellers at their cap",
+    Reason.CATEGORY_CAP: "categories at their cap",
+    Reason.SLOTS: "kinds out of slots",
+    Reason.EXPLORATION: "explores",
+}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Of contents that share a group, so many may stand in a slate.
+
+    Attributes:
+        group: int32[N], of every content of the release; -1 where the limit does not concern it.
+        most: int64[S], contents of a group among the places up to each one.
+    """
+
+    group: np.ndarray
+    most: np.ndarray
+
+
+class Gain(Protocol):
+    """Orders what the limits leave. `gain` is float32[B, P], the higher the sooner."""
+
+    gain: np.ndarray
+
+    def take(self, each: np.ndarray, best: np.ndarray) -> None:
+        """Bring `gain` up to date after row `each` int64[B] took the place `best` int64[B] of its pool."""
+        ...

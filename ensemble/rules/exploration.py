@@ -1,0 +1,83 @@
+"""The last places go to contents of uncertain value, drawn with a known probability."""
+
+from __future__ import annotations
+
+import numpy as np
+
+RIVALS = 12
+"""Contents that compete for a place at most, the best-valued ones."""
+GRID = 48
+"""Points at which the chance of being best is integrated."""
+UNIFORM = 0.1
+"""Part of the draws that falls on all alike, so that no propensity vanishes and its inverse stays bounded."""
+
+
+def explore(
+    value: np.ndarray, wanted: np.ndarray, allowed: np.ndarray, draw: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fill places by Thompson sampling (Biometrika 1933), each with its exact propensity.
+
+    Thompson sampling shows a content as often as it is the best of its rivals under what is believed of
+    their values. Drawing the beliefs themselves would leave that chance unknown; here it is integrated first
+    and the content is drawn from it, so what is logged is the very probability of the draw. Belief in a value
+    is logistic around the ranker's estimate with a relative deviation of 1 / sqrt(1 + outcomes), that of a
+    Gamma posterior.
+
+    The rivals for one place are none of those for another: every E-th of the best-valued. So the places are
+    drawn independently, and no propensity depends on what another place got.
+
+    Args:
+        value: float32[B, P].
+        wanted: float32[B, P], outcomes that speak for the estimate.
+        allowed: bool[B, P], contents to choose from, at least E in each row.
+        draw: float64[B, E], uniform in [0, 1).
+
+    Returns:
+        places int64[B, E] in the pool; their propensities float32[B, E].
+    """
+    count, each = draw.shape[1], np.arange(len(value))
+    first = np.argsort(~allowed, axis=1, kind="stable")[:, : count * RIVALS]
+    places, propensities = np.zeros(draw.shape, np.int64), np.zeros(draw.shape, np.float32)
+    for place in range(count):
+        rivals = first[:, place::count]
+        pick = each[:, None], rivals
+        chance = best_of(value[pick], wanted[pick], allowed[pick])
+        below = np.cumsum(chance, axis=1)
+        # The last rival takes what rounding leaves of the unit interval.
+        below = np.where(below >= below[:, -1:], 1.0, below)
+        chosen = (below > draw[:, place, None]).argmax(axis=1)
+        places[:, place], propensities[:, place] = rivals[each, chosen], chance[each, chosen]
+    return places, propensities
+
+
+def best_of(value: np.ndarray, wanted: np.ndarray, rivals: np.ndarray) -> np.ndarray:
+    """Chance of each rival to be the best, float64[B, P]; 0 for others, rows add up to 1.
+
+    With F_i the belief's distribution, the chance of i is the integral of (1 - F_i) / s_i times the product
+    of all F_j, since a logistic density is F (1 - F) / s.
+    """
+    middle = np.where(rivals, value, 0).astype(np.float64)
+    scale = (np.abs(middle) / np.sqrt(1.0 + wanted) + 1e-9) * (np.sqrt(3) / np.pi)
+    # Below `low` some rival is almost surely better, above `high` none.
+    low = np.max(middle - 6 * scale, axis=1, where=rivals, initial=-np.inf)
+    high = np.max(middle + 12 * scale, axis=1, where=rivals, initial=-np.inf)
+    point = low[:, None] + (high - low)[:, None] * np.linspace(0, 1, GRID)
+    far = np.clip((point[:, None, :] - middle[:, :, None]) / scale[:, :, None], -40, 40)
+    tail = np.exp(-far)
+    log_all = -(np.log1p(tail) * rivals[:, :, None]).sum(axis=1)
+    chance = rivals * ((tail / (1 + tail)) @ np.exp(log_all)[:, :, None])[:, :, 0] / scale
+    chance /= chance.sum(axis=1, keepdims=True)
+    return (1 - UNIFORM) * chance + UNIFORM * rivals / rivals.sum(axis=1, keepdims=True)
+
+
+def uniform(seed: np.ndarray, count: int) -> np.ndarray:
+    """Uniform numbers in [0, 1) from seeds int64[B], float64[B, count]: those of splitmix64.
+
+    Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014. A row's numbers depend
+    on its own seed alone.
+    """
+    step = np.uint64(0x9E3779B97F4A7C15)
+    state = seed.astype(np.uint64)[:, None] + np.arange(1, count + 1, dtype=np.uint64) * step
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((state ^ (state >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
