@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -103,6 +104,29 @@ class TrainingSet:
                 named[match_name(name)] = history_match(history[query], own)[:, None]
         return named
 
+    def logged_pairs(self, rows: np.ndarray, file: Path) -> np.ndarray:
+        """Pair features of logged pairs, computed once and mapped from `file`: float32[len(rows), features].
+
+        They are the same in every epoch, and cost more than a training step does.
+
+        Args:
+            rows: int64[P], rows of `Examples.pairs`.
+            file: made anew; columns in the order of `pair_arrays`.
+        """
+        pairs = self.examples.pairs
+        made: np.ndarray | None = None
+        for start in range(0, len(rows), 65_536):
+            part = rows[start : start + 65_536]
+            own = pairs.positive[part] & (pairs.split[part] == TRAIN)
+            found = np.concatenate(
+                list(self.pair_arrays(pairs.query[part], pairs.content[part], own).values()), axis=1
+            )
+            if made is None:
+                shape = len(rows), found.shape[1]
+                made = np.lib.format.open_memmap(file, "w+", np.float32, shape)
+            made[start : start + len(part)] = found
+        return np.zeros((0, 0), np.float32) if made is None else made
+
 
 def _column(array: np.ndarray) -> np.ndarray:
     """Scalars as [B, 1], which is what Merlin's blocks want; lists stay [B, L]."""
@@ -143,6 +167,7 @@ class RankingBatches:
             `popular_negatives` of them by popularity; 0 keeps the logged impressions as they are.
         shuffle: False keeps the order (and draws the same negatives each time).
         id_dropout: share of user and content ids shown as unseen, 0 to 1.
+        logged: the rows' `TrainingSet.logged_pairs`; without them each batch computes its own.
     """
 
     def __init__(
@@ -157,8 +182,9 @@ class RankingBatches:
         seed: int = 0,
         shuffle: bool = True,
         id_dropout: float = 0.0,
+        logged: np.ndarray | None = None,
     ) -> None:
-        self.data, self.batch_size = data, batch_size
+        self.data, self.batch_size, self.logged = data, batch_size, logged
         self.id_dropout, self.seed = id_dropout, seed
         random = np.random.default_rng(seed)
         query, content = data.examples.pairs.query[rows], data.examples.pairs.content[rows]
@@ -170,6 +196,8 @@ class RankingBatches:
             own = np.r_[own, np.zeros(drawn.size, bool)]
             labels = {task: np.r_[v, np.zeros(drawn.size, np.float32)] for task, v in labels.items()}
         order = random.permutation(len(query)) if shuffle else np.arange(len(query))
+        # Drawn pairs come after the logged ones, beyond the last row of `logged`.
+        self.place = order
         self.query, self.content, self.own = query[order], content[order], own[order]
         self.labels = np.stack([values[order] for values in labels.values()], axis=1)
 
@@ -180,9 +208,25 @@ class RankingBatches:
         part = slice(place * self.batch_size, (place + 1) * self.batch_size)
         query, content = self.query[part], self.content[part]
         x = self.data.query_arrays(query) | self.data.content_arrays(content)
-        x |= self.data.pair_arrays(query, content, self.own[part])
+        x |= self._pair_arrays(part)
         x |= forget_ids(x, self.id_dropout, np.random.default_rng([self.seed, place]))
         return x, self.labels[part]
+
+    def _pair_arrays(self, part: slice) -> dict[str, np.ndarray]:
+        """`TrainingSet.pair_arrays` of a batch, those of logged pairs where they are known already."""
+        known = (
+            np.zeros(len(self.place[part]), bool)
+            if self.logged is None
+            else self.place[part] < len(self.logged)
+        )
+        new = np.flatnonzero(~known)
+        made = self.data.pair_arrays(*(array[part][new] for array in (self.query, self.content, self.own)))
+        if self.logged is None or not known.any():
+            return made
+        together = np.empty((len(known), len(made)), np.float32)
+        together[known] = self.logged[self.place[part][known]]
+        together[new] = np.concatenate(list(made.values()), axis=1)
+        return {name: together[:, [column]] for column, name in enumerate(made)}
 
 
 def forget_ids(

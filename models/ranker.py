@@ -206,13 +206,16 @@ def train_ranker(
     model = build_ranker(data.features.query.schema, data.features.content.schema, tasks, config, seed)
     negatives = config.negatives if data.examples.feedback == "positives" else 0
     pairs = data.examples.pairs
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = {split: np.arange(pairs.rows(split).start, pairs.rows(split).stop) for split in (TRAIN, VALID)}
+    logged = {split: data.logged_pairs(rows[split], folder / f"pairs-{split}.npy") for split in rows}
 
     def batches(split: int, seed: int, shuffle: bool) -> RankingBatches:
-        rows = np.arange(pairs.rows(split).start, pairs.rows(split).stop)
         return RankingBatches(
             data,
-            rows,
+            rows[split],
             labels,
+            logged=logged[split],
             batch_size=config.batch_size,
             negatives=negatives,
             popular_negatives=config.popular_negatives,

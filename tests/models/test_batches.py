@@ -297,3 +297,16 @@ def test_retrieval_forgets_users_and_never_contents(small_training_set, positive
     assert (all_unseen["user_id"] == UNSEEN).all()
     for name in whole.keys() - {"user_id"}:
         np.testing.assert_array_equal(all_unseen[name], whole[name])
+
+
+@pytest.mark.parametrize("negatives", [0, 3])
+def test_pair_features_that_are_known_already_change_no_batch(negatives, untimed, positives, tmp_path):
+    logged = untimed.logged_pairs(positives, tmp_path / "pairs.npy")
+    assert logged.shape[0] == len(positives)
+    options = {"negatives": negatives, "seed": 2}
+    fresh, known = (ranking(untimed, positives, logged=given, **options) for given in (None, logged))
+    assert contents_of(fresh) == contents_of(known)
+    # They are what is read, not computed again.
+    marked = ranking(untimed, positives, logged=np.full_like(logged, 7), **options)
+    shown = np.concatenate([marked[place][0]["age"] for place in range(len(marked))])
+    assert (shown == 7).sum() == len(positives)

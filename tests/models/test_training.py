@@ -10,7 +10,9 @@ import sys
 import numpy as np
 import pytest
 
-from models.ranker import train_ranker
+from models.batches import RankingBatches
+from models.ranker import RankerConfig, build_ranker, losses, task_labels, train_ranker
+from models.training import TrainingLoop, set_seed
 from models.two_tower import train_two_tower
 from tests.conftest import REPOSITORY
 from tests.models import resumable
@@ -111,3 +113,41 @@ def test_a_seed_gives_a_bitwise_equal_ranker(small_ranker: Trained, small_traini
     assert tasks == small_ranker.tasks
     assert same(model.get_weights(), small_ranker.model.get_weights())
     assert state == small_ranker.state
+
+
+def test_a_step_in_parts_is_a_step(small_training_set):
+    """Whatever the parts, and where a batch has fewer rows than there are parts."""
+    features = small_training_set.features
+    labels = task_labels(small_training_set.examples, 60)
+    batches = RankingBatches(small_training_set, np.arange(203), labels, batch_size=100)
+
+    def weights(parts: int) -> list[np.ndarray]:
+        set_seed(3)
+        config = RankerConfig(embedding_dim=4, bottom=(8,), top=(8, 6))
+        model = build_ranker(features.query.schema, features.content.schema, tuple(labels), config, seed=3)
+        loop = TrainingLoop(model, losses, batches[0], parts)
+        before = model.get_weights()
+        found = list(loop.run(batches))
+        assert len(found) == len(batches) == 3
+        assert found == sorted(found, reverse=True)
+        assert not same(before, model.get_weights())
+        return model.get_weights()
+
+    whole = weights(1)
+    for parts in (2, 5):
+        for expected, found in zip(whole, weights(parts), strict=True):
+            np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+def test_batches_gathered_ahead_that_fail_end_the_pass(small_training_set):
+    class Broken(resumable.RandomBatches):
+        def __getitem__(self, place):
+            if place == 2:
+                raise OSError("the disk is gone")
+            return super().__getitem__(place)
+
+    loop = TrainingLoop(resumable.model(), resumable.losses, resumable.RandomBatches(0)[0])
+    done = loop.run(Broken(0))
+    assert all(np.isfinite([next(done), next(done)]))
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(done)
