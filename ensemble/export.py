@@ -11,13 +11,16 @@ import onnx
 import onnxruntime
 import pandas as pd
 
+from ensemble.channels.two_tower import SEARCHED
 from ensemble.plan import FILE, KINDS, CascadeConfig, Column, Plan
 from ensemble.release import Release, ReleaseWriter
+from ensemble.search import MOST_QUERIES, MarketIndex, write_indexes
 from market.profiles import profile
 from market.statistics import PAIR_FEATURES, counts, trend
 from models.batches import TrainingSet
 from models.export import Layout, content_tower_to_onnx, query_tower_to_onnx, ranker_to_onnx, rename
 from models.ranker import watch_time
+from models.two_tower import encode
 from workflows.compile import feature_name, join
 from workflows.examples import TRAIN, Examples, content_frame, user_frame
 from workflows.features import Encoded
@@ -76,7 +79,9 @@ def write_release(
         onnx.save(content, str(release.path("content.onnx")))
         onnx.save(ranker_to_onnx(ranker, layout, tasks), str(release.path("ranking.onnx")))
         release.json(FILE, plan.to_json())
-        release.array("content_vectors.npy", content_vectors(content, contents))
+        vectors = content_vectors(content, contents)
+        release.array("content_vectors.npy", vectors)
+        write_indexes(release, search_indexes(two_tower, data, vectors, SEARCHED * config.candidates))
         release.array("content_ids.npy", ids)
         release.array("content_numbers.npy", numbers)
         if "watch" in tasks:
@@ -156,6 +161,24 @@ def content_vectors(graph: onnx.ModelProto, contents: pd.DataFrame, batch: int =
         for start in range(0, len(contents), batch)
     ]
     return np.concatenate(parts)
+
+
+def search_indexes(two_tower: Any, data: TrainingSet, vectors: np.ndarray, k: int) -> list[MarketIndex]:
+    """An index for each market over its contents, tuned with queries that were logged there.
+
+    Args:
+        vectors: float32[N, D], of all contents.
+        k: the most results that a search asks for.
+    """
+    examples = data.examples
+    rng = np.random.default_rng(0)
+    indexes = []
+    for market, available in enumerate(examples.available):
+        logged = np.flatnonzero(examples.queries.market == market)
+        asked = np.sort(rng.permutation(logged)[:MOST_QUERIES])
+        queries = encode(two_tower.query_encoder, data.query_arrays(asked)) if len(asked) else vectors[:0]
+        indexes.append(MarketIndex.build(vectors[available], queries, k=k))
+    return indexes
 
 
 _KIND = {onnx.TensorProto.STRING: "string", onnx.TensorProto.INT64: "integer"}

@@ -11,10 +11,15 @@ batch, so a batch of queries gets what each query gets alone, bit for bit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import faiss
 import numpy as np
+
+from ensemble.release import Release, ReleaseError, ReleaseWriter
+
+FILE = "search.json"
 
 #: Markets of at most so many contents are searched exactly: there it is as fast.
 EXACT_UP_TO = 8_000
@@ -206,6 +211,33 @@ class MarketIndex:
             first = np.lexsort((place, -score))[:k]
             scores[row], places[row] = score[first], place[first]
         return _by_place(places, scores)
+
+
+def write_indexes(release: ReleaseWriter, indexes: Sequence[MarketIndex]) -> None:
+    """Write the indexes of all markets, in their order, into a release that has `content_vectors.npy`."""
+    release.json(FILE, [index.tuning and asdict(index.tuning) for index in indexes])
+    for market, index in enumerate(indexes):
+        if index.tuning:
+            release.array(f"search_{market}.npy", index.lists())
+
+
+def read_index(release: Release, market: int, vectors: np.ndarray) -> MarketIndex:
+    """The index of a market from a release.
+
+    Args:
+        market: place in the plan's markets.
+        vectors: float32[n, D], those of the market's contents.
+
+    Raises:
+        ReleaseError: the release has no index of these vectors.
+    """
+    tuning = release.json(FILE)[market]
+    if tuning is None:
+        return MarketIndex(vectors, None, None)
+    try:
+        return MarketIndex.load(vectors, release.array(f"search_{market}.npy"), Tuning(**tuning))
+    except ValueError as error:
+        raise ReleaseError(f"search_{market}.npy of release '{release.name}': {error}") from error
 
 
 def _tune(

@@ -13,6 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
+from ensemble.search import MarketIndex
+
 NONE = -1
 """Fills places without a candidate."""
 
@@ -35,7 +37,7 @@ class Shelf:
         rows: int64[n], rows of the contents table.
         place: int64[N], where each content stands in `rows`; n where it is not sold here.
         opens, ends: int64[n], from when to when each may be shown (s since the epoch).
-        vectors: float32[n, D].
+        index: of their vectors, by place.
         by_popularity: int64[n], places in `rows`, most wanted first.
         by_trend: int64[n], the same by `market.statistics.trend`.
         fresh: int64[*], places of little exposed contents of known age, newest first.
@@ -49,7 +51,7 @@ class Shelf:
         self,
         available: np.ndarray,
         *,
-        vectors: np.ndarray,
+        index: MarketIndex,
         opens: np.ndarray,
         ends: np.ndarray,
         popularity: np.ndarray,
@@ -61,13 +63,13 @@ class Shelf:
         """
         Args:
             available, fresh, live: bool[N], sold here; little exposed here; live rooms.
-            vectors: float32[N, D].
+            index: of the vectors of the contents sold here, by place.
             opens, ends: int64[N].
             popularity, trend: float32[N], how much each is wanted in this market.
             seller: int[N], codes from 0 on, -1 where unknown.
         """
         self.rows = np.flatnonzero(available)
-        self.vectors = np.ascontiguousarray(vectors[self.rows])
+        self.index = index
         self.place = np.full(len(available), len(self.rows))
         self.place[self.rows] = np.arange(len(self.rows))
         self.opens, self.ends = opens[self.rows], ends[self.rows]
@@ -111,10 +113,10 @@ class Asked:
     seen: np.ndarray
     followed: np.ndarray
 
-    @cached_property
-    def cosine(self) -> np.ndarray:
-        """float32[b, n], of query and content."""
-        return self.query_vector @ self.shelf.vectors.T
+    def cosine(self, places: np.ndarray) -> np.ndarray:
+        """float32[b, c], of each query and its contents at `places` int64[b, c]; 0 where that is -1."""
+        vectors = self.shelf.index.vectors[np.maximum(places, 0)]
+        return np.where(places >= 0, np.einsum("bd,bcd->bc", self.query_vector, vectors), np.float32(0))
 
     @cached_property
     def eligible(self) -> np.ndarray:

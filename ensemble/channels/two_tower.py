@@ -1,12 +1,24 @@
-"""Contents whose vector is nearest to the query's, by exact search in the market."""
+"""Contents whose vector is nearest to the query's, by the market's index."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ensemble.channels import Asked, nearest
+from ensemble.channels import NONE, Asked
+
+#: Contents that are searched for, as multiples of those wanted: some were seen, or have ended.
+SEARCHED = 2
 
 
 def two_tower(asked: Asked, count: int) -> np.ndarray:
     """Contents of the highest cosine with the query, as `ensemble.channels.Source` says."""
-    return nearest(np.where(asked.eligible, asked.cosine, -np.inf), count)
+    index = asked.shelf.index
+    places, _ = index.search(asked.query_vector, SEARCHED * count)
+    kept = np.take_along_axis(asked.eligible, places, axis=1)
+    places = np.where(kept, places, NONE)
+    front = np.argsort(~kept, axis=1, kind="stable")[:, :count]
+    places = np.take_along_axis(places, front, axis=1)
+    few = np.flatnonzero(kept.sum(axis=1) < min(count, len(index)))
+    if len(few) and SEARCHED * count < len(index):
+        places[few], _ = index.exact(asked.query_vector[few], count, asked.eligible[few])
+    return places

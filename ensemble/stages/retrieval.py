@@ -16,6 +16,7 @@ from ensemble.channels.two_tower import two_tower
 from ensemble.plan import Plan
 from ensemble.preranking import PreRanker
 from ensemble.release import Release
+from ensemble.search import read_index
 from ensemble.steps import StageStep, TensorSpec
 from market.item_graph import ItemGraph
 from market.statistics import pair_features
@@ -46,7 +47,7 @@ class Retrieval:
         self.shelves = [
             Shelf(
                 available[m],
-                vectors=vectors,
+                index=read_index(release, m, vectors[available[m]]),
                 opens=self.created_at,
                 ends=self.ended_at,
                 popularity=popularity[m],
@@ -146,8 +147,7 @@ class Retrieval:
             found, bits = merge(proposed, self.quotas, tuple(CHANNELS), size)
             known = found >= 0
             candidates[here, : found.shape[1]] = np.where(known, shelf.rows[found], NONE)
-            cosine = np.take_along_axis(asked.cosine, np.maximum(found, 0), axis=1)
-            score[here, : found.shape[1]] = np.where(known, cosine, 0)
+            score[here, : found.shape[1]] = asked.cosine(found)
             channel[here, : found.shape[1]] = bits
         return {
             "candidates": candidates,

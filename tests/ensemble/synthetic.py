@@ -13,6 +13,7 @@ import numpy as np
 from ensemble.plan import DIVERSITIES, FILE, KINDS, LIMITS, QUOTAS, CascadeConfig, Column, Plan, Slot
 from ensemble.preranking import BIAS, CONTENTS, HIDDEN, OUT, QUERY
 from ensemble.release import Release, ReleaseWriter
+from ensemble.search import MarketIndex, write_indexes
 from market.statistics import PAIR_FEATURES
 
 MARKETS = ("BR", "GB", "ID")
@@ -125,6 +126,8 @@ def release(folder: Path, seed: int) -> Release:
     path = folder / f"world-{seed}"
     with ReleaseWriter(path, name=path.name) as made:
         made.json(FILE, plan.to_json())
+        vectors = arrays["content_vectors"]
+        write_indexes(made, [MarketIndex.build(vectors[here], vectors[:0], k=1) for here in available])
         for name, array in arrays.items():
             made.array(f"{name}.npy", array)
     return Release.open(path)

@@ -9,9 +9,10 @@ import ensemble.build
 import ensemble.export
 from ensemble.build import build_release
 from ensemble.cascade import Cascade, cascade_steps
-from ensemble.export import content_vectors, write_release
+from ensemble.export import content_vectors, search_indexes, write_release
 from ensemble.plan import Plan
 from ensemble.release import Release
+from ensemble.search import MOST_QUERIES, MarketIndex
 from ensemble.stages.user_state import NULL_INTEGER
 from evaluation.report import raw_arrays
 from market.statistics import PAIR_FEATURES
@@ -138,6 +139,25 @@ def test_moments_and_groups_that_are_unknown_have_their_own_codes():
     assert ensemble.export._seconds(contents, "created_at", 0).tolist() == [0, 0]
     assert ensemble.export._codes(contents, "seller_id").tolist() == [0, -1]
     assert ensemble.export._codes(contents, "category").tolist() == [-1, -1]
+
+
+def test_every_market_is_indexed_with_its_contents_and_tuned_with_queries_logged_there(
+    small_build, models, monkeypatch
+):
+    data, given = small_build.built.data, []
+    vectors = np.random.default_rng(0).normal(size=(len(data.examples.contents), 64)).astype(np.float32)
+    monkeypatch.setattr(
+        MarketIndex, "build", lambda vectors, queries, *, k: given.append((vectors, queries, k))
+    )
+    search_indexes(models[0], data, vectors, 10)
+    assert len(given) == len(data.examples.markets)
+    for market, (contents, queries, k) in enumerate(given):
+        np.testing.assert_array_equal(contents, vectors[data.examples.available[market]])
+        rows = np.flatnonzero(data.examples.queries.market == market)
+        logged = encode(models[0].query_encoder, data.query_arrays(rows))
+        assert len(queries) == min(len(rows), MOST_QUERIES)
+        assert (queries @ logged.T).max(axis=1).min() > 0.99999
+        assert k == 10
 
 
 def test_a_release_that_could_not_be_finished_leaves_nothing(small_build, models, tmp_path, monkeypatch):

@@ -1,11 +1,24 @@
 """Search among a market's contents: exact, or approximate with a recall that was checked."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble.search import EXACT_UP_TO, LEAST_QUERIES, MarketIndex, Tuning, shares
+from ensemble.channels import Asked, Shelf
+from ensemble.channels.two_tower import two_tower
+from ensemble.release import Release, ReleaseError, ReleaseWriter
+from ensemble.search import (
+    EXACT_UP_TO,
+    LEAST_QUERIES,
+    MarketIndex,
+    Tuning,
+    read_index,
+    shares,
+    write_indexes,
+)
 
 WIDTH, K = 16, 50
 
@@ -149,6 +162,47 @@ def test_lists_of_other_vectors_or_none_at_all_are_refused(large: tuple[MarketIn
         MarketIndex.load(index.vectors[1:], index.lists(), index.tuning)
     with pytest.raises(ValueError, match="cannot be read"):
         MarketIndex.load(index.vectors, index.lists()[:200], index.tuning)
+
+
+def test_a_release_holds_the_index_of_every_market(
+    large: tuple[MarketIndex, np.ndarray], tmp_path: Path
+) -> None:
+    index, queries = large
+    small = MarketIndex.build(index.vectors[:30], queries, k=K)
+    with ReleaseWriter(tmp_path / "release", name="two markets") as writer:
+        write_indexes(writer, [small, index])
+    release = Release.open(tmp_path / "release")
+    assert release.files == ("search.json", "search_1.npy")
+    for market, made in enumerate((small, index)):
+        read = read_index(release, market, made.vectors)
+        assert read.tuning == made.tuning
+        for mine, its in zip(made.search(queries, K), read.search(queries, K)):
+            np.testing.assert_array_equal(mine, its)
+    with pytest.raises(ReleaseError, match=r"search_1\.npy of release 'two markets'.*build the release"):
+        read_index(release, 1, index.vectors[:-1])
+
+
+def test_what_was_seen_or_has_ended_is_made_up_for(large: tuple[MarketIndex, np.ndarray]) -> None:
+    index, queries = large
+    random = np.random.default_rng(5)
+    contents, rows = len(index), 100
+    opens, ends = np.zeros(contents, np.int64), np.where(random.random(contents) < 0.1, 5, 50)
+    shelf = Shelf(np.ones(contents, bool), np.zeros(contents), index, opens, ends)
+    seen = random.integers(0, contents, (rows, 40))
+    # The first of these queries has seen almost all that is near, the second almost everything.
+    seen = np.concatenate([seen, np.full((rows, contents), -1)], axis=1)
+    nearest = index.exact(queries[:1], contents - 10)[0][0]
+    seen[0, 40 : 40 + K] = nearest[:K]
+    seen[1, 40 : 40 + contents - 10] = index.exact(queries[1:2], contents - 10)[0][0]
+    asked = Asked(shelf, queries[:rows], np.full(rows, 10), np.zeros((rows, contents)), seen)
+    found = two_tower(asked, K // 2)
+    expected, _ = by_brute_force(index.vectors, queries[:rows], K // 2, asked.eligible)
+    known = found >= 0
+    assert np.take_along_axis(asked.eligible, found, axis=1)[known].all()
+    np.testing.assert_array_equal(known.sum(axis=1), (expected >= 0).sum(axis=1))
+    assert 0 < known[1].sum() <= 10
+    assert set(found[0]) == set(expected[0])
+    assert shares(found[2:], expected[2:]).mean() > 0.97
 
 
 @pytest.mark.parametrize("name", ["vectors", "queries"])
