@@ -81,7 +81,8 @@ def write_release(
         release.json(FILE, plan.to_json())
         vectors = content_vectors(content, contents)
         release.array("content_vectors.npy", vectors)
-        write_indexes(release, search_indexes(two_tower, data, vectors, SEARCHED * config.candidates))
+        most = round(SEARCHED * config.retrieved)
+        write_indexes(release, search_indexes(two_tower, data, vectors, most))
         release.array("content_ids.npy", ids)
         release.array("content_numbers.npy", numbers)
         if "watch" in tasks:

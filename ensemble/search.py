@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 import faiss
 import numpy as np
 
+from ensemble.channels import nearest
 from ensemble.release import Release, ReleaseError, ReleaseWriter
 
 FILE = "search.json"
@@ -186,31 +187,21 @@ class MarketIndex:
             places int64[b, min(k, n)] and inner products float32, best first, equal ones by place; where
             fewer are eligible, -1 and -inf fill the end.
         """
-        k = min(k, len(self))
-        if k == 0 or not len(queries):
-            return np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
-        faiss.omp_set_num_threads(1)
-        wide = min(k + 1, len(self))  # one more shows whether the last has equals that were left out
-        filters: list[faiss.SearchParameters | None] = [None] * len(queries)
-        if eligible is None:
-            scores, places = self._flat.search(queries, wide)
-        else:
-            bits = np.packbits(eligible, axis=1, bitorder="little")
-            filters = [faiss.SearchParameters(sel=faiss.IDSelectorBitmap(row)) for row in bits]
-            found = [
-                self._flat.search(queries[row : row + 1], wide, params=only)
-                for row, only in enumerate(filters)
-            ]
-            scores, places = (np.concatenate(parts) for parts in zip(*found))
-            scores[places < 0] = -np.inf
-        tied = (scores[:, k - 1] == scores[:, -1]) & (places[:, -1] >= 0) & (wide > k)
-        scores, places = scores[:, :k], places[:, :k]
-        for row in np.flatnonzero(tied):
-            below = np.nextafter(scores[row, -1], np.float32(-np.inf))
-            _, score, place = self._flat.range_search(queries[row : row + 1], below, params=filters[row])
-            first = np.lexsort((place, -score))[:k]
-            scores[row], places[row] = score[first], place[first]
-        return _by_place(places, scores)
+        scores = self.scores(queries)
+        if eligible is not None:
+            scores = np.where(eligible, scores, np.float32(-np.inf))
+        places = nearest(scores, k)
+        best = np.take_along_axis(scores, np.maximum(places, 0), axis=1)
+        return places, np.where(places >= 0, best, np.float32(-np.inf))
+
+    def scores(self, queries: np.ndarray) -> np.ndarray:
+        """Inner products of queries float32[b, D] with all contents, float32[b, n]."""
+        made = np.empty((len(queries), len(self)), np.float32)
+        vectors, (contents, width) = self._flat.get_xb(), self.vectors.shape
+        for query, row in zip(np.ascontiguousarray(queries, np.float32), made):
+            # One query a call: each product is summed the same way in every batch.
+            faiss.fvec_inner_products_ny(faiss.swig_ptr(row), faiss.swig_ptr(query), vectors, width, contents)
+        return made
 
 
 def write_indexes(release: ReleaseWriter, indexes: Sequence[MarketIndex]) -> None:
@@ -274,8 +265,8 @@ def shares(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def _by_place(places: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that are ordered by score, their equal scores ordered by place; fills stay at the end."""
+    """Rows that are ordered by score, their equal scores ordered by place."""
     if (scores[:, 1:] == scores[:, :-1]).any():
-        order = np.lexsort((np.where(places < 0, np.iinfo(np.int64).max, places), -scores), axis=-1)
+        order = np.lexsort((places, -scores), axis=-1)
         return np.take_along_axis(places, order, axis=1), np.take_along_axis(scores, order, axis=1)
     return places, scores

@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntFlag
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ensemble.search import MarketIndex
+if TYPE_CHECKING:
+    from ensemble.search import MarketIndex
 
 NONE = -1
 """Fills places without a candidate."""

@@ -7,18 +7,20 @@ import numpy as np
 from ensemble.channels import NONE, Asked
 
 #: Contents that are searched for, as multiples of those wanted: some were seen, or have ended.
-SEARCHED = 2
+SEARCHED = 1.5
 
 
 def two_tower(asked: Asked, count: int) -> np.ndarray:
     """Contents of the highest cosine with the query, as `ensemble.channels.Source` says."""
     index = asked.shelf.index
-    places, _ = index.search(asked.query_vector, SEARCHED * count)
+    if index.tuning is None:
+        return index.exact(asked.query_vector, count, asked.eligible)[0]
+    places, _ = index.search(asked.query_vector, round(SEARCHED * count))
     kept = np.take_along_axis(asked.eligible, places, axis=1)
     places = np.where(kept, places, NONE)
     front = np.argsort(~kept, axis=1, kind="stable")[:, :count]
     places = np.take_along_axis(places, front, axis=1)
     few = np.flatnonzero(kept.sum(axis=1) < min(count, len(index)))
-    if len(few) and SEARCHED * count < len(index):
+    if len(few):
         places[few], _ = index.exact(asked.query_vector[few], count, asked.eligible[few])
     return places
