@@ -236,7 +236,9 @@ def _tune(
 ) -> Tuning | None:
     """The cheapest search that reaches the recall, None where there is none cheaper than half a scan."""
     k = min(k, len(exact))
-    truth = np.sort(exact.exact(queries, k)[0], axis=1)
+    # A block at a time: the scores of all queries and contents at once would not fit.
+    blocks = np.array_split(queries, -(-len(queries) // 32))
+    truth = np.sort(np.concatenate([exact.exact(block, k)[0] for block in blocks]), axis=1)
     scan.implem = _PER_QUERY_SCAN
     refined = faiss.IndexRefine(scan, exact._flat)
     best: tuple[float, Tuning] | None = None

@@ -1,5 +1,6 @@
 """Search among a market's contents: exact, or approximate with a recall that was checked."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble.channels import Asked, Shelf
 from ensemble.channels.two_tower import two_tower
 from ensemble.release import Release, ReleaseError, ReleaseWriter
 from ensemble.search import (
@@ -19,6 +19,8 @@ from ensemble.search import (
     shares,
     write_indexes,
 )
+from tests.ensemble.channels.asking import asked as ask
+from tests.ensemble.channels.asking import shelf
 
 WIDTH, K = 16, 50
 
@@ -186,15 +188,14 @@ def test_what_was_seen_or_has_ended_is_made_up_for(large: tuple[MarketIndex, np.
     index, queries = large
     random = np.random.default_rng(5)
     contents, rows = len(index), 100
-    opens, ends = np.zeros(contents, np.int64), np.where(random.random(contents) < 0.1, 5, 50)
-    shelf = Shelf(np.ones(contents, bool), np.zeros(contents), index, opens, ends)
+    on = shelf(contents, index, ends=np.where(random.random(contents) < 0.1, 5, 50))
     seen = random.integers(0, contents, (rows, 40))
     # The first of these queries has seen almost all that is near, the second almost everything.
     seen = np.concatenate([seen, np.full((rows, contents), -1)], axis=1)
     nearest = index.exact(queries[:1], contents - 10)[0][0]
     seen[0, 40 : 40 + K] = nearest[:K]
     seen[1, 40 : 40 + contents - 10] = index.exact(queries[1:2], contents - 10)[0][0]
-    asked = Asked(shelf, queries[:rows], np.full(rows, 10), np.zeros((rows, contents)), seen)
+    asked = replace(ask(on, seen=seen, time=10), query_vector=queries[:rows])
     found = two_tower(asked, K // 2)
     expected, _ = by_brute_force(index.vectors, queries[:rows], K // 2, asked.eligible)
     known = found >= 0

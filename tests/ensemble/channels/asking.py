@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from ensemble.channels import Asked, Shelf
+from ensemble.search import MarketIndex
 
 NOW = 1_000_000
 NEVER = np.iinfo(np.int64).max
 
 
-def shelf(contents: int, **given: object) -> Shelf:
+def shelf(contents: int, index: MarketIndex | None = None, **given: object) -> Shelf:
     """A shelf of contents 0 … `contents` - 1, all sold here, open since second 1 and for ever."""
     usual = {
-        "vectors": np.zeros((contents, 2), np.float32),
         "opens": np.ones(contents, np.int64),
         "ends": np.full(contents, NEVER),
         "popularity": np.zeros(contents, np.float32),
@@ -23,7 +23,9 @@ def shelf(contents: int, **given: object) -> Shelf:
         "seller": np.full(contents, -1),
     }
     assert set(given) <= set(usual)
-    return Shelf(np.ones(contents, bool), **usual | {name: np.array(value) for name, value in given.items()})
+    index = index or MarketIndex(np.zeros((contents, 2), np.float32), None, None)
+    arrays = usual | {name: np.array(value) for name, value in given.items()}
+    return Shelf(np.ones(contents, bool), index=index, **arrays)
 
 
 def asked(of: Shelf, *, seen: object = ((),), followed: object = ((),), time: int = NOW) -> Asked:
