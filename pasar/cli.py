@@ -392,7 +392,7 @@ def evaluate(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="features, serving or training.")],
+    name: Annotated[str, typer.Argument(help="features, retrieval, serving or training.")],
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
     rows: Annotated[
         int | None, typer.Option(min=1, help="Size of the data; each has its own default.")
