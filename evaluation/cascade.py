@@ -8,11 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import scipy.sparse as sp
 
 from ensemble.build import BuildConfig, build_release
 from ensemble.cascade import Cascade
 from ensemble.release import Release
 from ensemble.stages.retrieval import Retrieval
+from ensemble.stages.user_state import UserState
+from evaluation.systems import KNOWN
 from evaluation.tasks import Progress, Task
 from market.dataset import write_dataset
 from market.watch_time import WatchTime
@@ -77,8 +80,20 @@ class Released:
             )
             self.duration_s = task.tables.contents["duration_s"].to_numpy(np.float32)
 
-    def queries(self, users: np.ndarray) -> dict[str, np.ndarray]:
-        """The cascade's tensors after its query step, for users int64[B] at the end of the log."""
+        stage = self.cascade.run["user_state"]
+        assert isinstance(stage, UserState)
+        self.user_state = stage
+        self.known = stage.history, stage.seen
+        wanted = task.validation()
+        self.trained = _without(stage.history, wanted), _without(stage.seen, wanted)
+
+    def queries(self, users: np.ndarray, known: bool = False) -> dict[str, np.ndarray]:
+        """The cascade's tensors after its query step, for users int64[B] at the end of the log.
+
+        Args:
+            known: the validation rows are part of the histories.
+        """
+        self.user_state.history, self.user_state.seen = self.known if known else self.trained
         made: dict[str, np.ndarray] = {
             "user_id": self.user_id[users],
             "market": self.market[users],
@@ -104,6 +119,16 @@ class Released:
         return self.times.seconds(rank, self.duration_s[candidates])
 
 
+def _without(histories: np.ndarray, wanted: sp.csr_matrix) -> np.ndarray:
+    """Histories int32[U, L] without the entries of `wanted` [U, N], left-aligned again."""
+    contents = wanted.shape[1]
+    rows = np.arange(len(histories))[:, None]
+    keys = np.repeat(np.arange(len(histories)), np.diff(wanted.indptr)) * contents + wanted.indices
+    kept = (histories >= 0) & ~np.isin(rows * contents + histories, keys)
+    order = np.argsort(~kept, axis=1, kind="stable")
+    return np.take_along_axis(np.where(kept, histories, -1), order, axis=1)
+
+
 class TwoTower:
     """Retrieval alone: the cosine of query and content."""
 
@@ -123,12 +148,16 @@ class TwoTower:
 
 
 class FullCascade:
-    """Retrieval, then the ranker's value; in a full ranking what was not retrieved stands below."""
+    """Retrieval, then the ranker's value; in a full ranking what was not retrieved stands below.
 
-    name = "cascade"
+    Args:
+        known: users' validation rows are history when it is asked, as they are when a feed is served; else
+            histories end with the training rows, as those of all baselines do.
+    """
 
-    def __init__(self, released: Released) -> None:
-        self.released = released
+    def __init__(self, released: Released, known: bool = False) -> None:
+        self.released, self.known = released, known
+        self.name = f"cascade, {KNOWN}" if known else "cascade"
 
     def fit(self, task: Task, *, seed: int, progress: Progress | None = None) -> None:
         """Build the task's release, or take the one that the other system built."""
@@ -136,7 +165,7 @@ class FullCascade:
 
     def score(self, users: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
         """float32[B, I], or [B, C] of the candidates."""
-        made = self.released.queries(users)
+        made = self.released.queries(users, self.known)
         if candidates is not None:
             return self.released.rank(made, candidates)
         scores = made["query_vector"] @ self.released.vectors.T - BELOW

@@ -10,7 +10,7 @@ from typing import Any
 from evaluation.protocols import benchmarks
 from evaluation.runs import Row, evaluate
 from evaluation.systems import baselines
-from evaluation.tasks import Benchmark
+from evaluation.tasks import Benchmark, System
 from market.dataset import Dataset
 from market.importers import read
 from market.tables import Tables
@@ -76,6 +76,9 @@ def run_protocol(
             for seed in seeds:
                 released = Released(build, training)
                 # A cosine is no amount of seconds.
-                both = [] if benchmark.task.target == "watch_s" else [TwoTower(released)]
-                rows += evaluate(benchmark, [*both, FullCascade(released)], (seed,), step)
+                ours: list[System] = [] if benchmark.task.target == "watch_s" else [TwoTower(released)]
+                ours.append(FullCascade(released))
+                if benchmark.task.valid is not None:
+                    ours.append(FullCascade(released, known=True))
+                rows += evaluate(benchmark, ours, (seed,), step)
     return rows

@@ -11,6 +11,8 @@ EASE_ITEMS = 12_000
 EASE_REGULARISATION = {"taobao": 30.0, "tiktok": 50.0}
 """By data set, as the published figures were computed; any other one takes `DEFAULT_REGULARISATION`."""
 DEFAULT_REGULARISATION = 100.0
+KNOWN = "validation known"
+"""Ends the name of a system whose histories hold the validation rows; those of all others end before them."""
 POPULARITY_WEIGHT = 0.005
 """Of log popularity beside EASE's scores; best of 0.001 to 0.1 on xmarket's validation part."""
 
@@ -37,6 +39,26 @@ class Collaborative:
     def score(self, users: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
         """float32[B, I], or [B, C] of the candidates."""
         scores = self.baseline.scores(users)
+        return scores if candidates is None else np.take_along_axis(scores, candidates, axis=1)
+
+
+class ValidationKnown(Collaborative):
+    """EASE whose users' validation rows are history when it is asked, as they are when a feed is served.
+
+    The model is that of the training rows. Contents of validation rows are not listed again.
+    """
+
+    def fit(self, task: Task, *, seed: int, progress: Progress | None = None) -> None:
+        """Fits the baseline to the task's training pairs, then tells it the validation pairs."""
+        super().fit(task, seed=seed, progress=progress)
+        self.wanted = task.validation()
+        assert isinstance(self.baseline, EASE)
+        self.baseline.knowing(task.matrix() + self.wanted)
+
+    def score(self, users: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
+        """float32[B, I], or [B, C] of the candidates."""
+        scores = self.baseline.scores(users)
+        scores[self.wanted[users].nonzero()] = np.finfo(np.float32).min
         return scores if candidates is None else np.take_along_axis(scores, candidates, axis=1)
 
 
@@ -119,6 +141,8 @@ def baselines(task: Task) -> list[Collaborative] | list[ItemRate] | list[MedianA
             return Blended(build_ease(task), Popularity(task.user_market), POPULARITY_WEIGHT)
 
         systems.append(Collaborative(f"{ease} + log popularity", build_blended))
+    if task.valid is not None:
+        systems.append(ValidationKnown(f"{ease}, {KNOWN}", build_ease))
     if task.auxiliary:
         systems.append(
             Collaborative(f"{ease}, with {' and '.join(task.auxiliary)}s", build_ease, auxiliary=True)

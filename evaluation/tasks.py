@@ -107,6 +107,17 @@ class Task:
         rows = self.train.positive(*(outcomes or (self.target,)))
         return pairs(self.train.user[rows], self.train.item[rows], (self.users, self.items))
 
+    def validation(self) -> sp.csr_matrix:
+        """float32[U, I], 1 where a user has a validation row with the target and no training row."""
+        shape = (self.users, self.items)
+        if self.valid is None:
+            return sp.csr_matrix(shape, dtype=np.float32)
+        rows = self.valid.positive(self.target)
+        wanted = pairs(self.valid.user[rows], self.valid.item[rows], shape)
+        wanted = wanted - wanted.multiply(pairs(self.train.user, self.train.item, shape))
+        wanted.eliminate_zeros()
+        return wanted.tocsr()
+
 
 class System(Protocol):
     """Anything that can be compared: it learns from a task and scores users against items.

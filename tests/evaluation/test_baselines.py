@@ -7,6 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.baselines import EASE, Blended, GraphFilter, ItemKNN, Popularity
+from evaluation.command import load_tables
+from evaluation.protocols import benchmarks
+from evaluation.systems import ValidationKnown
 
 
 def random_matrix(seed: int, users: int = 40, items: int = 12) -> sp.csr_matrix:
@@ -116,3 +119,20 @@ def test_items_and_users_without_interactions_get_finite_scores(build):
     assert scores.shape == (40, 12)
     assert scores.dtype == np.float32
     assert np.isfinite(scores).all()
+
+
+def test_ease_that_knows_the_validation_rows_scores_from_them_and_does_not_list_them(small_world_dataset):
+    task = benchmarks(load_tables("dataset", small_world_dataset.path))[0].task
+    system = ValidationKnown("known", lambda task: EASE(10.0))
+    system.fit(task, seed=0)
+    train, wanted = task.matrix(), task.validation()
+    assert not train.multiply(wanted).nnz
+    users = np.flatnonzero(np.diff(wanted.indptr))[:20]
+    scores = system.score(users)
+    plain = EASE(10.0).fit(train)
+    expected = (train + wanted)[users] @ plain.weights
+    listed = ~wanted[users].toarray().astype(bool)
+    np.testing.assert_allclose(scores[listed], np.asarray(expected)[listed], atol=1e-5)
+    assert (scores[~listed] < scores[listed].min()).all()
+    candidates = np.tile(np.arange(7), (len(users), 1))
+    np.testing.assert_array_equal(system.score(users, candidates), scores[:, :7])

@@ -70,6 +70,22 @@ def test_users_of_two_markets_are_given_contents_of_their_own(released, task):
         assert available[retrieved[row], market].all()
 
 
+def test_validation_rows_are_history_only_where_the_name_says_so(released, task):
+    wanted = task.validation()
+    users = np.flatnonzero(np.diff(wanted.indptr))[:40]
+    recent, known = (released.queries(users, known)["recent"] for known in (False, True))
+    for row, user in enumerate(users):
+        own = set(wanted[user].indices.tolist())
+        assert not own & set(recent[row].tolist())
+        kept = [content for content in known[row].tolist() if content >= 0 and content not in own]
+        assert [content for content in recent[row].tolist() if content >= 0] == kept
+    assert (np.sort(recent, axis=1) != np.sort(known, axis=1)).any()
+    assert FullCascade(released).name == "cascade"
+    told = FullCascade(released, known=True)
+    assert told.name == "cascade, validation known"
+    assert (told.score(users) != FullCascade(released).score(users)).any()
+
+
 def test_a_task_of_watch_time_is_answered_in_seconds(small_build, task):
     tables = task.tables
     contents = tables.contents.assign(duration_s=tables.contents["duration_s"].fillna(0))
