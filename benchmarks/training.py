@@ -1,42 +1,61 @@
-"""Training: a pass over the data by our loop and by Merlin Models as it comes, and what each has learned.
+"""Training: a pass over the data by our loop and by its peers, and what each has learned.
 
-Both train the same Merlin architectures on the same encoded examples of the simulated world, with the same
-batch size. Ours gathers batches from arrays, touches only a batch's embedding rows and leaves metrics to the
-end of a pass; Merlin reads a Dataset through its Loader, with ragged histories, Adam over whole tables and
-metrics in every step. Sides take turns, a pass each; after all turns each is validated.
+All train the same architectures, a DLRM and a two-tower of the same widths, on the same encoded examples of
+the simulated world and with the same batch size. Each starts from the same arrays in memory, pair features
+included, and gathers its batches in its own way. Sides take turns, a pass each; after all turns each is
+validated on the same rows.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 import models.ranker
 import models.two_tower
-from benchmarks.harness import Result, compare, machine, timed, versions, write_json
+from benchmarks.harness import Peer, Result, compare, machine, peer, peer_python, timed, versions, write_json
 from market.world import World, WorldConfig
 from models.batches import RankingBatches, RetrievalBatches, TrainingSet, make_training_set
 from models.item_graph import ItemGraphConfig, fit_item_graph
-from models.ranker import RankerConfig, build_ranker, pair_schema, predict, task_labels
+from models.ranker import RankerConfig, build_ranker, predict, task_labels
 from models.training import TrainingLoop, set_seed
 from models.two_tower import TwoTowerConfig, build_two_tower, encode, recall_in_market
 from workflows.examples import TRAIN, VALID, build_examples
 from workflows.features import FeatureConfig, fit_features
 
-import merlin.models.tf as mm  # isort: skip
-import tensorflow as tf  # isort: skip
-from merlin.io import Dataset  # isort: skip
-from merlin.models.tf.outputs.base import DotProduct  # isort: skip
-from merlin.models.tf.transforms.bias import PopularityLogitsCorrection  # isort: skip
-from merlin.schema import ColumnSchema, Schema, Tags  # isort: skip
+from merlin.schema import Schema, Tags  # isort: skip
 
-PASS = {"verbose": 0, "epochs": 1}
+PEERS = {"Merlin Models": "merlin", "PyTorch": "torch", "TensorFlow Recommenders": "recommenders"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained, in the form that every peer reads.
+
+    Attributes:
+        about: sizes of the model, and the columns of the arrays.
+        arrays: what training reads, by name; `pair_query` and `pair_content` are rows of the others.
+        valid: the same of the validation pairs.
+        ours: does a pass.
+        score: what our model, or a peer's answer to `predict`, is worth in validation.
+        metric: the name of that.
+    """
+
+    about: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    valid: dict[str, np.ndarray]
+    ours: Callable[[], None]
+    score: Callable[[Mapping[str, np.ndarray] | None], float]
+    metric: str
 
 
 def world_data(impressions: int, seed: int, folder: Path) -> TrainingSet:
@@ -56,159 +75,167 @@ def world_data(impressions: int, seed: int, folder: Path) -> TrainingSet:
     return make_training_set(examples, features, graph, 72 * 3600)
 
 
-def merlin_frame(data: TrainingSet, rows: np.ndarray, labels: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Pairs as the table that Merlin's Loader reads: encoded columns, ragged histories, pair features."""
-    pairs = data.examples.pairs
-    query, content = pairs.query[rows], pairs.content[rows]
-    own = pairs.positive[rows] & (pairs.split[rows] == TRAIN)
-    columns: dict[str, Any] = {}
-    for name, array in data.query_arrays(query).items():
-        if array.shape[1] == 1:
-            columns[name] = array[:, 0]
-        else:  # Merlin's ragged lists may not be empty: an empty history is the null category
-            columns[name] = [row[row > 0] if (row > 0).any() else np.ones(1, np.int64) for row in array]
-    columns |= {name: array[:, 0] for name, array in data.content_arrays(content).items()}
-    columns |= {name: array[:, 0] for name, array in data.pair_arrays(query, content, own).items()}
-    return pd.DataFrame(columns | {task: values[rows] for task, values in labels.items()})
+def _columns(schema: Schema) -> list[dict[str, Any]]:
+    """Categorical columns of a schema: name, domain, rows of its table, width; scalars before lists."""
+    columns = [
+        {
+            "name": column.name,
+            "domain": column.int_domain.name,
+            "rows": int(column.int_domain.max) + 1,
+            "width": int(column.shape.dims[1].max) if column.shape.is_list else 1,
+        }
+        for column in schema.select_by_tag(Tags.CATEGORICAL)
+    ]
+    return sorted(columns, key=lambda column: column["width"] > 1)
 
 
-def merlin_schema(schema: Schema) -> Schema:
-    """The schema with ragged lists, as NVTabular would have written it."""
-    return Schema(
-        [
-            column.with_shape((None, (1, column.shape.dims[1].max))) if column.shape.is_list else column
-            for column in schema
-        ]
-    )
+def _packed(schema: Schema, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Encoded rows as ids int32[R, widths of `_columns`] and numbers float32[R, G]."""
+    rows = len(next(iter(arrays.values())))
+    ids = [arrays[column["name"]].reshape(rows, -1) for column in _columns(schema)]
+    numbers = [arrays[name].reshape(rows, 1) for name in schema.select_by_tag(Tags.CONTINUOUS).column_names]
+    packed = np.concatenate(ids, axis=1).astype(np.int32)
+    return packed, np.concatenate([np.zeros((rows, 0), np.float32), *numbers], axis=1)
 
 
-def rankers(data: TrainingSet, seed: int) -> tuple[dict[str, Callable[[], Any]], Callable[[], dict]]:
-    """One pass of each ranker by side, and what validation says of them."""
+def _sides(data: TrainingSet) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What peers are told of queries and contents, and their arrays."""
+    about: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
+    for side, features in (("query", data.features.query), ("content", data.features.content)):
+        arrays[f"{side}_ids"], arrays[f"{side}_numbers"] = _packed(features.schema, features.arrays)
+        names = features.schema.select_by_tag(Tags.CONTINUOUS).column_names
+        about[side] = {"columns": _columns(features.schema), "numbers": names}
+    return about, arrays
+
+
+def ranker(data: TrainingSet, seed: int, folder: Path) -> Case:
+    """The DLRM, one head a task, on logged impressions."""
     config = RankerConfig()
     labels = task_labels(data.examples, config.min_outcomes)
     tasks = tuple(labels)
-    query, content = data.features.query.schema, data.features.content.schema
     pairs = data.examples.pairs
-    train, valid = (np.arange(pairs.rows(s).start, pairs.rows(s).stop) for s in (TRAIN, VALID))
-    set_seed(seed)
-    ours = build_ranker(query, content, tasks, config, seed)
-    schema = merlin_schema(query + content + pair_schema(query))
-    theirs = mm.DLRMModel(
-        schema,
-        embeddings=mm.Embeddings(schema.select_by_tag(Tags.CATEGORICAL), dim=config.embedding_dim),
-        bottom_block=mm.MLPBlock([*config.bottom, config.embedding_dim]),
-        top_block=mm.MLPBlock(list(config.top)),
-        prediction_tasks=mm.ParallelBlock(*[mm.BinaryOutput(task) for task in tasks]),
-    )
-    theirs.compile(optimizer="adam")
-    table = Dataset(merlin_frame(data, train, labels), schema=_with_targets(schema, tasks))
-    held_out = Dataset(merlin_frame(data, valid, labels), schema=_with_targets(schema, tasks))
-    passes = iter(range(10**6))
+    rows = {s: np.arange(pairs.rows(s).start, pairs.rows(s).stop) for s in (TRAIN, VALID)}
+    logged = {split: data.logged_pairs(rows[split], folder / f"pairs-{split}.npy") for split in rows}
+    about, arrays = _sides(data)
 
-    def our_batches() -> RankingBatches:
-        return RankingBatches(data, train, labels, batch_size=config.batch_size, seed=next(passes))
-
-    loop = TrainingLoop(ours, models.ranker.losses, our_batches()[0], models.ranker.PARTS)
-
-    def our_pass() -> None:
-        for _ in loop.run(our_batches()):
-            pass
-
-    def their_pass() -> None:
-        theirs.fit(table, batch_size=config.batch_size, **PASS)
-
-    def validate() -> dict[str, float]:
-        batches = RankingBatches(data, valid, labels, batch_size=8192, shuffle=False)
-        predicted, truth = predict(ours, batches)
-        loader = mm.Loader(held_out, batch_size=8192, shuffle=False)
-        made = [theirs(x, training=False) for x, _ in loader]
-        their_click = np.concatenate([m["click/binary_output"].numpy()[:, 0] for m in made])
-        place = tasks.index("click")
+    def of_split(split: int) -> dict[str, np.ndarray]:
         return {
-            "ours": float(roc_auc_score(truth[:, place] > 0, predicted[:, place])),
-            "Merlin Models": float(roc_auc_score(truth[:, place] > 0, their_click)),
+            "pair_query": pairs.query[rows[split]],
+            "pair_content": pairs.content[rows[split]],
+            "pair_numbers": np.array(logged[split]),
+            "labels": np.stack([values[rows[split]] for values in labels.values()], axis=1),
         }
 
-    return {"ours": our_pass, "Merlin Models": their_pass}, validate
+    set_seed(seed)
+    model = build_ranker(data.features.query.schema, data.features.content.schema, tasks, config, seed)
+    passes = iter(range(10**6))
+
+    def batches(split: int, **options: Any) -> RankingBatches:
+        return RankingBatches(data, rows[split], labels, logged=logged[split], **options)
+
+    def shuffled() -> RankingBatches:
+        return batches(TRAIN, batch_size=config.batch_size, seed=next(passes))
+
+    loop = TrainingLoop(model, models.ranker.losses, shuffled()[0], models.ranker.PARTS)
+
+    def ours() -> None:
+        for _ in loop.run(shuffled()):
+            pass
+
+    def score(answer: Mapping[str, np.ndarray] | None) -> float:
+        predicted, truth = predict(model, batches(VALID, batch_size=8192, shuffle=False))
+        if answer is not None:
+            predicted = answer["probabilities"]
+        place = tasks.index("click")
+        return float(roc_auc_score(truth[:, place] > 0, predicted[:, place]))
+
+    sizes = {
+        "model": "dlrm",
+        "seed": seed,
+        "tasks": tasks,
+        "embedding_dim": config.embedding_dim,
+        "bottom": config.bottom,
+        "top": config.top,
+        "batch_size": config.batch_size,
+        "learning_rate": config.learning_rate,
+    }
+    valid = of_split(VALID)
+    return Case(about | sizes, arrays | of_split(TRAIN), valid, ours, score, "AUC of click")
 
 
-def _with_targets(schema: Schema, tasks: tuple[str, ...]) -> Schema:
-
-    return schema + Schema(
-        [ColumnSchema(t, dtype=np.float32, tags=[Tags.TARGET, Tags.BINARY]) for t in tasks]
-    )
-
-
-def two_towers(data: TrainingSet, seed: int) -> tuple[dict[str, Callable[[], Any]], Callable[[], dict]]:
-    """One pass of each two-tower by side, and what validation says of them."""
+def two_tower(data: TrainingSet, seed: int, folder: Path) -> Case:
+    """The two-tower with in-batch negatives, on positives."""
     config = TwoTowerConfig()
     query, content = data.features.query.schema, data.features.content.schema
     pairs = data.examples.pairs
     train = np.flatnonzero(pairs.positive & (pairs.split == TRAIN))
     valid = np.flatnonzero(pairs.positive & (pairs.split == VALID))
     set_seed(seed)
-    ours = build_two_tower(query, content, config, seed)
-    ragged = merlin_schema(query)
-
-    def tower(schema: Schema) -> mm.Encoder:
-        inputs = mm.InputBlockV2(
-            schema,
-            categorical=mm.Embeddings(schema.select_by_tag(Tags.CATEGORICAL), dim=config.embedding_dim),
-        )
-        layers = mm.MLPBlock([*config.hidden, config.dim], no_activation_last_layer=True)
-        return mm.Encoder(inputs, layers, post=mm.L2Norm())
-
-    ids = content.select_by_tag(Tags.ITEM_ID)
-    encoded = data.features.content.arrays[ids.first.name]
-    count = np.bincount(encoded[pairs.content[train]], minlength=int(ids.first.int_domain.max) + 1)
-    output = mm.ContrastiveOutput(
-        to_call=DotProduct(),
-        negative_samplers="in-batch",
-        schema=ids,
-        logits_temperature=config.temperature,
-        store_negative_ids=True,
-        post=PopularityLogitsCorrection(
-            tf.constant(np.maximum(count, 1), tf.float32), schema=content, reg_factor=config.temperature
-        ),
-    )
-    theirs = mm.TwoTowerModelV2(tower(ragged), tower(content), outputs=output)
-    theirs.compile(optimizer="adam")
-    names = [*query.column_names, *content.column_names]
-    table = Dataset(merlin_frame(data, train, {})[names], schema=ragged + content)
-    asked = Dataset(merlin_frame(data, valid, {})[query.column_names], schema=ragged)
+    model = build_two_tower(query, content, config, seed)
     passes = iter(range(10**6))
 
-    def our_batches() -> RetrievalBatches:
+    def shuffled() -> RetrievalBatches:
         return RetrievalBatches(data, train, batch_size=config.batch_size, seed=next(passes))
 
-    loop = TrainingLoop(ours, models.two_tower.losses, our_batches()[0])
+    first = shuffled()
+    loop = TrainingLoop(model, models.two_tower.losses, first[0])
 
-    def our_pass() -> None:
-        for _ in loop.run(our_batches()):
+    def ours() -> None:
+        for _ in loop.run(shuffled()):
             pass
 
-    def their_pass() -> None:
-        theirs.fit(table, batch_size=config.batch_size, **PASS)
+    def score(answer: Mapping[str, np.ndarray] | None) -> float:
+        if answer is None:
+            contents = data.content_arrays(np.arange(len(data.features.content)))
+            answer = {
+                "query_vectors": encode(model.query_encoder, data.query_arrays(pairs.query[valid])),
+                "content_vectors": encode(model.candidate_encoder, contents),
+            }
+        return recall_in_market(data, answer["query_vectors"], answer["content_vectors"], valid, 100)
 
-    def validate() -> dict[str, float]:
-        contents = data.content_arrays(np.arange(len(data.features.content)))
-        queries = data.query_arrays(pairs.query[valid])
-        loader = mm.Loader(asked, batch_size=8192, shuffle=False)
-        their_queries = np.concatenate([theirs.query_encoder(x, training=False).numpy() for x, _ in loader])
-        return {
-            "ours": recall_in_market(
-                data,
-                encode(ours.query_encoder, queries),
-                encode(ours.candidate_encoder, contents),
-                valid,
-                100,
-            ),
-            "Merlin Models": recall_in_market(
-                data, their_queries, encode(theirs.candidate_encoder, contents), valid, 100
-            ),
+    about, arrays = _sides(data)
+    ids = content.select_by_tag(Tags.ITEM_ID).first
+    arrays |= {
+        "pair_query": pairs.query[train],
+        "pair_content": pairs.content[train],
+        "market": data.examples.queries.market[pairs.query[train]].astype(np.int32),
+        "log_q": first.log_q,
+    }
+    sizes = {
+        "model": "two-tower",
+        "seed": seed,
+        "item_id": ids.name,
+        "embedding_dim": config.embedding_dim,
+        "hidden": config.hidden,
+        "dim": config.dim,
+        "temperature": config.temperature,
+        "batch_size": config.batch_size,
+        "learning_rate": config.learning_rate,
+    }
+    return Case(about | sizes, arrays, {"pair_query": pairs.query[valid]}, ours, score, "recall@100")
+
+
+def _write(folder: Path, arrays: Mapping[str, np.ndarray]) -> str:
+    folder.mkdir()
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    return str(folder)
+
+
+@contextlib.contextmanager
+def running_peers() -> Iterator[dict[str, Peer]]:
+    """Every peer in a process of its own, by name."""
+    with contextlib.ExitStack() as stack:
+        yield {
+            name: stack.enter_context(
+                peer(
+                    f"{script}_training.py",
+                    Path(sys.executable) if script == "merlin" else peer_python(script),
+                )
+            )
+            for name, script in PEERS.items()
         }
-
-    return {"ours": our_pass, "Merlin Models": their_pass}, validate
 
 
 def run(
@@ -223,7 +250,7 @@ def run(
 
     Args:
         rows: impressions of the simulated world.
-        repeats: measured passes of each side; one more warms both up.
+        repeats: measured passes of each side; one more warms all up.
         seed: of the world and the models.
         file: where the report goes as JSON.
         report: called with a line as each figure is known.
@@ -231,31 +258,42 @@ def run(
     before = machine()
     results: list[Result] = []
     learned: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory(prefix="pasar-training-") as folder:
-        data = world_data(rows, seed, Path(folder))
-        pairs = data.examples.pairs
-        counts = {
-            "DLRM, a pass": int((pairs.split == TRAIN).sum()),
-            "two-tower, a pass": int((pairs.positive & (pairs.split == TRAIN)).sum()),
-        }
-        for case, make in (("DLRM, a pass", rankers), ("two-tower, a pass", two_towers)):
-            sides, validate = make(data, seed)
-            timed_sides = {name: timed(work) for name, work in sides.items()}
-            found = compare(case, counts[case], timed_sides, repeats=repeats, budget_s=300, report=report)
+    found_versions: dict[str, Any] = {
+        "ours": versions("merlin-models", "merlin-dataloader", "tensorflow-cpu", "numpy")
+    }
+    with tempfile.TemporaryDirectory(prefix="pasar-training-") as name:
+        folder = Path(name)
+        data = world_data(rows, seed, folder)
+        for number, make in enumerate((ranker, two_tower)):
+            case = make(data, seed, folder)
+            title = f"{'DLRM' if case.about['model'] == 'dlrm' else 'two-tower'}, a pass"
+            training = _write(folder / f"train-{number}", case.arrays)
+            held_out = _write(folder / f"valid-{number}", case.valid)
+            with running_peers() as peers:
+                sides = {"ours": timed(case.ours)}
+                for name, its in peers.items():
+                    its.ask("load", folder=training, about=json.dumps(case.about))
+                    sides[name] = its.side("train")
+                    found_versions[name] = its.ask("versions")["versions"]
+                size = len(case.arrays["pair_query"])
+                found = compare(title, size, sides, repeats=repeats, budget_s=300, report=report)
+                learned[title] = {"ours": case.score(None)}
+                for name, its in peers.items():
+                    answer = Path(its.ask("predict", folder=held_out)["file"])
+                    with np.load(answer) as made:
+                        learned[title][name] = case.score(made)
             results += found
-            learned[case] = validate()
-            metric = "AUC of click" if case.startswith("DLRM") else "recall@100"
             for result in found:
                 report(
-                    f"{case}, {result.side}: {result.rows / result.wall.median:,.0f} rows/s, validation "
-                    f"{metric} {learned[case][result.side]:.4f} after {repeats + 1} passes"
+                    f"{title}, {result.side}: {result.rows / result.wall.median:,.0f} rows/s, validation "
+                    f"{case.metric} {learned[title][result.side]:.4f} after {repeats + 1} passes"
                 )
     if file:
         about = {
             "benchmark": "training",
             "settings": {"rows": rows, "repeats": repeats, "seed": seed},
             "machine": {**before, "load_after": machine()["load"]},
-            "versions": versions("merlin-models", "merlin-dataloader", "tensorflow-cpu", "numpy"),
+            "versions": found_versions,
             "validation": learned,
         }
         write_json(file, about, results)
