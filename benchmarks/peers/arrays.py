@@ -15,6 +15,12 @@ class Trained:
 
     passes = 0
 
+    def build(self):
+        raise NotImplementedError
+
+    def predictions(self, valid):
+        raise NotImplementedError
+
     def load(self, folder, about):
         self.about = json.loads(about)
         self.arrays = read(folder)

@@ -83,7 +83,7 @@ class TwoTower(tfrs.models.Model):
 
     def __init__(self, about):
         super().__init__()
-        tables = {}
+        tables: dict = {}
         self.content = Tower(about["content"]["columns"], about, tables)
         self.query = Tower(about["query"]["columns"], about, tables)
         self.task = tfrs.tasks.Retrieval(
