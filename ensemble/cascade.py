@@ -11,10 +11,11 @@ from ensemble.blending import Blend
 from ensemble.errors import Code, RequestError
 from ensemble.plan import Plan
 from ensemble.release import Release
-from ensemble.stages import build
+from ensemble.stages import stage
 from ensemble.stages.reordering import Reordering
 from ensemble.stages.retrieval import Retrieval
 from ensemble.stages.user_state import REQUEST, UserState
+from ensemble.steering import NOTHING, Steering
 from ensemble.steps import OnnxStep, StageStep, Step, TensorSpec, check_inputs
 
 
@@ -64,11 +65,11 @@ class Cascade:
 
     name = "cascade"
 
-    def __init__(self, release: Release, threads: int = 1) -> None:
+    def __init__(self, release: Release, threads: int = 1, steering: Steering = NOTHING) -> None:
         self.plan = Plan.of(release)
         self.steps = cascade_steps(self.plan)
         self.run = {
-            step.name: build(step.name, release)
+            step.name: stage(step.name, release, steering)
             if isinstance(step, StageStep)
             else onnx_function(release, step, threads)
             for step in self.steps

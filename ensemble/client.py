@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from ensemble.rules import Reason
 from ensemble.stages.user_state import REQUEST
 from ensemble.steps import STRING, TensorSpec
 
-FEED = "feed"
+FEED, EVENTS = "feed", "events"
 DIVERSITY = 0.1
 """What a client sends unless it says otherwise."""
 
@@ -168,6 +169,32 @@ class FeedClient:
         inputs = [self._input(spec, request[spec.name]) for spec in REQUEST if spec.name in request]
         result = self._ask(lambda: self._client.infer(FEED, inputs, client_timeout=self.timeout_s))
         return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
+
+    def send_events(self, events: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+        """Tell the server what happens to contents and sellers; the next feed that is asked for knows it.
+
+        Args:
+            events: as `supply.events` has them, such as {"event": "ended", "content": "l00017"}; all are
+                taken in or none.
+
+        Returns:
+            events written, and how many of them are about ids that the release does not know.
+
+        Raises:
+            RequestError: with the number of the event that is wrong; UNAVAILABLE where no server answers;
+                NOT_FOUND where the server has no live state.
+        """
+        texts = np.array([[json.dumps(event) for event in events]], object).reshape(1, -1)
+        inputs = [self._input(TensorSpec("event", object, (-1,)), texts)]
+        try:
+            result = self._ask(lambda: self._client.infer(EVENTS, inputs, client_timeout=self.timeout_s))
+        except RequestError as error:
+            if "unknown model" in error.message:
+                raise RequestError(
+                    Code.NOT_FOUND, "the server has no live state; start it with `pasar serve --state DIR`"
+                ) from None
+            raise
+        return int(result.as_numpy("written")[0, 0]), int(result.as_numpy("unknown")[0, 0])
 
     @staticmethod
     def _input(spec: TensorSpec, array: np.ndarray) -> grpc.InferInput:

@@ -88,6 +88,7 @@ def _taught(
         "seen": history,
         # What a release says of users is of the end of the log, which these queries do not know.
         "followed": np.full((len(rows), 0), -1),
+        "tired_sellers": np.full((len(rows), 0), -1),
     }
     ranking = next(step for step in cascade.steps if step.name == "ranking")
     made |= retrieval.retrieve(**{spec.name: made[spec.name] for spec in Retrieval.step(cascade.plan).inputs})

@@ -21,11 +21,15 @@ from models.batches import TrainingSet
 from models.export import Layout, content_tower_to_onnx, query_tower_to_onnx, ranker_to_onnx, rename
 from models.ranker import watch_time
 from models.two_tower import encode
+from supply.fatigue import FatigueConfig, tired_of
+from supply.live import UNKNOWN
 from workflows.compile import feature_name, join
 from workflows.examples import TRAIN, Examples, content_frame, user_frame
 from workflows.features import Encoded
-from workflows.habits import followed_sellers
+from workflows.habits import followed_sellers, shown
 
+TIRED = 32
+"""Contents and sellers kept for each user that are not shown for a while."""
 NEVER_ENDS = np.iinfo(np.int64).max
 
 
@@ -93,21 +97,26 @@ def write_release(
         release.array("popularity.npy", data.latest)
         release.array("trend.npy", market_trends(examples, config))
         release.array("exposures.npy", exposures(examples))
-        release.array("is_live.npy", (contents["kind"] == "live").to_numpy(bool))
         release.array("created_at.npy", _seconds(examples.contents, "created_at", 0))
         release.array("ended_at.npy", _seconds(examples.contents, "ended_at", NEVER_ENDS))
-        release.array("seller_code.npy", _codes(contents, "seller_id"))
+        release.array("stock.npy", _seconds(examples.contents, "stock", UNKNOWN))
+        seller, sold_by = _codes(contents, "seller_id"), _text_column(contents, "seller_id")
+        release.array("seller_code.npy", seller)
+        release.array("seller_ids.npy", _text(pd.Series(np.unique(sold_by[sold_by != ""]), dtype=object)))
         release.array("category_code.npy", _codes(contents, "category"))
         release.array("kind_code.npy", pd.Index(KINDS).get_indexer(contents["kind"]).astype(np.int8))
         release.array("price_usd.npy", _prices(contents))
         followed = {c.name.removeprefix("hist_") for c in plan.columns if c.source == "history"}
-        for name_of_text in sorted(followed | {"content_id"}):
-            release.array(f"text_{name_of_text}.npy", _text(contents[name_of_text]))
+        ruled = {"content_id", "kind", "category", "seller_id", "content_language"}
+        for name_of_text in sorted(followed | ruled):
+            release.array(f"text_{name_of_text}.npy", _text_column(contents, name_of_text))
         release.array("graph_neighbours.npy", data.graph.graph.neighbours)
         release.array("graph_weights.npy", data.graph.graph.weights)
         release.array("user_history.npy", examples.latest_history)
         release.array("user_seen.npy", examples.latest_seen)
-        release.array("user_followed.npy", followed_sellers(examples, _codes(contents, "seller_id")))
+        release.array("user_followed.npy", followed_sellers(examples, seller))
+        for what, array in tired(examples, seller, config.fatigue, examples.end).items():
+            release.array(f"user_tired_{what}.npy", array)
         release.array("user_id.npy", _text(examples.users["user_id"]))
         users = user_frame(examples.users)
         for column in plan.columns:
@@ -139,6 +148,39 @@ def exposures(examples: Examples) -> np.ndarray:
     rows = np.flatnonzero(pairs.split == TRAIN)
     market = examples.queries.market[pairs.query[rows]]
     return counts(market, pairs.content[rows], None, examples.available.shape).astype(np.float32)
+
+
+def tired(
+    examples: Examples, seller: np.ndarray, config: FatigueConfig, before: int
+) -> dict[str, np.ndarray]:
+    """What each user is tired of at a time, see `supply.fatigue.tired_of`.
+
+    Args:
+        seller: int32[N], codes of the contents' sellers, -1 where unknown.
+        before: only what happened before this second counts.
+
+    Returns:
+        contents, sellers: int32[U, T], rows and codes, -1 fills; contents_until, sellers_until: int64[U, T],
+        the second from which each may be shown again.
+    """
+    user, content, time, wanted = shown(examples)
+    made: dict[str, np.ndarray] = {}
+    for name, what, shows in (
+        ("contents", content, config.content_shows),
+        ("sellers", seller[content], config.seller_shows),
+    ):
+        made[name], made[f"{name}_until"] = tired_of(
+            user,
+            what,
+            time,
+            wanted,
+            users=len(examples.users),
+            shows=shows,
+            window_s=int(config.window_h * 3600),
+            end=before,
+            most=TIRED,
+        )
+    return made
 
 
 def _with_workflow(encoded: Encoded, tower: onnx.ModelProto, name: str) -> onnx.ModelProto:
@@ -201,6 +243,11 @@ def _columns(query: onnx.ModelProto, examples: Any) -> tuple[Column, ...]:
             source = "context"
         columns.append(Column(value.name, kind, source))
     return tuple(columns)
+
+
+def _text_column(contents: pd.DataFrame, name: str) -> np.ndarray:
+    """A column as text[N], "" where it is null or absent."""
+    return _text(contents[name]) if name in contents else np.full(len(contents), "")
 
 
 def _text(values: pd.Series) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ensemble.release import Release
 from market.profiles import MARKETS
+from supply.fatigue import FatigueConfig
 
 FILE = "cascade.json"
 
@@ -90,6 +91,7 @@ class CascadeConfig:
             { live = { watch = 0.1 }, ID = { order = 0.5 }, "ID.live" = { order = 0.7 } }; the last of these
             goes before the second, the second before the first.
         price_usd: price of a content without one (US dollars).
+        fatigue: when a user has been shown something too often.
     """
 
     retrieved: int = 500
@@ -111,6 +113,7 @@ class CascadeConfig:
     weights: Mapping[str, float] = field(default_factory=lambda: dict(WEIGHTS))
     weights_for: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     price_usd: float = 20.0
+    fatigue: FatigueConfig = field(default_factory=FatigueConfig)
 
     def __post_init__(self) -> None:
         counts = ("seller_cap", "category_cap", "content_frequency", "seller_frequency", "explore_outcomes")
@@ -242,6 +245,8 @@ class Plan:
                 "markets": tuple(body["markets"]),
                 "tasks": tuple(body["tasks"]),
                 "columns": tuple(Column(**column) for column in body["columns"]),
-                "config": CascadeConfig(**body["config"]),
+                "config": CascadeConfig(
+                    **body["config"] | {"fatigue": FatigueConfig(**body["config"]["fatigue"])}
+                ),
             }
         )

@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import tritonclient.grpc as grpc
@@ -25,7 +25,7 @@ from tritonclient.utils import InferenceServerException
 
 from ensemble.release import MANIFEST, Release
 from ensemble.steps import FEED, OnnxStep, Step, TensorSpec, check_wiring
-from ensemble.triton import RELEASE
+from ensemble.triton import OPTION, RELEASE
 
 CONFIG = "config.pbtxt"
 TEMPLATES = Path(__file__).resolve().parents[1] / "triton_repo"
@@ -49,6 +49,8 @@ def write_repository(
     threads: int = 1,
     stages: str = "ensemble.stages:build",
     python_path: str | os.PathLike[str] | None = None,
+    beside: Sequence[Step] = (),
+    options: Mapping[str, str] | None = None,
 ) -> None:
     """Write the model repository that serves a release; it appears complete or not at all.
 
@@ -61,8 +63,10 @@ def write_repository(
         delay_us: microseconds a request may wait for others to share its run.
         instances: processes of each Python step.
         threads: ONNX Runtime's threads in each graph's instance; graphs inside a Python step have one.
-        stages: "module:function" called as `function(step name, release)`, returning the stage.
+        stages: "module:function" called as `function(step name, release, **options)`, returning the stage.
         python_path: folder to import that module from, where it is not installed.
+        beside: steps that are served each for itself, outside of `feed`.
+        options: given to every Python step.
 
     Raises:
         WiringError: the steps do not fit together.
@@ -77,17 +81,18 @@ def write_repository(
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        for step in steps:
+        for step in (*steps, *beside):
             config = _step_config(step, max_batch, delay_us)
             if isinstance(step, OnnxStep):
                 _set(config, intra_op_thread_count=str(threads), inter_op_thread_count="1")
             else:
                 config.instance_group[0].count = instances
                 _set(config, stages=stages)
+                _set(config, **{f"{OPTION}{name}": said for name, said in (options or {}).items()})
                 if python_path is not None:
                     _set(config, python_path=str(Path(python_path).resolve()))
             _write_config(temporary / step.name, config)
-        _place(temporary, release, steps, version)
+        _place(temporary, release, (*steps, *beside), version)
         _write_config(temporary / FEED, _feed_config(steps, request, reply, version, max_batch, release))
         (temporary / FEED / "1").mkdir()
         temporary.chmod(0o755)
@@ -106,6 +111,7 @@ def add_version(
     url: str,
     deadline_s: float = 60.0,
     drain_s: float = 1.0,
+    beside: Sequence[Step] = (),
 ) -> int:
     """Move a running server to another release without losing a request.
 
@@ -120,6 +126,7 @@ def add_version(
         url: the server's gRPC address, "host:port".
         deadline_s: seconds that loading one step may take.
         drain_s: seconds for which requests under way may still use the old version.
+        beside: as the repository was written with.
 
     Returns:
         The new version.
@@ -136,25 +143,26 @@ def add_version(
     with _only_writer(target), contextlib.closing(grpc.InferenceServerClient(url)) as client:
         old_feed = read_config(target, FEED)
         _check_same(target, old_feed, steps, request, reply, release)
+        every = (*steps, *beside)
         old = max(step.model_version for step in old_feed.ensemble_scheduling.step)
-        version = max(old, *(v for step in steps for v in versions(target, step.name))) + 1
+        version = max(old, *(v for step in every for v in versions(target, step.name))) + 1
         feed = _feed_config(steps, request, reply, version, old_feed.max_batch_size, release)
         try:
-            _place(target, release, steps, version)
-            for step in steps:
+            _place(target, release, every, version)
+            for step in every:
                 client.load_model(step.name, client_timeout=deadline_s)
             _write_config(target / FEED, feed)
             client.load_model(FEED, client_timeout=deadline_s)
         except (InferenceServerException, OSError) as error:
             _write_config(target / FEED, old_feed)
             with contextlib.suppress(InferenceServerException):  # a server that is gone has nothing to drop
-                _drop(client, target, steps, [version], deadline_s)
+                _drop(client, target, every, [version], deadline_s)
             raise RepositoryError(
                 f"release '{release.name}' was not taken, version {old} keeps serving: {error}"
             ) from error
         time.sleep(drain_s)
-        stale = {v for step in steps for v in versions(target, step.name)} - {version}
-        _drop(client, target, steps, sorted(stale), deadline_s)
+        stale = {v for step in every for v in versions(target, step.name)} - {version}
+        _drop(client, target, every, sorted(stale), deadline_s)
     return version
 
 

@@ -27,6 +27,9 @@ CANARY = "pasar_canary"
 RELEASE = "release"
 """Folder in a stage's version folder that holds the release it serves."""
 
+OPTION = "option."
+"""Before the name of each parameter that is given to the stage."""
+
 Stage = Callable[..., Any]
 """A stage: arrays by keyword in, a mapping or a dataclass of arrays out, the batch first in each."""
 
@@ -140,7 +143,8 @@ class StageModel:
     """A Triton Python model that serves the stage of its own name from the release beside it.
 
     Parameters of the model's configuration:
-        stages: "module:function"; called as `function(name, release)`, it returns the stage.
+        stages: "module:function"; called as `function(name, release, **options)`, it returns the stage.
+        option.<name>: an option.
         python_path: a folder to import that module from, where it is not installed.
         pad.<tensor>: JSON of the pad value of an input, where it is not "", 0 or False.
     """
@@ -169,7 +173,10 @@ class StageModel:
             sys.path.insert(0, parameters["python_path"])
         module, _, function = parameters["stages"].partition(":")
         registry = getattr(importlib.import_module(module), function)
-        return registry(config["name"], Release.open(folder / RELEASE))
+        options = {
+            key.removeprefix(OPTION): said for key, said in parameters.items() if key.startswith(OPTION)
+        }
+        return registry(config["name"], Release.open(folder / RELEASE), **options)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer the requests of one dynamic batch."""

@@ -15,6 +15,7 @@ import numpy as np
 from ensemble.cascade import Cascade
 from ensemble.channels import NONE, Shelf, first_eligible, nearest
 from ensemble.client import DIVERSITY
+from ensemble.export import tired
 from ensemble.release import Release
 from ensemble.stages.retrieval import Retrieval
 from ensemble.stages.user_state import UserState
@@ -224,7 +225,9 @@ class Player:
         self.user_state, self.retrieval = user_state, retrieval
         user_state.history = histories_until(examples, begin, examples.latest_history.shape[1])
         user_state.seen = histories_until(examples, begin, examples.latest_seen.shape[1])
-        user_state.sellers = followed_sellers(examples, release.array("seller_code.npy"), before=begin)
+        seller, config = release.array("seller_code.npy"), self.cascade.plan.config
+        user_state.sellers = followed_sellers(examples, seller, before=begin)
+        user_state.tired = tired(examples, seller, config.fatigue, begin)
         self.user_id = examples.users["user_id"].to_numpy(object)
         self.content_id = np.append(examples.contents["content_id"].to_numpy(object), "")
 

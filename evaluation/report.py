@@ -101,6 +101,7 @@ def _rankings(cascade: Cascade, data: TrainingSet, pairs: np.ndarray) -> dict[st
         seen=seen,
         # What a release says of users is of the end of the log, which held-out queries must not know.
         followed=np.full((len(seen), 0), -1),
+        tired_sellers=np.full((len(seen), 0), -1),
     )
     made |= cascade.run["ranking"](**{s.name: made[s.name] for s in cascade.steps[3].inputs})
     value = cascade.blend(made["probabilities"], made["candidates"], market)

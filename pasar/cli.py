@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import logging
 import os
@@ -226,6 +228,9 @@ def serve(
         Path | None,
         typer.Option(help="Where repository and log go; by default RELEASE/../serving."),
     ] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Folder of the live state; without it no events are taken in.")
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
     """Serve a release on Triton until interrupted; a new release is taken with `pasar reload`."""
@@ -239,7 +244,7 @@ def serve(
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with served(release, run or release.parent / "serving", settings) as server, server.watch():
+    with served(release, run or release.parent / "serving", settings, state) as server, server.watch():
         say(
             f"serving {release} at {server.grpc_url} (gRPC), {server.http_url} (HTTP), "
             f"{server.metrics_url}/metrics; Ctrl-C stops"
@@ -248,19 +253,31 @@ def serve(
     say("stopped")
 
 
-def served(release: Path, run: Path, settings: Any) -> Any:
-    """A Triton server of a release, not started yet; its repository is made anew under `run`."""
+def served(release: Path, run: Path, settings: Any, state: Path | None = None) -> Any:
+    """A Triton server of a release, not started yet; its repository is made anew under `run`.
+
+    Args:
+        state: folder of the live state, made where it does not exist; None serves without one.
+    """
+    import dataclasses
+
     from ensemble.cascade import reply, served_steps
     from ensemble.plan import Plan
     from ensemble.release import Release
     from ensemble.repository import write_repository
     from ensemble.server import TritonServer
+    from ensemble.stages.events import Events
     from ensemble.stages.user_state import REQUEST
+    from supply.journal import Journal
 
     plan = Plan.of(Release.open(release))
     run.mkdir(parents=True, exist_ok=True)
     repository = run / "repository"
     shutil.rmtree(repository, ignore_errors=True)
+    options = {"rules": json.dumps(dataclasses.asdict(settings.rules))}
+    if state is not None:
+        Journal(state).compact()
+        options["state"] = str(state.resolve())
     cores = len(os.sched_getaffinity(0)) if settings.one_process else 1
     write_repository(
         repository,
@@ -272,6 +289,8 @@ def served(release: Path, run: Path, settings: Any) -> Any:
         delay_us=settings.delay_us,
         instances=settings.instances or cores,
         threads=settings.threads,
+        beside=() if state is None else (Events.step(),),
+        options=options,
     )
     return TritonServer(
         repository,
@@ -295,14 +314,46 @@ def reload(
     from ensemble.plan import Plan
     from ensemble.release import Release
     from ensemble.repository import add_version, models
+    from ensemble.stages.events import Events
     from ensemble.stages.user_state import REQUEST
     from pasar.show import say
 
     plan = Plan.of(Release.open(release))
     repository = run / "repository"
     steps = served_steps(plan, one_process=Cascade.name in models(repository))
-    version = add_version(repository, release, steps, REQUEST, reply(plan), url=url)
+    beside = [Events.step()] if Events.name in models(repository) else []
+    version = add_version(repository, release, steps, REQUEST, reply(plan), url=url, beside=beside)
     say(f"serving {release} as version {version}")
+
+
+@app.command()
+def live(
+    file: Annotated[str, typer.Argument(help="JSON lines, an event each; - reads standard input.")],
+    state: Annotated[Path, typer.Option(help="The folder that `pasar serve --state` reads.")],
+) -> None:
+    """Take events in: rooms that open or end, viewers, stock, what is taken down. A wrong line ends it."""
+    import sys
+
+    from pasar.show import say
+    from supply.events import EventError, parse_all
+    from supply.journal import Journal
+
+    journal = Journal(state)
+    taken = number = 0
+    with contextlib.ExitStack() as opened:
+        lines = sys.stdin if file == "-" else opened.enter_context(Path(file).open(encoding="utf-8"))
+        # Lines of a file come many at once; those of a pipe count from the moment they are written.
+        while batch := list(itertools.islice(lines, 1 if file == "-" else 1000)):
+            try:
+                events = parse_all(batch, clock.time(), first=number + 1)
+            except EventError as error:
+                raise EventError(
+                    f"{error}; the {taken:,} events before line {number + 1} were taken in"
+                ) from None
+            journal.append(events)
+            number += len(batch)
+            taken += len(events)
+    say(f"{taken:,} events in {journal.path}")
 
 
 @app.command()

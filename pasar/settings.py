@@ -15,6 +15,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from supply.rules import Rules
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -49,6 +51,7 @@ class ServeConfig:
             all steps, else one.
         threads: ONNX Runtime's threads for each graph that is a model of its own (threads).
         startup_deadline_s: time until every step must be ready (seconds).
+        rules: what may not be shown where.
     """
 
     host: str = "127.0.0.1"
@@ -61,6 +64,7 @@ class ServeConfig:
     instances: int = 0
     threads: int = 1
     startup_deadline_s: float = 60.0
+    rules: Rules = field(default_factory=Rules)
 
     def __post_init__(self) -> None:
         for name in ("grpc_port", "http_port", "metrics_port"):
@@ -187,7 +191,8 @@ def _toml(value: Any) -> str:
     if isinstance(value, str):
         return f'"{value}"'
     if isinstance(value, Mapping):
-        return f"{{ {', '.join(f'{k} = {_toml(v)}' for k, v in value.items())} }}" if value else "{}"
+        entries = ", ".join(f"{k if k.isidentifier() else _toml(k)} = {_toml(v)}" for k, v in value.items())
+        return f"{{ {entries} }}" if entries else "{}"
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_toml, value))}]"
     return repr(value)

@@ -1,4 +1,5 @@
-"""What the log says of a user beyond the contents they wanted: the sellers they follow or bought from."""
+"""What the log says of a user beyond the contents they wanted: sellers they follow or bought from, and what
+they were shown."""
 
 from __future__ import annotations
 
@@ -43,3 +44,20 @@ def followed_sellers(examples: Examples, seller: np.ndarray, before: int | None 
     everyone = np.arange(len(examples.users))
     end = np.full(len(everyone), len(user))
     return build_history(user[last], last, sold_by[last], everyone, end, FOLLOWED)
+
+
+def shown(examples: Examples) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Every logged exposure: user int32[P], content int32[P], time int64[P], and whether it was wanted.
+
+    Empty where only wanted contents were logged, or no time: then nothing is known of what was shown in vain.
+    """
+    pairs, queries = examples.pairs, examples.queries
+    known = examples.has_time and examples.feedback == "impressions"
+    rows = np.arange(len(pairs.content) if known else 0)
+    query = pairs.query[rows]
+    return (
+        queries.user[query],
+        np.asarray(pairs.content)[rows],
+        queries.time[query],
+        np.asarray(pairs.positive)[rows],
+    )

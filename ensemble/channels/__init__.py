@@ -84,13 +84,35 @@ class Shelf:
         self.of_sellers = newest[np.argsort(of, kind="stable")]
         self.first_of = np.searchsorted(np.sort(of), np.arange(int(seller.max(initial=-1)) + 2))
 
-    def eligible(self, time: np.ndarray, seen: np.ndarray) -> np.ndarray:
-        """bool[b, n]: published, not ended, not seen. `seen` holds rows of the contents table, -1 fills."""
+    def update(self, rows: np.ndarray, opens: np.ndarray, ends: np.ndarray, viewers: np.ndarray) -> None:
+        """Take over the state of contents `rows` int64[*]; arrays of that length."""
+        here = self.place[rows] < len(self.rows)
+        place = self.place[rows[here]]
+        self.opens[place], self.ends[place], self.viewers[place] = opens[here], ends[here], viewers[here]
+
+    def of(self, sellers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Contents of sellers int64[b, F], -1 fills: rows of `sellers` int64[*] and places int64[*]."""
+        row, column = np.nonzero(sellers >= 0)
+        seller = sellers[row, column]
+        first, length = self.first_of[seller], np.diff(self.first_of)[seller]
+        row = np.repeat(row, length)
+        within = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length)
+        return row, self.of_sellers[np.repeat(first, length) + within]
+
+    def eligible(self, time: np.ndarray, seen: np.ndarray, tired: np.ndarray | None = None) -> np.ndarray:
+        """bool[b, n]: published, not ended, not seen, not of a seller that the user is tired of.
+
+        Args:
+            time: int64[b]; seen: int64[b, S], rows of the contents table, -1 fills; tired: int64[b, T], codes
+                of sellers, -1 fills.
+        """
         at = time[:, None]
         ok = np.zeros((len(time), len(self.rows) + 1), bool)
         ok[:, :-1] = (self.opens <= at) & (at < self.ends)
         place = np.where(seen >= 0, self.place[seen], len(self.rows))
         np.put_along_axis(ok, place, False, axis=1)
+        if tired is not None:
+            ok[self.of(tired)] = False
         return ok[:, :-1]
 
 
@@ -105,6 +127,7 @@ class Asked:
         affinity: float32[b, n], what the item graph says of the contents after what the user wanted last.
         seen: int64[b, S], contents not to be shown again, rows of the contents table, -1 fills.
         followed: int64[b, F], sellers that the user follows or bought from, each once, -1 fills.
+        tired: int64[b, T], sellers that the user has been shown too often, -1 fills.
     """
 
     shelf: Shelf
@@ -113,6 +136,7 @@ class Asked:
     affinity: np.ndarray
     seen: np.ndarray
     followed: np.ndarray
+    tired: np.ndarray
 
     def cosine(self, places: np.ndarray) -> np.ndarray:
         """float32[b, c], of each query and its contents at `places` int64[b, c]; 0 where that is -1."""
@@ -122,7 +146,7 @@ class Asked:
     @cached_property
     def eligible(self) -> np.ndarray:
         """bool[b, n], see `Shelf.eligible`."""
-        return self.shelf.eligible(self.time, self.seen)
+        return self.shelf.eligible(self.time, self.seen, self.tired)
 
 
 class Source(Protocol):

@@ -10,12 +10,7 @@ from ensemble.channels import NONE, Asked
 def followed(asked: Asked, count: int) -> np.ndarray:
     """Contents of followed sellers, newest first, as `ensemble.channels.Source` says."""
     shelf = asked.shelf
-    row, column = np.nonzero(asked.followed >= 0)
-    seller = asked.followed[row, column]
-    first, length = shelf.first_of[seller], np.diff(shelf.first_of)[seller]
-    row = np.repeat(row, length)
-    within = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length)
-    place = shelf.of_sellers[np.repeat(first, length) + within]
+    row, place = shelf.of(asked.followed)
     may = asked.eligible[row, place]
     row, place = row[may], place[may]
     order = np.lexsort((place, -shelf.opens[place], row))

@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from ensemble.release import Release
+from ensemble.steering import Steering
+from supply.rules import Rules
 
 
-def build(name: str, release: Release) -> Any:
-    """The stage that a Triton step of this name runs; "cascade" is all of them and the graphs between.
+def build(name: str, release: Release, *, state: str | None = None, rules: str = "{}") -> Any:
+    """What a Triton step of this name runs: a stage, or "cascade", all of them and the graphs between.
+
+    Args:
+        state: folder of the live state; None where there is none.
+        rules: `Rules` of markets, as JSON.
 
     Raises:
         ValueError: no stage has that name.
     """
+    steering = Steering(Rules(**json.loads(rules)), None if state is None else Path(state))
+    if name == "cascade":
+        from ensemble.cascade import Cascade
+
+        return Cascade(release, steering=steering).answer
+    return stage(name, release, steering)
+
+
+def stage(name: str, release: Release, steering: Steering) -> Any:
+    """The stage of a name; `ValueError` where none has it."""
+    from ensemble.stages.events import Events
     from ensemble.stages.reordering import Reordering
     from ensemble.stages.retrieval import Retrieval
     from ensemble.stages.user_state import UserState
 
-    if name == "cascade":
-        from ensemble.cascade import Cascade
-
-        return Cascade(release).answer
-    stages = {stage.name: stage for stage in (UserState, Retrieval, Reordering)}
+    stages = {
+        UserState.name: lambda: UserState(release),
+        Retrieval.name: lambda: Retrieval(release, steering),
+        Reordering.name: lambda: Reordering(release, steering),
+        Events.name: lambda: Events(release, Path(steering.state or "")),
+    }
+    if name == Events.name and steering.state is None:
+        raise ValueError("events need a folder for the live state; give one")
     if name not in stages:
         raise ValueError(f"no stage is named {name!r}; there are cascade, {', '.join(stages)}")
-    return stages[name](release)
+    return stages[name]()

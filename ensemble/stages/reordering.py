@@ -20,6 +20,7 @@ from ensemble.rules.frequency_cap import FrequencyCap
 from ensemble.rules.mmr import Mmr
 from ensemble.rules.seller_cap import seller_cap
 from ensemble.rules.slots import slots
+from ensemble.steering import NOTHING, Steering, eligibility
 from ensemble.steps import StageStep, TensorSpec
 
 CAPS: dict[str, Callable[[Release, CascadeConfig], list[Limit]]] = {
@@ -57,9 +58,10 @@ class Reordering:
 
     name = "reordering"
 
-    def __init__(self, release: Release) -> None:
+    def __init__(self, release: Release, steering: Steering = NOTHING) -> None:
         self.plan = Plan.of(release)
         config = self.plan.config
+        self.eligibility = eligibility(release, steering)
         self.content_id = release.array("text_content_id.npy")
         self.vectors = release.array("content_vectors.npy")
         self.wanted = release.array("popularity.npy").sum(axis=0)
@@ -103,6 +105,7 @@ class Reordering:
                 TensorSpec("exposed", np.int64, (-1,), pad=NONE),
                 TensorSpec("diversity", np.float32),
                 TensorSpec("seed", np.int64),
+                TensorSpec("time", np.int64),
             ),
             (
                 TensorSpec("content_id", object, (slate,)),
@@ -126,6 +129,7 @@ class Reordering:
         exposed: np.ndarray,
         diversity: np.ndarray,
         seed: np.ndarray,
+        time: np.ndarray,
     ) -> dict[str, np.ndarray]:
         """The slate of each request; places without an item have id "" and zeros.
 
@@ -142,6 +146,9 @@ class Reordering:
                 Code.INVALID_ARGUMENT,
                 f"tensor 'diversity' holds {float(diversity[row])} at row {row}; send 0 to 1",
             )
+        # Ranking takes a while, and a room may have ended meanwhile.
+        self.eligibility.refresh()
+        candidates = np.where(self.eligibility.allows(candidates, market_index, time), candidates, NONE)
         each = np.arange(len(candidates))[:, None]
         value = np.where(candidates >= 0, self.blend(probabilities, candidates, market_index), -np.inf)
         # Of equal values the lower row of the contents table goes first, in whatever order they came.

@@ -17,9 +17,11 @@ from ensemble.plan import Plan
 from ensemble.preranking import PreRanker
 from ensemble.release import Release
 from ensemble.search import read_index
+from ensemble.steering import NOTHING, Steering, eligibility
 from ensemble.steps import StageStep, TensorSpec
 from market.item_graph import ItemGraph
 from market.statistics import pair_features
+from supply.eligibility import CLOSED
 
 CHANNELS: dict[Channel, Source] = {
     Channel.TWO_TOWER: two_tower,
@@ -37,27 +39,29 @@ class Retrieval:
 
     name = "retrieval"
 
-    def __init__(self, release: Release) -> None:
+    def __init__(self, release: Release, steering: Steering = NOTHING) -> None:
         self.plan = Plan.of(release)
+        self.eligibility = eligibility(release, steering)
         vectors = release.array("content_vectors.npy")
-        available, popularity = release.array("available.npy"), release.array("popularity.npy")
-        self.created_at, self.ended_at = release.array("created_at.npy"), release.array("ended_at.npy")
+        popularity, self.created_at = release.array("popularity.npy"), release.array("created_at.npy")
+        available = release.array("available.npy")
         trend, few = release.array("trend.npy"), self.plan.config.fresh_exposures
         exposures = release.array("exposures.npy")
         self.shelves = [
             Shelf(
                 available[m],
                 index=read_index(release, m, vectors[available[m]]),
-                opens=self.created_at,
-                ends=self.ended_at,
+                opens=self.eligibility.opens,
+                ends=self.eligibility.ends,
                 popularity=popularity[m],
                 trend=trend[m],
                 fresh=exposures[m] <= few,
-                live=release.array("is_live.npy"),
+                live=release.array("text_kind.npy") == "live",
                 seller=release.array("seller_code.npy"),
             )
             for m in range(len(self.plan.markets))
         ]
+        self._update(np.arange(len(self.created_at)))
         self.popularity, self.world = popularity, popularity.sum(axis=0)
         self.preranker = PreRanker.of(release)
         self.graph = ItemGraph(release.array("graph_neighbours.npy"), release.array("graph_weights.npy"))
@@ -78,6 +82,7 @@ class Retrieval:
                 TensorSpec("recent", np.int64, (plan.history_length,)),
                 TensorSpec("seen", np.int64, (-1,), pad=NONE),
                 TensorSpec("followed", np.int64, (-1,), pad=NONE),
+                TensorSpec("tired_sellers", np.int64, (-1,), pad=NONE),
             ),
             (
                 TensorSpec("candidates", np.int64, (size,)),
@@ -96,9 +101,10 @@ class Retrieval:
         recent: np.ndarray,
         seen: np.ndarray,
         followed: np.ndarray,
+        tired_sellers: np.ndarray,
     ) -> dict[str, np.ndarray]:
         """The candidates that pre-ranking leaves of those retrieved, best first; see `retrieve`."""
-        made = self.retrieve(query_vector, market_index, time, recent, seen, followed)
+        made = self.retrieve(query_vector, market_index, time, recent, seen, followed, tired_sellers)
         size = self.plan.config.candidates
         if self.preranker is None:
             return {name: array[:, :size] for name, array in made.items()}
@@ -117,6 +123,7 @@ class Retrieval:
         recent: np.ndarray,
         seen: np.ndarray,
         followed: np.ndarray,
+        tired_sellers: np.ndarray,
     ) -> dict[str, np.ndarray]:
         """All that the channels bring, in the order of the merge, with their encoded features.
 
@@ -125,6 +132,8 @@ class Retrieval:
             (cosine of query and content), channel int32[B, R] (`Channel` bits), content_ids and
             content_numbers as the ranker reads them.
         """
+        if len(changed := self.eligibility.refresh()):
+            self._update(changed)
         size = self.plan.config.retrieved
         candidates = np.full((len(query_vector), size), NONE, np.int64)
         score = np.zeros((len(query_vector), size), np.float32)
@@ -142,6 +151,7 @@ class Retrieval:
                 affinity[here][:, shelf.rows],
                 seen[here],
                 followed[here],
+                tired_sellers[here],
             )
             proposed = [source(asked, size) for source in CHANNELS.values()]
             found, bits = merge(proposed, self.quotas, tuple(CHANNELS), size)
@@ -155,6 +165,13 @@ class Retrieval:
             "channel": channel,
             **self.describe(candidates, market_index, time, affinity),
         }
+
+    def _update(self, changed: np.ndarray) -> None:
+        now = self.eligibility
+        for market, shelf in enumerate(self.shelves):
+            # The index is of all that is sold in the market; what its rules forbid is there, but never open.
+            ends = np.where(now.available[market, changed], now.ends[changed], CLOSED)
+            shelf.update(changed, now.opens[changed], ends, now.viewers[changed])
 
     def describe(
         self, candidates: np.ndarray, market_index: np.ndarray, time: np.ndarray, affinity: np.ndarray

@@ -54,6 +54,10 @@ class UserState:
         self.history = release.array("user_history.npy")
         self.seen = release.array("user_seen.npy")
         self.sellers = release.array("user_followed.npy")
+        self.tired = {
+            name: release.array(f"user_tired_{name}.npy")
+            for name in ("contents", "contents_until", "sellers", "sellers_until")
+        }
         self.attributes = {
             column.name: release.array(f"attribute_{column.name}.npy")
             for column in self.plan.columns
@@ -79,6 +83,7 @@ class UserState:
             TensorSpec("seen", np.int64, (-1,), pad=-1),
             TensorSpec("followed", np.int64, (-1,), pad=-1),
             TensorSpec("exposed", np.int64, (-1,), pad=-1),
+            TensorSpec("tired_sellers", np.int64, (-1,), pad=-1),
         )
         inputs = tuple(spec for spec in REQUEST if spec.name not in _FOR_LATER)
         return StageStep(UserState.name, inputs, made)
@@ -94,8 +99,8 @@ class UserState:
     ) -> dict[str, np.ndarray]:
         """Raw query columns by name (`raw_…`), market_index int64[B], and rows of the contents table with -1
         fills: recent int64[B, L], the latest wanted ones, seen int64[B, S], not to be shown again, and
-        exposed int64[B, H], shown lately. followed int64[B, F] holds codes of sellers that the user follows
-        or bought from.
+        exposed int64[B, H], shown lately. Codes of sellers: followed int64[B, F], those that the user follows
+        or bought from, and tired_sellers int64[B, T], those that the user has been shown too often.
 
         Raises:
             RequestError: an unknown market, or a time outside 1970 to 2100.
@@ -130,13 +135,17 @@ class UserState:
                 }[column.name]
             columns[f"raw_{column.name}"] = values
         # A long session pushes the stored history out of the query, not out of what was seen.
-        seen = np.concatenate([_stored(self.seen, row), session, self.contents(exclude)], axis=1)
+        seen = np.concatenate(
+            [_stored(self.seen, row), session, self.contents(exclude), self._tired("contents", row, time)],
+            axis=1,
+        )
         return columns | {
             "market_index": market_index,
             "recent": past,
             "seen": seen,
             "followed": _stored(self.sellers, row),
             "exposed": self.contents(shown),
+            "tired_sellers": self._tired("sellers", row, time),
         }
 
     def _market_index(self, market: np.ndarray) -> np.ndarray:
@@ -149,6 +158,11 @@ class UserState:
                 f"this release serves {', '.join(self.plan.markets)}",
             )
         return place
+
+    def _tired(self, of: str, row: np.ndarray, time: np.ndarray) -> np.ndarray:
+        """Contents or sellers that users int64[B] are tired of at a time int64[B]: int64[B, T], -1 fills."""
+        until = _stored(self.tired[f"{of}_until"], row)
+        return np.where(time[:, None] < until, _stored(self.tired[of], row), -1)
 
     def _attribute(self, name: str, kind: str, row: np.ndarray) -> np.ndarray:
         null: Any = {"string": "", "integer": NULL_INTEGER, "number": 0.0}[kind]

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from ensemble.errors import Code, RequestError
-from ensemble.plan import DIVERSITIES, KINDS, LIMITS, Plan
+from ensemble.plan import DIVERSITIES, KINDS, LIMITS
 from ensemble.rules import Reason
 from ensemble.rules.dpp import JITTER
 from ensemble.stages.reordering import Reordering
@@ -24,23 +24,32 @@ def worlds(tmp_path_factory):
     return synthetic.Worlds(tmp_path_factory.mktemp("worlds"))
 
 
+def may_be_shown(release, market):
+    """Contents that may be shown in a market at `synthetic.END`, when all have been published."""
+    lasting = (release.array("ended_at.npy") > synthetic.END) & (release.array("stock.npy") != 0)
+    return np.flatnonzero(lasting & release.array("available.npy")[market])
+
+
 def ask(release, seed, rows, diversity=0.2):
     """Random distinct candidates of each row, -1 behind them; row 0 has none."""
     random, plan = np.random.default_rng(seed), plan_of(release)
-    contents, size = len(release.array("text_content_id.npy")), plan.config.candidates
+    contents = len(release.array("text_content_id.npy"))
+    size, market = plan.config.candidates, random.integers(0, len(plan.markets), rows)
     candidates = np.full((rows, size), -1)
     for row in range(1, rows):
-        count = int(random.integers(0, min(size, contents) + 1))
-        candidates[row, :count] = random.permutation(contents)[:count]
+        may = may_be_shown(release, market[row])
+        count = int(random.integers(0, min(size, len(may)) + 1))
+        candidates[row, :count] = random.permutation(may)[:count]
     return {
         "candidates": candidates,
         "retrieval_score": random.normal(size=candidates.shape).astype(np.float32),
         "channel": random.integers(1, 4, candidates.shape).astype(np.int32),
         "probabilities": random.random((*candidates.shape, len(plan.tasks))).astype(np.float32),
-        "market_index": random.integers(0, len(plan.markets), rows),
+        "market_index": market,
         "exposed": random.integers(-1, contents, (rows, 6)),
         "diversity": np.full(rows, diversity, np.float32),
         "seed": random.integers(-(2**63), 2**63, rows),
+        "time": np.full(rows, synthetic.END),
     }
 
 
@@ -321,3 +330,20 @@ def test_a_diversity_outside_0_to_1_is_refused_with_its_row(worlds, diversity):
 def test_every_reason_has_words_of_its_own():
     assert len({reason.text for reason in Reason}) == len(Reason)
     assert {name.upper() for name in LIMITS} < {reason.name for reason in Reason}
+
+
+@given(SEEDS, NUMBERS)
+@settings(max_examples=30, deadline=None)
+def test_what_may_not_be_shown_is_dropped_however_it_became_a_candidate(worlds, world, seed):
+    release = worlds(world)
+    contents = release.array("text_content_id.npy")
+    size = min(plan_of(release).config.candidates, len(contents))
+    request = ask(release, seed, 4)
+    request["candidates"][:] = -1
+    request["candidates"][:, :size] = np.random.default_rng(seed).permutation(len(contents))[:size]
+    made = Reordering(release)(**request)
+    for row, market in enumerate(request["market_index"]):
+        may = set(may_be_shown(release, market)) & set(request["candidates"][row])
+        shown = [content for content in made["content_id"][row] if content]
+        assert set(shown) <= {contents[place] for place in may}
+        assert len(shown) == min(len(may), plan_of(release).config.slate)

@@ -36,16 +36,19 @@ def ask(release, seed, rows):
         "followed": np.array(
             [np.where(random.random(3) < 0.6, random.permutation(6)[:3], -1) for _ in range(rows)]
         ),
+        "tired_sellers": random.choice([-1, -1, -1, 0, 1, 2, 3], (rows, 2)),
     }
 
 
-def eligible(release, market, time, seen):
+def eligible(release, market, time, seen, tired=()):
     """Places of contents that may be shown, by their rules one at a time."""
     available, opens, ends = (release.array(f"{n}.npy") for n in ("available", "created_at", "ended_at"))
+    stock, seller = release.array("stock.npy"), release.array("seller_code.npy")
     return [
         c
         for c in range(available.shape[1])
         if available[market, c] and opens[c] <= time < ends[c] and c not in seen
+        if stock[c] != 0 and (seller[c] < 0 or seller[c] not in tired)
     ]
 
 
@@ -56,7 +59,7 @@ def test_candidates_are_what_a_search_one_by_one_finds(worlds, world, seed, rows
     stage, plan = Retrieval(release), Plan.of(release)
     vectors, trend = release.array("content_vectors.npy"), release.array("trend.npy")
     exposures, opens = release.array("exposures.npy"), release.array("created_at.npy")
-    rooms, seller = release.array("is_live.npy"), release.array("seller_code.npy")
+    rooms, seller = release.array("text_kind.npy") == "live", release.array("seller_code.npy")
     request = ask(release, seed, rows)
     made = stage.retrieve(**request)
     size = plan.config.retrieved
@@ -64,7 +67,7 @@ def test_candidates_are_what_a_search_one_by_one_finds(worlds, world, seed, rows
     affinity = graph.spread(request["recent"])
     for row in range(rows):
         market, time = request["market_index"][row], request["time"][row]
-        may = eligible(release, market, time, request["seen"][row])
+        may = eligible(release, market, time, request["seen"][row], request["tired_sellers"][row])
         near = sorted(may, key=lambda c: (-float(vectors[c] @ request["query_vector"][row]), c))[:size]
         related = sorted((c for c in may if affinity[row, c] > 0), key=lambda c: (-affinity[row, c], c))[
             :size
@@ -105,6 +108,9 @@ def test_no_ineligible_and_no_repeated_content_is_a_candidate(worlds, world, see
     assert release.array("available.npy")[request["market_index"][rows], found].all(), "sold elsewhere"
     assert (opens[found] <= time).all(), "not published yet"
     assert (time < ends[found]).all(), "ended"
+    assert (release.array("stock.npy")[found] != 0).all(), "sold out"
+    seller = release.array("seller_code.npy")[found, None]
+    assert not ((request["tired_sellers"][rows] == seller) & (seller >= 0)).any(), "of a tiring seller"
     assert not (request["seen"][rows] == found[:, None]).any(), "seen or excluded"
     assert len(np.unique(np.stack([rows, found]), axis=1).T) == len(found), "twice"
 

@@ -63,7 +63,11 @@ def test_the_session_follows_the_stored_history_and_the_newest_stay(worlds, seed
     assert made["raw_history_length"] == len(kept)
     assert made["recent"].tolist() == kept + [-1] * (LENGTH - len(kept))
     hidden = {contents.index(content) for content in [*session, *exclude] if content in contents}
-    hidden |= set(stored(release, users.index(user), "user_seen") if user in users else [])
+    if user in users:
+        row, until = users.index(user), release.array("user_tired_contents_until.npy")
+        hidden |= set(stored(release, row, "user_seen"))
+        tired = zip(release.array("user_tired_contents.npy")[row].tolist(), until[row].tolist())
+        hidden |= {content for content, end in tired if content >= 0 and end > synthetic.START}
     assert {place for place in made["seen"].tolist() if place >= 0} == hidden
 
 
@@ -143,3 +147,15 @@ def test_a_time_outside_the_calendar_is_refused(world, time):
 
 def test_the_last_second_of_the_calendar_is_served(world):
     assert ask(UserState(world), time=4_102_444_799)["raw_hour"] in range(24)
+
+
+def test_followed_sellers_are_the_users_own_and_tired_ones_rest_in_time(world):
+    stage, sellers = UserState(world), world.array("user_tired_sellers.npy")
+    until = world.array("user_tired_sellers_until.npy")
+    row, place = np.argwhere(sellers >= 0)[0]
+    user, end = str(world.array("user_id.npy")[row]), int(until[row, place])
+    assert ask(stage, user)["followed"].tolist() == world.array("user_followed.npy")[row].tolist()
+    assert ask(stage, user, time=end - 1)["tired_sellers"][place] == sellers[row, place]
+    assert ask(stage, user, time=end)["tired_sellers"][place] == -1
+    for name in ("followed", "tired_sellers"):
+        assert (ask(stage, "nobody")[name] == -1).all()

@@ -28,9 +28,11 @@ def shelf(contents: int, index: MarketIndex | None = None, **given: object) -> S
     return Shelf(np.ones(contents, bool), index=index, **arrays)
 
 
-def asked(of: Shelf, *, seen: object = ((),), followed: object = ((),), time: int = NOW) -> Asked:
-    """Requests of a market at one moment, as many as `seen` or `followed` has rows."""
-    rows = max(len(seen), len(followed))
+def asked(
+    of: Shelf, *, seen: object = ((),), followed: object = ((),), tired: object = ((),), time: int = NOW
+) -> Asked:
+    """Requests of a market at one moment, as many as one of the tables has rows."""
+    rows = max(len(seen), len(followed), len(tired))
 
     def table(values: object) -> np.ndarray:
         return np.broadcast_to(np.array(values, np.int64), (rows, len(values[0])))
@@ -43,4 +45,5 @@ def asked(of: Shelf, *, seen: object = ((),), followed: object = ((),), time: in
         nothing,
         table(seen),
         table(followed),
+        table(tired),
     )

@@ -1,0 +1,76 @@
+"""Takes events in: checks them and appends them to the journal of the live state."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ensemble.errors import Code, RequestError
+from ensemble.lookup import IdIndex
+from ensemble.release import Release
+from ensemble.steps import StageStep, TensorSpec
+from supply.events import KINDS, EventError, parse_all
+from supply.journal import Journal
+
+
+class Events:
+    """A step of its own beside the cascade. The stages read what it wrote at their next request.
+
+    Args:
+        state: folder of the live state.
+    """
+
+    name = "events"
+
+    def __init__(self, release: Release, state: Path) -> None:
+        self.journal = Journal(state)
+        self.known = {
+            "content": IdIndex(release.array("text_content_id.npy")),
+            "seller": IdIndex(release.array("seller_ids.npy")),
+        }
+
+    @staticmethod
+    def step() -> StageStep:
+        """Border of the stage."""
+        return StageStep(
+            Events.name,
+            (TensorSpec("event", object, (-1,)),),
+            (TensorSpec("written", np.int64), TensorSpec("unknown", np.int64)),
+        )
+
+    def __call__(self, event: np.ndarray) -> dict[str, np.ndarray]:
+        """Append events, each a text as `supply.events.parse` takes it; "" fills.
+
+        Args:
+            event: text[B, E].
+
+        Returns:
+            written int64[B], events appended; unknown int64[B], of them those about an id that this release
+            does not know: they wait in the journal for one that does.
+
+        Raises:
+            RequestError: one is wrong; none was appended.
+        """
+        now = time.time()
+        try:
+            rows = [parse_all(texts, now, what="event") for texts in event]
+        except EventError as error:
+            raise RequestError(Code.INVALID_ARGUMENT, str(error)) from None
+        try:
+            self.journal.append([said for row in rows for said in row])
+        except OSError as error:
+            raise RequestError(Code.UNAVAILABLE, f"the journal cannot be written: {error.strerror}") from None
+        unknown = np.zeros(len(rows), np.int64)
+        for subject, index in self.known.items():
+            about = [
+                (row, e[subject])
+                for row, es in enumerate(rows)
+                for e in es
+                if KINDS[e["event"]].subject == subject
+            ]
+            if about:
+                lost = index(np.array([name for _, name in about], object)) < 0
+                np.add.at(unknown, np.array([row for row, _ in about]), lost)
+        return {"written": np.array([len(row) for row in rows], np.int64), "unknown": unknown}

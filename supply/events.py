@@ -1,0 +1,117 @@
+"""What happens to contents and sellers by the second, as events: JSON objects, checked when they come in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+AHEAD_S = 86_400
+"""An event may lie so far in the future: clocks differ, but the latest wins, and a wrong one would stay."""
+_MOST = 2**31 - 1
+
+
+class EventError(ValueError):
+    """An event that cannot be taken in; the text says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What one kind of event says.
+
+    Attributes:
+        field: the state that it sets; of all events that set it for one subject the latest holds.
+        subject: "content" or "seller", the key that names whom it is about.
+        value: the key of its value, or the value that it always has.
+        number: whether the value of that key is a number.
+    """
+
+    field: str
+    subject: str
+    value: str | int
+    number: bool = True
+
+
+KINDS = {
+    "started": Kind("open", "content", 1),
+    "ended": Kind("open", "content", 0),
+    "viewers": Kind("viewers", "content", "viewers"),
+    "showing": Kind("showing", "content", "product", number=False),
+    "stock": Kind("stock", "content", "stock"),
+    "taken_down": Kind("down", "content", 1),
+    "put_back": Kind("down", "content", 0),
+    "seller_suspended": Kind("suspended", "seller", 1),
+    "seller_restored": Kind("suspended", "seller", 0),
+}
+"""Every kind: a room opened, closed, its viewers, the product being shown; pieces in stock (0: sold out); a
+content removed from every feed, and brought back; all contents of a seller likewise."""
+
+Event = dict[str, Any]
+
+
+def parse(text: str | bytes, now: float) -> Event:
+    """A checked event with exactly its own keys.
+
+    Args:
+        text: {"event": kind, "content" or "seller": id, "time": s since the epoch, and the kind's value}; an
+            event without a time happened now.
+        now: s since the epoch.
+
+    Raises:
+        EventError: not such an object.
+    """
+    try:
+        said = json.loads(text)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise EventError(f"not JSON ({error}); send one object a line") from None
+    if not isinstance(said, Mapping):
+        raise EventError(f"{_short(said)} is no object; send {{'event': 'ended', 'content': 'l00017'}}")
+    name = said.get("event")
+    if not isinstance(name, str) or name not in KINDS:
+        raise EventError(f"'event' is {_short(name)}; use one of {', '.join(KINDS)}")
+    kind = KINDS[name]
+    keys = ["event", kind.subject, "time", *([kind.value] if isinstance(kind.value, str) else [])]
+    for key in said:
+        if key not in keys:
+            raise EventError(f"{name!r} has no {key!r}; it has {', '.join(keys)}")
+    event: Event = {"event": name, kind.subject: _id(said, name, kind.subject)}
+    event["time"] = _whole(said.get("time", int(now)), name, "time", int(now) + AHEAD_S)
+    if isinstance(kind.value, str):
+        if kind.value not in said:
+            raise EventError(f"{name!r} lacks {kind.value!r}")
+        value = said[kind.value]
+        event[kind.value] = (
+            _whole(value, name, kind.value, _MOST) if kind.number else _id(said, name, kind.value)
+        )
+    return event
+
+
+def parse_all(texts: Iterable[str | bytes], now: float, *, what: str = "line", first: int = 1) -> list[Event]:
+    """Checked events; one that is wrong refuses all, by its number. Empty texts are left out."""
+    events = []
+    for number, text in enumerate(texts, first):
+        if text.strip():
+            try:
+                events.append(parse(text, now))
+            except EventError as error:
+                raise EventError(f"{what} {number}: {error}") from None
+    return events
+
+
+def _id(said: Mapping[str, Any], name: str, key: str) -> str:
+    value = said.get(key)
+    if not isinstance(value, str) or not value:
+        raise EventError(f"{key!r} of {name!r} is {_short(value)}; send an id, as text")
+    return value
+
+
+def _whole(value: Any, name: str, key: str, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise EventError(f"{key!r} of {name!r} is {_short(value)}; send a whole number from 0 to {most}")
+    return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

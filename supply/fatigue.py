@@ -1,0 +1,81 @@
+"""When a user has been shown something so often, without wanting it, that it is not shown for a while."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class FatigueConfig:
+    """Knobs of fatigue.
+
+    Attributes:
+        window_h: how long an exposure is remembered (hours).
+        content_shows: exposures to a content in that time, none of them wanted, after which it is not shown;
+            0 for no limit (exposures).
+        seller_shows: the same for all contents of a seller (exposures).
+    """
+
+    window_h: float = 72.0
+    content_shows: int = 3
+    seller_shows: int = 12
+
+    def __post_init__(self) -> None:
+        if not self.window_h > 0:
+            raise ValueError(f"fatigue.window_h is {self.window_h}; it must be above 0")
+        for name in ("content_shows", "seller_shows"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"fatigue.{name} is {getattr(self, name)}; it must be at least 0")
+
+
+def tired_of(
+    user: np.ndarray,
+    what: np.ndarray,
+    time: np.ndarray,
+    wanted: np.ndarray,
+    *,
+    users: int,
+    shows: int,
+    window_s: int,
+    end: int,
+    most: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What each user was shown `shows` times within `window_s` without ever wanting it in that time.
+
+    Args:
+        user, what: int[P], who was shown what; -1 for what is unknown.
+        time: int64[P], s since the epoch.
+        wanted: bool[P].
+        users: number of users.
+        shows: exposures; 0 for no limit.
+        end: only exposures before this second, and after `end - window_s`, count.
+        most: kept for each user, those that last longest.
+
+    Returns:
+        int32[U, most] of `what`, -1 fills; int64[U, most], the second from which each may be shown again.
+    """
+    table = np.full((users, most), -1, np.int32)
+    until = np.zeros((users, most), np.int64)
+    recent = np.flatnonzero((time < end) & (time >= end - window_s) & (what >= 0))
+    if not shows or not len(recent):
+        return table, until
+    key = user[recent].astype(np.int64) * (int(what.max()) + 1) + what[recent]
+    order = np.lexsort((time[recent], key))
+    recent, key = recent[order], key[order]
+    first = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
+    last = np.r_[first[1:], len(key)] - 1
+    ignored = np.add.reduceat(wanted[recent].astype(np.int64), first) == 0
+    many = ignored & (last - first + 1 >= shows)
+    # The exposure whose oblivion brings the number below the limit.
+    counted = last[many] - shows + 1
+    again = time[recent[counted]] + window_s
+    who, which = user[recent[counted]].astype(np.int64), what[recent[counted]]
+    order = np.lexsort((which, -again, who))
+    who, which, again = who[order], which[order], again[order]
+    turn = np.arange(len(who)) - np.searchsorted(who, who)
+    kept = turn < most
+    table[who[kept], turn[kept]] = which[kept]
+    until[who[kept], turn[kept]] = again[kept]
+    return table, until

@@ -1,0 +1,166 @@
+"""The journal of events: a file that many processes append to and each serving process follows.
+
+Every line is a checksum and an event. An append is one write of whole lines to a file opened with O_APPEND,
+so lines of several writers do not mix; what a crash tore is found by its checksum and ignored. When the
+journal has grown, it is replaced, by rename, by the events that still hold. Appends are not synced to disk
+one by one: they survive the death of every process, but the last of them not that of the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from supply.events import KINDS, Event
+
+JOURNAL, LOCK = "journal", "lock"
+COMPACT_BYTES = 32 * 2**20
+"""A journal this large is compacted, if it has doubled since the last time."""
+_SNAPSHOT = "snapshot"
+
+
+class Journal:
+    """Appends events; `folder` is made where it does not exist.
+
+    Args:
+        folder: of the live state.
+        compact_bytes: size from which on appending compacts (bytes).
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], compact_bytes: int = COMPACT_BYTES) -> None:
+        self.folder, self.compact_bytes = Path(folder), compact_bytes
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path = self.folder / JOURNAL
+        self.path.touch()
+
+    def append(self, events: Sequence[Event]) -> None:
+        """Append checked events, all in one write.
+
+        Raises:
+            OSError: they could not be written whole; none of them is surely taken in.
+        """
+        if not events:
+            return
+        # A line that another writer's crash has torn ends here.
+        block = b"\n" + b"".join(map(_line, events))
+        with self._locked(fcntl.LOCK_SH):  # against a compaction, not against other appends
+            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                written = os.write(handle, block)
+                size = os.fstat(handle).st_size
+            finally:
+                os.close(handle)
+        if written != len(block):
+            raise OSError(f"{self.path} took {written} of {len(block)} bytes; make room and send again")
+        if size >= self.compact_bytes:
+            self._compact_if_doubled()
+
+    def compact(self) -> None:
+        """Replace the journal by the events that still hold; readers start it anew."""
+        with self._locked(fcntl.LOCK_EX):
+            self._compact()
+
+    def _compact_if_doubled(self) -> None:
+        with self._locked(fcntl.LOCK_EX):
+            size = self.path.stat().st_size
+            with self.path.open("rb") as journal:
+                first, _ = decode([journal.readline()])
+            last = first[0].get("bytes", 0) if first and first[0]["event"] == _SNAPSHOT else 0
+            if size >= max(self.compact_bytes, 2 * last):
+                self._compact()
+
+    def _compact(self) -> None:
+        with self.path.open("rb") as journal:
+            events, _ = decode(journal)
+        held: dict[tuple[str, str], Event] = {}
+        for event in events:
+            if event["event"] != _SNAPSHOT:
+                kind = KINDS[event["event"]]
+                key = kind.field, event[kind.subject]
+                if key not in held or event["time"] >= held[key]["time"]:
+                    held[key] = event
+        body = b"".join(map(_line, held.values()))
+        handle, name = tempfile.mkstemp(prefix=f".{JOURNAL}.", dir=self.folder)
+        try:
+            with os.fdopen(handle, "wb") as made:
+                made.write(_line({"event": _SNAPSHOT, "bytes": len(body)}) + body)
+                made.flush()
+                os.fsync(made.fileno())
+            os.chmod(name, 0o644)
+            os.rename(name, self.path)
+        except BaseException:
+            os.unlink(name)
+            raise
+
+    @contextlib.contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        with (self.folder / LOCK).open("w") as lock:
+            fcntl.flock(lock, how)
+            yield
+
+
+class Tail:
+    """Reads what was appended to a journal since the last time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle = -1
+        self._file: tuple[int, int] | None = None
+        self._size = self._read = 0
+        self.damaged = 0
+
+    def __del__(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+
+    def read(self) -> tuple[list[Event], bool]:
+        """New events, in order; and whether they are the whole journal anew, since it was replaced.
+
+        Costs one system call where nothing is new.
+        """
+        try:
+            status = os.stat(self.path)
+        except FileNotFoundError:
+            return [], False
+        anew = (status.st_dev, status.st_ino) != self._file or status.st_size < self._read
+        if not anew and status.st_size == self._size:
+            return [], False
+        if anew:
+            if self._handle >= 0:
+                os.close(self._handle)
+            self._handle = os.open(self.path, os.O_RDONLY)
+            status = os.fstat(self._handle)
+            self._file, self._read = (status.st_dev, status.st_ino), 0
+        self._size = status.st_size
+        block = os.pread(self._handle, self._size - self._read, self._read)
+        whole = block.rfind(b"\n") + 1  # a line without its end is still being written, or torn
+        self._read += whole
+        events, damaged = decode(block[:whole].split(b"\n"))
+        self.damaged += damaged
+        return [event for event in events if event["event"] != _SNAPSHOT], anew
+
+
+def decode(lines: Iterable[bytes]) -> tuple[list[Event], int]:
+    """The events of lines, and how many lines were damaged."""
+    sound, damaged = [], 0
+    for line in lines:
+        body = line.strip()
+        if not body:
+            continue
+        check, _, text = body.partition(b" ")
+        if b"%08x" % zlib.crc32(text) == check:
+            sound.append(text)
+        else:
+            damaged += 1
+    return json.loads(b"[" + b",".join(sound) + b"]"), damaged
+
+
+def _line(event: Event) -> bytes:
+    text = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
+    return b"%08x %b\n" % (zlib.crc32(text), text)

@@ -1,0 +1,89 @@
+"""Rules of markets that operations declare: what may not be shown there, and in which languages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from market.profiles import MARKETS, profile
+
+EVERYWHERE = "*"
+KINDS = ("video", "live", "product")
+LANGUAGES = ("any", "spoken")
+
+
+class RuleError(ValueError):
+    """A rule that cannot be obeyed; the text names it and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Rules by market; "*" stands for every market, and adds to what a market has of its own.
+
+    Attributes:
+        forbidden_categories: categories that may not be shown, by market or "*".
+        forbidden_kinds: of video, live and product, those that may not be shown, by market or "*".
+        forbidden_sellers: sellers whose contents may not be shown, by market or "*".
+        languages: "any", or "spoken" where contents must be in a language of the market's profile or in none,
+            by market or "*" for those without a rule of their own.
+    """
+
+    forbidden_categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    forbidden_kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    forbidden_sellers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    languages: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("forbidden_categories", "forbidden_kinds", "forbidden_sellers", "languages"):
+            for code, said in getattr(self, name).items():
+                if code not in MARKETS and code != EVERYWHERE:
+                    raise RuleError(
+                        f"rules.{name} names market {code!r}; use {EVERYWHERE!r} or one of "
+                        f"{', '.join(MARKETS)}"
+                    )
+                if name != "languages" and isinstance(said, str):
+                    raise RuleError(f"rules.{name}.{code} is {said!r}; write a list, [{said!r}]")
+        for code, kinds in self.forbidden_kinds.items():
+            for kind in kinds:
+                if kind not in KINDS:
+                    raise RuleError(
+                        f"rules.forbidden_kinds.{code} has {kind!r}; there are {', '.join(KINDS)}"
+                    )
+        for code, said in self.languages.items():
+            if said not in LANGUAGES:
+                raise RuleError(f"rules.languages.{code} is {said!r}; use one of {', '.join(LANGUAGES)}")
+
+    def allow(
+        self,
+        markets: Iterable[str],
+        *,
+        kind: np.ndarray,
+        category: np.ndarray,
+        seller: np.ndarray,
+        language: np.ndarray,
+    ) -> np.ndarray:
+        """Which contents each market's rules allow, bool[M, N].
+
+        Args:
+            markets: codes.
+            kind, category, seller, language: text[N], "" where unknown.
+        """
+        rows = []
+        for code in markets:
+            allowed = np.ones(len(kind), bool)
+            for forbidden, values in (
+                (self.forbidden_categories, category),
+                (self.forbidden_kinds, kind),
+                (self.forbidden_sellers, seller),
+            ):
+                names = [*forbidden.get(EVERYWHERE, ()), *forbidden.get(code, ())]
+                if names:
+                    allowed &= ~np.isin(values, names)
+            if self.languages.get(code, self.languages.get(EVERYWHERE, "any")) == "spoken":
+                spoken, which = np.unique(language, return_inverse=True)
+                known = {"", *(name.split("-")[0] for name in profile(code).languages)}
+                allowed &= np.array([name.split("-")[0] in known for name in spoken], bool)[which]
+            rows.append(allowed)
+        return np.stack(rows) if rows else np.ones((0, len(kind)), bool)

@@ -1,0 +1,177 @@
+"""The journal keeps whole events of many writers, survives what tears it, and shrinks."""
+
+import multiprocessing
+import os
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from supply.events import KINDS
+from supply.journal import Journal, Tail
+
+
+def viewers(content, number, time=5):
+    return {"event": "viewers", "content": content, "time": time, "viewers": number}
+
+
+@pytest.fixture
+def journal(tmp_path):
+    return Journal(tmp_path / "state")
+
+
+def test_a_reader_gets_each_event_once_in_order(journal):
+    tail = Tail(journal.path)
+    first, second = [viewers("a", 1), viewers("ü", 2)], [viewers("b", 3)]
+    journal.append(first)
+    assert tail.read() == (first, True)
+    assert tail.read() == ([], False)
+    journal.append(second)
+    journal.append([])
+    assert tail.read() == (second, False)
+
+
+def test_where_nothing_is_new_the_file_is_not_read(journal, monkeypatch):
+    tail = Tail(journal.path)
+    journal.append([viewers("a", 1)])
+    tail.read()
+    monkeypatch.setattr(os, "pread", None)
+    monkeypatch.setattr(os, "open", None)
+    assert tail.read() == ([], False)
+
+
+def test_a_journal_that_does_not_exist_yet_is_awaited(tmp_path):
+    tail = Tail(tmp_path / "state" / "journal")
+    assert tail.read() == ([], False)
+    Journal(tmp_path / "state").append([viewers("a", 1)])
+    assert tail.read() == ([viewers("a", 1)], True)
+
+
+@pytest.mark.parametrize("kept", range(1, 40, 7))
+def test_a_torn_last_line_is_ignored_and_spoils_no_other(journal, kept):
+    journal.append([viewers("a", 1)])
+    whole = journal.path.read_bytes()
+    journal.path.write_bytes(whole + whole[: kept + 1])
+    tail = Tail(journal.path)
+    assert tail.read()[0] == [viewers("a", 1)]
+    assert tail.read() == ([], False)
+    journal.append([viewers("b", 2)])
+    assert tail.read()[0] == [viewers("b", 2)]
+    assert tail.damaged == 1
+    assert Tail(journal.path).read()[0] == [viewers("a", 1), viewers("b", 2)]
+
+
+def test_a_line_still_being_written_is_read_once_it_is_whole(journal):
+    journal.append([viewers("a", 1)])
+    line = journal.path.read_bytes()
+    tail = Tail(journal.path)
+    tail.read()
+    with journal.path.open("ab", buffering=0) as half:
+        half.write(line[:20])
+        assert tail.read() == ([], False)
+        half.write(line[20:])
+    assert tail.read() == ([viewers("a", 1)], False)
+
+
+def test_a_changed_byte_costs_its_line_alone(journal):
+    journal.append([viewers("a", 1), viewers("b", 2), viewers("c", 3)])
+    text = journal.path.read_bytes()
+    journal.path.write_bytes(text.replace(b'"viewers":2', b'"viewers":9'))
+    tail = Tail(journal.path)
+    assert tail.read()[0] == [viewers("a", 1), viewers("c", 3)]
+    assert tail.damaged == 1
+
+
+def test_compaction_keeps_what_holds_and_tells_readers_to_start_anew(journal):
+    tail = Tail(journal.path)
+    journal.append([viewers("a", number, time=number) for number in range(50)])
+    journal.append([viewers("a", 7, time=3), {"event": "ended", "content": "a", "time": 9}])
+    tail.read()
+    before = journal.path.stat().st_size
+    journal.compact()
+    held = [viewers("a", 49, time=49), {"event": "ended", "content": "a", "time": 9}]
+    assert tail.read() == (held, True)
+    assert journal.path.stat().st_size < before / 5
+    journal.append([viewers("b", 1)])
+    assert tail.read() == ([viewers("b", 1)], False)
+    assert sorted(path.name for path in journal.folder.iterdir()) == ["journal", "lock"]
+
+
+def test_appending_compacts_a_journal_that_has_doubled(tmp_path):
+    journal = Journal(tmp_path, compact_bytes=4000)
+    sizes = []
+    for number in range(400):
+        journal.append([viewers(f"room-{number % 30}", number, time=number)])
+        sizes.append(journal.path.stat().st_size)
+    assert max(sizes) < 3 * 4000
+    held = {event["content"]: event["viewers"] for event in Tail(journal.path).read()[0]}
+    assert held == {f"room-{number % 30}": number for number in range(370, 400)}
+
+
+def test_what_a_full_disk_cut_off_is_an_error(journal, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda handle, block: write(handle, block[:10]))
+    with pytest.raises(OSError, match="make room and send again"):
+        journal.append([viewers("a", 1)])
+    monkeypatch.undo()
+    journal.append([viewers("b", 2)])
+    assert Tail(journal.path).read()[0] == [viewers("b", 2)]
+
+
+def _write(folder, name):
+    journal = Journal(folder, compact_bytes=20_000)
+    for number in range(200):
+        journal.append([viewers(f"{name}-{number}", number), viewers(name, number, time=number)])
+
+
+def test_writers_side_by_side_lose_nothing_even_while_the_journal_is_compacted(tmp_path):
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_write, args=(tmp_path, name)) for name in "abc"]
+    for writer in writers:
+        writer.start()
+    tail, held = Tail(tmp_path / "journal"), {}
+    while any(writer.is_alive() for writer in writers):
+        for event in tail.read()[0]:
+            held[event["content"]] = event["viewers"]
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    held |= {event["content"]: event["viewers"] for event in tail.read()[0]}
+    expected = {f"{name}-{number}": number for name in "abc" for number in range(200)}
+    assert held == expected | dict.fromkeys("abc", 199)
+    assert tail.damaged == 0
+    assert {e["content"]: e["viewers"] for e in Tail(tmp_path / "journal").read()[0]} == held
+
+
+EVENTS = st.builds(
+    lambda name, who, time, value: {
+        "event": name,
+        KINDS[name].subject: who,
+        "time": time,
+        **({KINDS[name].value: value} if isinstance(KINDS[name].value, str) else {}),
+    },
+    st.sampled_from(["started", "ended", "viewers", "stock", "seller_suspended", "seller_restored"]),
+    st.sampled_from("ab"),
+    st.integers(0, 4),
+    st.integers(0, 3),
+)
+
+
+def holding(events):
+    """The last written of the latest events of each field and subject."""
+    held = {}
+    for event in events:
+        key = KINDS[event["event"]].field, event[KINDS[event["event"]].subject]
+        if key not in held or event["time"] >= held[key]["time"]:
+            held[key] = event
+    return held
+
+
+@given(st.lists(EVENTS, max_size=30), st.lists(EVENTS, max_size=10))
+@settings(max_examples=40, deadline=None)
+def test_compaction_at_any_moment_changes_nothing_that_holds(tmp_path_factory, before, after):
+    journal = Journal(tmp_path_factory.mktemp("state"))
+    journal.append(before)
+    journal.compact()
+    journal.append(after)
+    assert holding(Tail(journal.path).read()[0]) == holding([*before, *after])

@@ -1,0 +1,197 @@
+"""Events become arrays: the latest of each subject holds, unknown ids count, a restart loses nothing."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from supply.eligibility import CLOSED, Eligibility
+from supply.events import parse_all
+from supply.journal import Journal
+from supply.live import LiveState
+
+CONTENTS, SELLERS = ["l0", "l1", "p2", "v3"], ["s0", "s1"]
+SELLER = np.array([0, 1, 1, -1])
+NEVER = np.iinfo(np.int64).max
+
+
+def lookup(ids):
+    return lambda wanted: np.array([ids.index(name) if name in ids else -1 for name in wanted.ravel()])
+
+
+def live(folder):
+    return LiveState(
+        folder, contents=lookup(CONTENTS), sellers=lookup(SELLERS), content_count=4, seller_count=2
+    )
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path)
+
+
+class World:
+    """Two rooms (the second scheduled from 100 to 200), a product with three pieces and a video."""
+
+    def __init__(self, folder):
+        self.folder, self.journal = folder, Journal(folder)
+        self.rules = self.restarted()
+
+    def restarted(self):
+        return Eligibility(
+            np.ones((1, 4), bool),
+            np.array([10, 100, 10, 10]),
+            np.array([NEVER, 200, NEVER, NEVER]),
+            stock=np.array([-1, -1, 3, -1]),
+            seller=SELLER,
+            live=live(self.folder),
+        )
+
+    def tell(self, event, who=None, at=50, **more):
+        subject = "seller" if event.startswith("seller") else "content"
+        said = {"event": event, subject: who, "time": at, **more}
+        self.journal.append(parse_all([json.dumps(said)], time.time()))
+        self.rules.refresh()
+
+    def open(self, at=150):
+        """Ids of what may be shown at a time."""
+        made = [
+            [
+                name
+                for name, ok in zip(
+                    CONTENTS, rules.allows(np.arange(4)[None], np.zeros(1, int), np.array([at]))[0]
+                )
+                if ok
+            ]
+            for rules in (self.rules, self.restarted())
+        ]
+        assert made[0] == made[1], "a restart must know the same"
+        return made[0]
+
+
+def test_a_room_that_ended_is_closed_at_any_time_until_it_starts_again(world):
+    assert world.open() == CONTENTS
+    world.tell("ended", "l0", at=150)
+    for at in (20, 149, 150, 10**9):
+        assert "l0" not in world.open(at)
+    world.tell("started", "l0", at=160)
+    assert "l0" in world.open(160)
+    assert "l0" not in world.open(159)
+
+
+def test_a_room_that_starts_early_or_runs_late_is_open_until_told_otherwise(world):
+    world.tell("started", "l1", at=90)
+    assert "l1" in world.open(95)
+    assert "l1" not in world.open(200), "its scheduled end still holds"
+    world.tell("started", "l1", at=300)
+    assert "l1" in world.open(10**9)
+    world.tell("ended", "l1", at=301)
+    assert "l1" not in world.open(10**9)
+
+
+def test_an_event_that_comes_late_does_not_undo_a_later_one(world):
+    world.tell("ended", "l0", at=60)
+    world.tell("started", "l0", at=55)
+    assert "l0" not in world.open()
+    world.tell("started", "l0", at=60)
+    assert "l0" in world.open(), "of equal times the one written last holds"
+
+
+def test_what_is_sold_out_taken_down_or_of_a_suspended_seller_is_closed_and_comes_back(world):
+    for gone, back, who, lost in (
+        (("stock", {"stock": 0}), ("stock", {"stock": 2}), "p2", {"p2"}),
+        (("taken_down", {}), ("put_back", {}), "v3", {"v3"}),
+        (("seller_suspended", {}), ("seller_restored", {}), "s1", {"l1", "p2"}),
+    ):
+        world.tell(gone[0], who, **gone[1])
+        assert set(CONTENTS) - set(world.open()) == lost
+        world.tell(back[0], who, **back[1])
+        assert world.open() == CONTENTS
+
+
+def test_two_reasons_to_be_closed_do_not_undo_each_other(world):
+    world.tell("seller_suspended", "s1")
+    world.tell("stock", "p2", stock=9)
+    world.tell("put_back", "p2")
+    assert "p2" not in world.open()
+
+
+def test_what_the_release_says_is_out_of_stock_is_closed_without_any_event():
+    rules = Eligibility(
+        np.ones((1, 2), bool),
+        np.zeros(2, int),
+        np.full(2, NEVER),
+        stock=np.array([0, -1]),
+        seller=np.array([-1, -1]),
+    )
+    assert rules.ends.tolist() == [CLOSED, NEVER]
+
+
+def test_viewers_and_the_product_shown_are_known_by_row(world):
+    world.tell("viewers", "l1", viewers=7)
+    world.tell("showing", "l1", product="p2")
+    assert world.rules.viewers[1] == 7
+    assert np.isnan(world.rules.viewers[[0, 2, 3]]).all()
+    assert world.rules.live.showing.tolist() == [-1, 2, -1, -1]
+    world.tell("showing", "l1", product="unheard of", at=51)
+    assert world.rules.live.showing[1] == -1
+
+
+def test_unknown_ids_are_counted_and_harm_nobody(world):
+    world.tell("ended", "l99")
+    world.tell("seller_suspended", "s99")
+    world.tell("ended", "l0")
+    assert "l0" not in world.open()
+    assert (world.rules.live.taken, world.rules.live.unknown) == (3, 2)
+
+
+def test_only_what_changed_is_said_to_have_changed(world):
+    world.journal.append(parse_all(['{"event": "viewers", "content": "l1", "viewers": 3}'], time.time()))
+    assert world.rules.refresh().tolist() == [1]
+    assert world.rules.refresh().tolist() == []
+    world.journal.append(parse_all(['{"event": "seller_suspended", "seller": "s1"}'], time.time()))
+    assert world.rules.refresh().tolist() == [1, 2]
+
+
+def test_a_compaction_reopens_nothing(world):
+    world.tell("ended", "l0")
+    world.tell("stock", "p2", stock=0)
+    world.journal.compact()
+    world.rules.refresh()
+    assert world.open() == ["l1", "v3"]
+
+
+TOLD = st.tuples(
+    st.sampled_from(["started", "ended", "taken_down", "put_back", "seller_suspended", "seller_restored"]),
+    st.integers(0, 3),
+    st.integers(0, 9),
+)
+
+
+@given(st.lists(TOLD, max_size=25), st.lists(st.integers(0, 25), max_size=3))
+@settings(max_examples=60, deadline=None)
+def test_events_in_any_portions_leave_what_one_by_one_leaves(tmp_path_factory, told, cuts):
+    folder = tmp_path_factory.mktemp("state")
+    world = World(folder)
+    open_, down, suspended = {}, {}, {}
+    for place, (event, who, at) in enumerate(told):
+        seller = event.startswith("seller")
+        name = SELLERS[who % 2] if seller else CONTENTS[who]
+        field = suspended if seller else open_ if event in ("started", "ended") else down
+        if at >= field.get(name, (None, -1))[1]:
+            field[name] = event, at
+        said = {"event": event, "seller" if seller else "content": name, "time": at}
+        world.journal.append([said])
+        if place in cuts:
+            world.rules.refresh()
+        if place == max(cuts, default=-1):
+            world.journal.compact()
+    world.rules.refresh()
+    closed = {name for name, (event, _) in {**open_}.items() if event == "ended"}
+    closed |= {name for name, (event, _) in down.items() if event == "taken_down"}
+    gone = {SELLERS.index(name) for name, (event, _) in suspended.items() if event == "seller_suspended"}
+    closed |= {name for name, seller in zip(CONTENTS, SELLER) if seller in gone}
+    assert world.open() == [name for name in CONTENTS if name not in closed]
