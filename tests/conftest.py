@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ensemble.server import TritonServer
     from market.dataset import Dataset
     from models.batches import TrainingSet
+    from supply.rules import Rules
     from workflows.examples import Examples
     from workflows.features import Features
 
@@ -158,13 +159,23 @@ def other_release(command_build: CommandBuild) -> Release:
     return command_build.release
 
 
-def serve(release: Release, folder: Path, *, one_process: bool) -> TritonServer:
+def serve(
+    release: Release,
+    folder: Path,
+    *,
+    one_process: bool,
+    state: Path | None = None,
+    rules: Rules | None = None,
+) -> TritonServer:
     """A Triton server of a release, on free ports."""
     from pasar.cli import served
     from pasar.settings import ServeConfig
+    from supply.rules import Rules
 
-    settings = ServeConfig(grpc_port=0, http_port=0, metrics_port=0, one_process=one_process)
-    return served(release.path, folder, settings)
+    settings = ServeConfig(
+        grpc_port=0, http_port=0, metrics_port=0, one_process=one_process, rules=rules or Rules()
+    )
+    return served(release.path, folder, settings, state)
 
 
 @pytest.fixture(scope="session")

@@ -154,3 +154,18 @@ def test_a_folder_that_is_no_repository_is_refused(release, tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(RepositoryError, match=r"config\.pbtxt cannot be read"):
         add_version(tmp_path / "none", release, *CASCADE, url=NOWHERE)
+
+
+def test_a_step_beside_the_ensemble_is_a_model_of_its_own_and_options_reach_every_python_step(
+    release, tmp_path
+):
+    beside = StageStep("notes", (TensorSpec("note", str),), (TensorSpec("kept", np.int64),))
+    options = {"state": "/some/where"}
+    write_repository(tmp_path / "repo", release, *CASCADE, beside=[beside], options=options)
+    assert repository.models(tmp_path / "repo") == ["feed", "notes", "pick", "query", "user_state"]
+    chain = read_config(tmp_path / "repo", "feed").ensemble_scheduling.step
+    assert "notes" not in [step.model_name for step in chain]
+    assert repository.versions(tmp_path / "repo", "notes") == [1]
+    for name, given in (("notes", "/some/where"), ("pick", "/some/where"), ("query", "")):
+        parameters = read_config(tmp_path / "repo", name).parameters
+        assert parameters["option.state"].string_value == given

@@ -40,15 +40,15 @@ def ask(release, seed, rows):
     }
 
 
-def eligible(release, market, time, seen, tired=()):
-    """Places of contents that may be shown, by their rules one at a time."""
+def eligible(release, market, time, seen, tired=(), refilled=()):
+    """Places of contents that may be shown, by their rules one at a time; `refilled` have stock again."""
     available, opens, ends = (release.array(f"{n}.npy") for n in ("available", "created_at", "ended_at"))
     stock, seller = release.array("stock.npy"), release.array("seller_code.npy")
     return [
         c
         for c in range(available.shape[1])
         if available[market, c] and opens[c] <= time < ends[c] and c not in seen
-        if stock[c] != 0 and (seller[c] < 0 or seller[c] not in tired)
+        if (stock[c] != 0 or c in refilled) and (seller[c] < 0 or seller[c] not in tired)
     ]
 
 

@@ -19,6 +19,7 @@ from ensemble.errors import RequestError
 from market.dataset import Dataset
 from pasar import cli
 from pasar.settings import render
+from supply.journal import Tail
 
 COMMAND = [sys.executable, "-c", "from pasar.cli import main; main()"]
 CHATTER = re.compile(r"oneDNN|cpu_feature_guard|grappler|tensorflow/core|Warning|Traceback")
@@ -280,3 +281,18 @@ def test_serve_says_which_port_is_taken(pasar, small_release, tmp_path):
         code, out, err = pasar(*command)
     assert (code, out) == (1, "")
     assert f"the grpc port {port} on 127.0.0.1 cannot be used" in one_line(err)
+
+
+def test_events_of_a_file_are_taken_in_up_to_a_wrong_line_which_is_named(pasar, tmp_path):
+    lines = ['{"event": "ended", "content": "l1"}', "", '{"event": "stock", "content": "p1", "stock": 0}']
+    file, state = tmp_path / "events.jsonl", tmp_path / "state"
+    file.write_text("\n".join(lines))
+    code, out, _ = pasar("live", file, "--state", state)
+    assert code == 0
+    assert out.startswith("2 events in ")
+    assert [event["event"] for event in Tail(state / "journal").read()[0]] == ["ended", "stock"]
+    file.write_text("\n".join([*lines * 400, '{"event": "stock", "content": "p1"}']))
+    code, _, err = pasar("live", file, "--state", state)
+    assert code == 1
+    assert "line 1201: 'stock' lacks 'stock'; the 667 events before line 1001 were taken in" in one_line(err)
+    assert len(Tail(state / "journal").read()[0]) == 2 + 667

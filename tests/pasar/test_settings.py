@@ -112,3 +112,17 @@ def test_a_file_that_is_not_there_is_named(tmp_path, read):
 def test_the_server_s_part_is_as_strict(tmp_path, text):
     with pytest.raises(SettingsError):
         load_serve(written(tmp_path, text))
+
+
+def test_rules_of_markets_are_read_and_a_wrong_one_is_said(tmp_path):
+    text = '[serve.rules]\nforbidden_categories = { ID = ["alcohol"], "*" = ["weapons"] }\n'
+    rules = load_serve(written(tmp_path, text + 'languages = { BR = "spoken" }\n')).rules
+    assert rules.forbidden_categories == {"ID": ("alcohol",), "*": ("weapons",)}
+    assert rules.languages == {"BR": "spoken"}
+    for wrong, said in (
+        ('forbidden_kinds = { ID = ["rooms"] }', "has 'rooms'; there are video, live, product"),
+        ('forbidden_sellers = { UK = ["s1"] }', "names market 'UK'"),
+        ("forbidden_kind = {}", "'forbidden_kind' is no knob; did you mean 'forbidden_kinds'"),
+    ):
+        with pytest.raises(SettingsError, match=said):
+            load_serve(written(tmp_path, f"[serve.rules]\n{wrong}\n"))

@@ -1,0 +1,178 @@
+"""Rules and live state hold in every slate; and while anything may be shown, something is."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ensemble.plan import Plan
+from ensemble.stages.reordering import Reordering
+from ensemble.stages.retrieval import Retrieval
+from ensemble.steering import Steering
+from supply.journal import Journal
+from supply.rules import Rules
+from tests.ensemble import synthetic
+from tests.ensemble.test_retrieval import ask, eligible
+
+SEEDS = st.integers(0, 15)
+NUMBERS = st.integers(0, 10**6)
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory):
+    return synthetic.Worlds(tmp_path_factory.mktemp("worlds"))
+
+
+def slates(steering, release, request, between=lambda: None):
+    """Rows of the contents in each slate; `between` happens while the candidates are ranked."""
+    plan, random = Plan.of(release), np.random.default_rng(5)
+    retrieval, reordering = Retrieval(release, steering), Reordering(release, steering)
+    found = retrieval(**request)
+    between()
+    made = reordering(
+        candidates=found["candidates"],
+        retrieval_score=found["retrieval_score"],
+        channel=found["channel"],
+        probabilities=random.random((*found["candidates"].shape, len(plan.tasks))).astype(np.float32),
+        diversity=np.full(len(found["candidates"]), 0.2, np.float32),
+        market_index=request["market_index"],
+        time=request["time"],
+    )
+    ids = release.array("text_content_id.npy").tolist()
+    return [[ids.index(content) for content in row if content] for row in made["content_id"]]
+
+
+def told(release, random, count):
+    """Random events about the release's own contents and sellers, with what they close in the end."""
+    ids, sellers = release.array("text_content_id.npy"), release.array("seller_ids.npy")
+    made = []
+    for at in range(count):
+        name = random.choice(["ended", "taken_down", "put_back", "stock", "seller_suspended", "viewers"])
+        about = {"seller": str(random.choice(sellers))} if name == "seller_suspended" else {}
+        about = about or {"content": str(random.choice(ids))}
+        value = {"stock": {"stock": int(random.integers(0, 2))}, "viewers": {"viewers": at}}.get(name, {})
+        made.append({"event": str(name), **about, "time": at, **value})
+    return made
+
+
+def closed(release, events):
+    """Contents that events have closed: by a plain reading, one event after the other."""
+    ids = release.array("text_content_id.npy").tolist()
+    seller = release.array("seller_code.npy")
+    names = release.array("seller_ids.npy").tolist()
+    ended, down, stock = set(), set(), {}
+    for event in events:
+        row = ids.index(event["content"]) if "content" in event else None
+        if event["event"] == "ended":
+            ended.add(row)
+        elif event["event"] == "taken_down":
+            down.add(row)
+        elif event["event"] == "put_back":
+            down.discard(row)
+        elif event["event"] == "stock":
+            stock[row] = event["stock"]
+        elif event["event"] == "seller_suspended":
+            ended |= set(np.flatnonzero(seller == names.index(event["seller"])).tolist())
+    return ended | down | {row for row, left in stock.items() if left == 0}, {
+        r for r, n in stock.items() if n
+    }
+
+
+@given(SEEDS, NUMBERS, st.integers(0, 40))
+@settings(max_examples=60, deadline=None)
+def test_a_slate_holds_only_what_may_be_shown_and_is_empty_only_where_nothing_may(
+    worlds, tmp_path_factory, world, seed, count
+):
+    release, random = worlds(world), np.random.default_rng(seed)
+    state = tmp_path_factory.mktemp("state")
+    events = told(release, random, count)
+    Journal(state).append(events)
+    forbidden = [f"seller-{code}" for code in random.permutation(6)[:2]]
+    rules = Rules(forbidden_sellers={"GB": tuple(forbidden)}, forbidden_kinds={"BR": ("live",)})
+    request = ask(release, seed, 6)
+    # Some requests leave a single content that may be shown.
+    for row in range(3):
+        seen = random.permutation(len(release.array("created_at.npy")))[1:]
+        request["seen"] = np.pad(request["seen"], ((0, 0), (0, len(seen))), constant_values=-1)
+        request["seen"][row, -len(seen) :] = seen
+    shut, refilled = closed(release, events)
+    kind, sellers = release.array("text_kind.npy"), release.array("text_seller_id.npy")
+    size = Plan.of(release).config.slate
+    for row, slate in enumerate(slates(Steering(rules, state), release, request)):
+        market, time = request["market_index"][row], request["time"][row]
+        may = set(
+            eligible(release, market, time, request["seen"][row], request["tired_sellers"][row], refilled)
+        )
+        may -= shut
+        if synthetic.MARKETS[market] == "GB":
+            may -= {c for c in may if sellers[c] in forbidden}
+        if synthetic.MARKETS[market] == "BR":
+            may -= {c for c in may if kind[c] == "live"}
+        assert set(slate) <= may
+        assert len(slate) == len(set(slate)) == min(size, len(may))
+
+
+@given(st.integers(1, 15), NUMBERS)
+@settings(max_examples=20, deadline=None)
+def test_a_room_that_ends_while_its_request_is_ranked_is_not_in_the_slate(
+    worlds, tmp_path_factory, world, seed
+):
+    release, state = worlds(world), tmp_path_factory.mktemp("state")
+    journal, request = Journal(state), ask(release, seed, 5)
+    steering = Steering(state=state)
+    before = slates(steering, release, request)
+    gone = sorted({content for slate in before for content in slate})[::2]
+    ids = release.array("text_content_id.npy")
+
+    def end():
+        journal.append([{"event": "ended", "content": str(ids[c]), "time": 0} for c in gone])
+
+    after = slates(steering, release, request, between=end)
+    assert not {content for slate in after for content in slate} & set(gone)
+
+
+def test_events_that_come_between_two_requests_are_known_to_the_second(worlds, tmp_path):
+    release, journal = worlds(3), Journal(tmp_path)
+    stage, request = Retrieval(release, Steering(state=tmp_path)), ask(release, 1, 8)
+    ids = release.array("text_content_id.npy")
+    first = stage(**request)["candidates"]
+    gone = int(first[first >= 0][0])
+    journal.append([{"event": "ended", "content": str(ids[gone]), "time": 5}])
+    assert gone not in stage(**request)["candidates"]
+    journal.append([{"event": "started", "content": str(ids[gone]), "time": 6}])
+    assert gone in stage(**request)["candidates"]
+
+
+def test_viewers_order_the_live_channel_from_the_next_request_on(worlds, tmp_path):
+    release, journal = worlds(3), Journal(tmp_path)
+    stage = Retrieval(release, Steering(state=tmp_path))
+    shelf = stage.shelves[1]
+    room = int(shelf.rows[shelf.rooms[-1]])
+    journal.append([{"event": "viewers", "content": str(stage_id(release, room)), "time": 5, "viewers": 70}])
+    stage(**ask(release, 1, 2))
+    assert shelf.viewers[shelf.place[room]] == 70
+    assert np.isnan(np.delete(shelf.viewers, shelf.place[room])).all()
+
+
+def stage_id(release, row):
+    return release.array("text_content_id.npy")[row]
+
+
+def test_an_empty_state_folder_changes_no_candidate(worlds, tmp_path):
+    for world in range(6):
+        release = worlds(world)
+        request = ask(release, world, 6)
+        plain = Retrieval(release)(**request)
+        for name, array in Retrieval(release, Steering(state=tmp_path / "none"))(**request).items():
+            np.testing.assert_array_equal(array, plain[name], name)
+
+
+def test_rules_travel_to_a_stage_as_json(worlds):
+    from ensemble.stages import build
+
+    release = worlds(3)
+    stage = build("retrieval", release, rules=json.dumps({"forbidden_kinds": {"*": ["live"]}}))
+    found = stage(**ask(release, 1, 8))["candidates"]
+    assert (release.array("text_kind.npy")[found[found >= 0]] != "live").all()
