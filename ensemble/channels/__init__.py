@@ -41,6 +41,7 @@ class Shelf:
         index: of their vectors, by place.
         by_popularity: int64[n], places in `rows`, most wanted first.
         by_trend: int64[n], the same by `market.statistics.trend`.
+        turn: int64[n], how many contents are newer than each, of equal age those before it.
         fresh: int64[*], places of little exposed contents of known age, newest first.
         rooms: int64[*], places of live rooms, newest first.
         viewers: float32[n], people in each room now; NaN where that is not known.
@@ -77,6 +78,7 @@ class Shelf:
         self.by_popularity = np.argsort(-popularity[self.rows], kind="stable")
         self.by_trend = np.argsort(-trend[self.rows], kind="stable")
         newest = np.argsort(-self.opens, kind="stable")
+        self.turn = np.argsort(newest)
         self.fresh = newest[(fresh[self.rows] & (self.opens > 0))[newest]]
         self.rooms = newest[live[self.rows][newest]]
         self.viewers = np.full(len(self.rows), np.nan, np.float32)

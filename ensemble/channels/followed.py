@@ -13,7 +13,7 @@ def followed(asked: Asked, count: int) -> np.ndarray:
     row, place = shelf.of(asked.followed)
     may = asked.eligible[row, place]
     row, place = row[may], place[may]
-    order = np.lexsort((place, -shelf.opens[place], row))
+    order = np.argsort(row * len(shelf.rows) + shelf.turn[place])
     row, place = row[order], place[order]
     turn = np.arange(len(row)) - np.searchsorted(row, row)
     kept = turn < count

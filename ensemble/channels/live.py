@@ -16,8 +16,10 @@ def live(asked: Asked, count: int) -> np.ndarray:
     A room that has just opened has few viewers whatever it is worth, so its number is drawn to the mean of
     the market's open rooms, the more the shorter it has been open. A room of unknown number has the mean.
     """
-    rooms, shelf = asked.shelf.rooms, asked.shelf
-    open_ = asked.eligible[:, rooms]
+    shelf = asked.shelf
+    open_ = asked.eligible[:, shelf.rooms]
+    some = np.flatnonzero(open_.any(axis=0))  # of all rooms that there ever were, few are open
+    rooms, open_ = shelf.rooms[some], open_[:, some]
     viewers = np.broadcast_to(shelf.viewers[rooms], open_.shape)
     known = open_ & ~np.isnan(viewers)
     usual = np.sum(viewers, axis=1, where=known) / np.maximum(known.sum(axis=1), 1)
