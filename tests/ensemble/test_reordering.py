@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from ensemble.errors import Code, RequestError
-from ensemble.plan import DIVERSITIES, KINDS, LIMITS
+from ensemble.plan import DIVERSITIES, KINDS, LIMITS, Plan
 from ensemble.rules import Reason
 from ensemble.rules.dpp import JITTER
 from ensemble.stages.reordering import Reordering

@@ -39,6 +39,8 @@ def slates(steering, release, request, between=lambda: None):
         diversity=np.full(len(found["candidates"]), 0.2, np.float32),
         market_index=request["market_index"],
         time=request["time"],
+        exposed=np.zeros((len(found["candidates"]), 0), np.int64),
+        seed=np.zeros(len(found["candidates"]), np.int64),
     )
     ids = release.array("text_content_id.npy").tolist()
     return [[ids.index(content) for content in row if content] for row in made["content_id"]]
