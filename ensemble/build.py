@@ -16,6 +16,7 @@ from ensemble.plan import CascadeConfig
 from ensemble.release import Release
 from market.dataset import Dataset
 from models.batches import TrainingSet, make_training_set
+from models.calibration import CalibrationConfig, calibrate
 from models.item_graph import ItemGraphConfig, fit_item_graph
 from models.preranker import PreRankerConfig
 from models.ranker import RankerConfig, train_ranker
@@ -41,6 +42,7 @@ class BuildConfig:
     item_graph: ItemGraphConfig = field(default_factory=ItemGraphConfig)
     two_tower: TwoTowerConfig = field(default_factory=TwoTowerConfig)
     ranker: RankerConfig = field(default_factory=RankerConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     preranker: PreRankerConfig = field(default_factory=PreRankerConfig)
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
 
@@ -98,6 +100,8 @@ def build_release(
     two_tower, retrieval = train_two_tower(data, config.two_tower, work / "two_tower", config.seed, progress)
     step("ranker")
     ranker, tasks, ranking = train_ranker(data, config.ranker, work / "ranker", config.seed, progress)
+    step("calibration")
+    calibration = calibrate(ranker, data, tasks, config.ranker, config.calibration)
     step("release")
     fresh = folder / f".release.{os.getpid()}"
     drafted = folder / f".draft.{os.getpid()}"
@@ -116,6 +120,7 @@ def build_release(
         two_tower=two_tower,
         ranker=ranker,
         tasks=tasks,
+        calibration=calibration,
         config=config.cascade,
         info=info,
     )

@@ -31,6 +31,7 @@ def cascade_steps(plan: Plan) -> tuple[Step, ...]:
     raw = tuple(spec for spec in user_state.outputs if spec.name.startswith("raw_"))
     vector = TensorSpec("query_vector", np.float32, (plan.dim,))
     contents = tuple(s for s in retrieval.outputs if s.name in ("content_ids", "content_numbers"))
+    market = TensorSpec("market_index", np.int64)
     size, tasks = plan.config.candidates, len(plan.tasks)
     return (
         user_state,
@@ -39,7 +40,7 @@ def cascade_steps(plan: Plan) -> tuple[Step, ...]:
         OnnxStep(
             "ranking",
             "ranking.onnx",
-            (*packed, *contents),
+            (*packed, *contents, market),
             (TensorSpec("probabilities", np.float32, (size, tasks)),),
         ),
         Reordering.step(plan),

@@ -15,12 +15,16 @@ from ensemble.channels.two_tower import SEARCHED
 from ensemble.plan import FILE, KINDS, CascadeConfig, Column, Plan
 from ensemble.release import Release, ReleaseWriter
 from ensemble.search import MOST_QUERIES, MarketIndex, write_indexes
+from market.neighbours import neighbour_shares
 from market.profiles import profile
 from market.statistics import PAIR_FEATURES, counts, trend
 from models.batches import TrainingSet
+from models.calibration import FILE as CALIBRATION
+from models.calibration import Calibration
 from models.export import Layout, content_tower_to_onnx, query_tower_to_onnx, ranker_to_onnx, rename
 from models.ranker import watch_time
 from models.two_tower import encode
+from models.unseen import known_markets
 from supply.fatigue import FatigueConfig, tired_of
 from supply.live import UNKNOWN
 from workflows.compile import feature_name, join
@@ -41,6 +45,7 @@ def write_release(
     two_tower: Any,
     ranker: Any,
     tasks: tuple[str, ...],
+    calibration: Calibration,
     config: CascadeConfig,
     info: Mapping[str, Any] | None = None,
 ) -> Release:
@@ -50,6 +55,7 @@ def write_release(
         path: a folder that does not exist yet.
         data: what the models were trained on; user states and contents come from it.
         two_tower, ranker: trained Merlin models; `tasks` in the order of the ranker's output.
+        calibration: of the ranker's probabilities, markets in the order of the examples.
         info: anything about the build worth keeping, such as its metrics; JSON.
     """
     examples, features = data.examples, data.features
@@ -76,12 +82,16 @@ def write_release(
         config=config,
     )
     contents = content_frame(examples.contents)
+    shares = neighbour_shares(examples.markets, known_markets(examples))
     # The client reads the tasks of a reply from what the served `feed` says of itself.
     said = {**(info or {}), "feed": {"tasks": ",".join(tasks)}}
     with ReleaseWriter(path, name=name, info=said) as release:
         onnx.save(rename(query, raw_names), str(release.path("query.onnx")))
         onnx.save(content, str(release.path("content.onnx")))
-        onnx.save(ranker_to_onnx(ranker, layout, tasks), str(release.path("ranking.onnx")))
+        onnx.save(
+            _calibrated(ranker_to_onnx(ranker, layout, tasks), calibration), str(release.path("ranking.onnx"))
+        )
+        release.array(CALIBRATION, calibration.to_array())
         release.json(FILE, plan.to_json())
         vectors = content_vectors(content, contents)
         release.array("content_vectors.npy", vectors)
@@ -94,7 +104,8 @@ def write_release(
             release.array("watch_edges.npy", times.edges)
             release.array("watch_quantiles.npy", times.quantiles)
         release.array("available.npy", examples.available)
-        release.array("popularity.npy", data.latest)
+        release.array("popularity.npy", (shares @ data.latest).astype(np.float32))
+        release.array("popularity_world.npy", data.latest.sum(axis=0))
         release.array("trend.npy", market_trends(examples, config))
         release.array("exposures.npy", exposures(examples))
         release.array("created_at.npy", _seconds(examples.contents, "created_at", 0))
@@ -187,6 +198,12 @@ def _with_workflow(encoded: Encoded, tower: onnx.ModelProto, name: str) -> onnx.
     """The compiled workflow with a tower behind it: raw columns in, the tower's tensors out."""
     connect = {feature_name(value.name): value.name for value in tower.graph.input}
     return join(encoded.graph, tower, connect=connect, name=name)
+
+
+def _calibrated(ranker: onnx.ModelProto, calibration: Calibration) -> onnx.ModelProto:
+    """The ranker's graph with its calibration behind it."""
+    ranker = rename(ranker, {"probabilities": "uncalibrated"})
+    return join(ranker, calibration.to_onnx(), connect={"uncalibrated": "uncalibrated"}, name="ranking")
 
 
 def content_vectors(graph: onnx.ModelProto, contents: pd.DataFrame, batch: int = 8192) -> np.ndarray:

@@ -109,7 +109,8 @@ class Released:
     def rank(self, made: dict[str, np.ndarray], candidates: np.ndarray) -> np.ndarray:
         """The ranker's blended value of candidates int64[B, C], float32[B, C]; where the task asks for watch
         time, the seconds it expects."""
-        packed = {name: made[name] for name in ("query_ids", "query_lists", "query_numbers")}
+        names = ("query_ids", "query_lists", "query_numbers", "market_index")
+        packed = {name: made[name] for name in names}
         affinity = self.retrieval.graph.spread(made["recent"])
         contents = self.retrieval.describe(candidates, made["market_index"], made["time"], affinity)
         probabilities = self.cascade.run["ranking"](**packed, **contents)["probabilities"]

@@ -154,11 +154,27 @@ def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int =
         probabilities: in [0, 1], [N].
         bins: number of bins; fewer where there are fewer predictions.
     """
-    labels, probabilities = _probabilities(labels, probabilities)
+    return float(_signed_gaps(*_probabilities(labels, probabilities), bins).mean())
+
+
+def calibration_interval(
+    labels: np.ndarray, probabilities: np.ndarray, cluster: np.ndarray, bins: int = 15
+) -> Interval:
+    """`calibration_error` with its interval over clusters, the bins and the sides on which they err as found.
+
+    Args:
+        cluster: int64[N], rows with equal numbers are not independent.
+    """
+    return mean_interval(_signed_gaps(*_probabilities(labels, probabilities), bins), cluster)
+
+
+def _signed_gaps(labels: np.ndarray, probabilities: np.ndarray, bins: int) -> np.ndarray:
+    """Of each prediction, how far it is from its label, positive on the side on which its bin errs."""
+    gaps = labels - probabilities
     order = np.argsort(probabilities, kind="stable")
-    gaps = labels[order] - probabilities[order]
-    parts = np.array_split(gaps, min(bins, len(gaps)))
-    return float(sum(abs(part.sum()) for part in parts) / len(gaps))
+    for part in np.array_split(order, min(bins, len(gaps))):
+        gaps[part] *= np.sign(gaps[part].sum())
+    return gaps
 
 
 def mean_absolute_error(truth: np.ndarray, predictions: np.ndarray) -> float:

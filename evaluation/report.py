@@ -14,6 +14,9 @@ from ensemble.release import Release
 from evaluation import metrics
 from evaluation.runs import Row
 from models.batches import TrainingSet
+from models.calibration import FILE as CALIBRATION
+from models.calibration import Calibration
+from models.ranker import task_labels
 from workflows.examples import TEST, query_tables
 
 METRICS = ("recall@20", "ndcg@10")
@@ -24,6 +27,7 @@ JUDGED = ("click", "order")
 LEAST_OUTCOMES = 100
 """Outcomes that a market needs, so that an AUC says anything."""
 IMPRESSIONS_PER_QUERY = 20
+RAW = "ranker, not calibrated"
 BATCH_PAIRS = 2048
 
 
@@ -39,6 +43,9 @@ def offline_report(release: Release, data: TrainingSet, *, queries_per_market: i
     - "auc of click", "auc of order": how well popularity, the two-tower's cosine and the ranker's probability
       tell the outcome among held-out impressions, whose choice the policy has made already; left out below
       `LEAST_OUTCOMES` outcomes. Intervals are over people.
+    - "ece of click" and of every other task: expected calibration error of the served probabilities among the
+      same impressions ("cascade"), and of what they were before calibration ("ranker, not calibrated"); left
+      out below `LEAST_OUTCOMES` outcomes.
     - "recall@20 by propensity", where propensities were logged: each wanted impression weighs as much as it
       was unlikely to be shown (self-normalised inverse propensity; Yang et al., "Unbiased offline recommender
       evaluation for missing-not-at-random implicit feedback", RecSys 2018), which estimates recall had
@@ -49,6 +56,7 @@ def offline_report(release: Release, data: TrainingSet, *, queries_per_market: i
             `IMPRESSIONS_PER_QUERY` times as many impressions.
     """
     cascade = Cascade(release, threads=2)
+    calibration = Calibration.from_array(release.array(CALIBRATION))
     pairs, queries = data.examples.pairs, data.examples.queries
     wanted = np.flatnonzero(pairs.positive & (pairs.split == TEST))
     random = np.random.default_rng(seed)
@@ -78,7 +86,12 @@ def offline_report(release: Release, data: TrainingSet, *, queries_per_market: i
                 rows.append(Row(data.examples.name, market, system, name, *value, len(here), seed))
         if data.examples.feedback == "impressions":
             rows += _impression_rows(
-                cascade, data, place, count=IMPRESSIONS_PER_QUERY * queries_per_market, seed=seed
+                cascade,
+                calibration,
+                data,
+                place,
+                count=IMPRESSIONS_PER_QUERY * queries_per_market,
+                seed=seed,
             )
     return rows
 
@@ -126,11 +139,12 @@ def _asked(
     raw = raw_arrays(next(query_tables(data.examples, query)))
     made = cascade.run["query"](**{s.name: raw[s.name] for s in cascade.steps[1].inputs})
     queries = data.examples.queries
-    return made, queries.market[query].astype(np.int64), np.maximum(queries.time[query], 0)
+    market = queries.market[query].astype(np.int64)
+    return made | {"market_index": market}, market, np.maximum(queries.time[query], 0)
 
 
 def _impression_rows(
-    cascade: Cascade, data: TrainingSet, market: int, *, count: int, seed: int
+    cascade: Cascade, calibration: Calibration, data: TrainingSet, market: int, *, count: int, seed: int
 ) -> Iterator[Row]:
     """AUC among at most `count` held-out impressions of a market, drawn by query."""
     examples = data.examples
@@ -139,22 +153,32 @@ def _impression_rows(
     logged = logged[queries.market[pairs.query[logged]] == market]
     turn = np.random.default_rng(seed).permutation(len(queries))
     logged = logged[np.argsort(turn[pairs.query[logged]], kind="stable")][:count]
-    labels = {name: pairs.outcomes[name][logged] > 0 for name in JUDGED if name in pairs.outcomes}
-    labels = {n: y for n, y in labels.items() if min(y.sum(), (~y).sum()) >= LEAST_OUTCOMES}
+    known = task_labels(examples, 1)
+    labels = {task: known[task][logged] for task in cascade.plan.tasks}
+    labels = {n: y for n, y in labels.items() if min(y.sum(), (1 - y).sum()) >= LEAST_OUTCOMES}
     if not labels:
         return
-    scores = _impression_scores(cascade, data, logged)
+    scores, raw = _impression_scores(cascade, calibration, data, logged)
     asked = pairs.query[logged]
+    user, number = queries.user[asked], len(np.unique(asked))
+
+    def row(system: str, metric: str, value: metrics.Interval) -> Row:
+        return Row(examples.name, examples.markets[market], system, metric, *value, number, seed)
+
     for name, label in labels.items():
-        for system in ("popularity", "two-tower", "cascade"):
-            score = scores[name if system == "cascade" else system]
-            value = metrics.auc_interval(label, score, queries.user[asked])
-            number = len(np.unique(asked))
-            yield Row(examples.name, examples.markets[market], system, f"auc of {name}", *value, number, seed)
+        if name in JUDGED:
+            for system in ("popularity", "two-tower", "cascade"):
+                score = scores[name if system == "cascade" else system]
+                yield row(system, f"auc of {name}", metrics.auc_interval(label > 0, score, user))
+        for system, chance in ((RAW, raw[name]), ("cascade", scores[name])):
+            yield row(system, f"ece of {name}", metrics.calibration_interval(label, chance, user))
 
 
-def _impression_scores(cascade: Cascade, data: TrainingSet, pairs: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores float32[P] of logged pairs: "popularity", "two-tower" and each task of the ranker."""
+def _impression_scores(
+    cascade: Cascade, calibration: Calibration, data: TrainingSet, pairs: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Scores float[P] of logged pairs: "popularity", "two-tower" and each task of the ranker as served; and
+    each task before calibration."""
     contents = data.examples.pairs.content[pairs].astype(np.int64)
     query, row, count = np.unique(data.examples.pairs.query[pairs], return_inverse=True, return_counts=True)
     by_query = np.argsort(row, kind="stable")
@@ -174,9 +198,11 @@ def _impression_scores(cascade: Cascade, data: TrainingSet, pairs: np.ndarray) -
         made |= cascade.run["ranking"](**{s.name: made[s.name] for s in cascade.steps[3].inputs})
         cosine = np.einsum("bd,bcd->bc", made["query_vector"], vectors[np.maximum(some, 0)])
         parts.append(np.concatenate([cosine[..., None], made["probabilities"]], axis=-1))
-    scores = dict(zip(("two-tower", *cascade.plan.tasks), np.concatenate(parts)[row, column].T))
+    scored = np.concatenate(parts)[row, column]
     market = data.examples.queries.market[data.examples.pairs.query[pairs]]
-    return scores | {"popularity": data.latest[market, contents]}
+    scores = dict(zip(("two-tower", *cascade.plan.tasks), scored.T))
+    raw = calibration.undo(scored[:, 1:], market)
+    return scores | {"popularity": data.latest[market, contents]}, dict(zip(cascade.plan.tasks, raw.T))
 
 
 def raw_arrays(table: pa.Table) -> dict[str, np.ndarray]:

@@ -101,7 +101,7 @@ class Dataset:
 
     @property
     def markets(self) -> list[str]:
-        """Codes of the markets of its users and impressions, sorted."""
+        """Codes of the markets of its users, contents and impressions, sorted."""
         return self.description.markets
 
     @property
@@ -168,7 +168,7 @@ def write_dataset(
             _write(folder / f"{table}.parquet", table, frame)
         rows = {table: len(frame) for table, frame in entities.items()} | {"impressions": 0}
         columns = {table: list(frame.columns) for table, frame in entities.items()}
-        markets = set(users["market"])
+        markets = set(users["market"]) | set(contents["markets"].explode())
         (folder / "impressions").mkdir()
         user_ids, content_ids = pd.Index(users["user_id"]), pd.Index(contents["content_id"])
         ended = None

@@ -15,6 +15,7 @@ from workflows.examples import TRAIN, VALID, Examples
 from .batches import RankingBatches, TrainingSet, match_name
 from .blocks import EmbeddingTable, InteractionDense, Lookup
 from .training import Progress, TrainingState, quiet, set_seed, train
+from .unseen import fill_unseen
 
 import merlin.models.tf as mm  # isort: skip
 import tensorflow as tf  # isort: skip
@@ -250,4 +251,5 @@ def train_ranker(
         parts=PARTS,
         progress=progress,
     )
+    fill_unseen(model, data)
     return model, tasks, state

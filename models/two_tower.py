@@ -10,6 +10,7 @@ import numpy as np
 from .batches import LOG_Q, RetrievalBatches, TrainingSet
 from .blocks import EmbeddingTable, InputVector
 from .training import Progress, TrainingState, quiet, set_seed, train
+from .unseen import fill_unseen
 
 import merlin.models.tf as mm  # isort: skip
 import tensorflow as tf  # isort: skip
@@ -215,4 +216,5 @@ def train_two_tower(
         folder=folder,
         progress=progress,
     )
+    fill_unseen(model, data)
     return model, state

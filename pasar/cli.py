@@ -182,7 +182,10 @@ def _report_table(rows: list) -> Any:
                 market,
                 metric,
                 str(count),
-                *[f"{value.get((market, metric, system), float('nan')):.4f}" for system in systems],
+                *[
+                    f"{value[key]:.4f}" if (key := (market, metric, system)) in value else ""
+                    for system in systems
+                ],
             ]
             for (market, metric), count in queries.items()
         ],

@@ -159,36 +159,35 @@ def build_workflow(
     Args:
         schema: raw columns with tags, see the module's table.
         stats: folder for NVTabular's vocabulary files.
-        vocabularies: categories in id order, by list column, for columns that follow another one.
+        vocabularies: categories in id order, for lists, which follow another column, and for scalar columns
+            whose categories are declared instead of counted.
     """
     categorical, continuous = schema.select_by_tag(Tags.CATEGORICAL), schema.select_by_tag(Tags.CONTINUOUS)
     lists = categorical.select_by_tag(Tags.LIST)
     minimum = {c: config.min_count for c in categorical.column_names}
     for tag, count in ((Tags.ITEM_ID, 0), (Tags.USER_ID, config.user_min_count)):
         minimum.update({c: count for c in categorical.select_by_tag(tag).column_names})
+    vocabularies = vocabularies or {}
     outputs = None
 
     def add(node):
         nonlocal outputs
         outputs = node if outputs is None else outputs + node
 
+    def declared(column: str) -> ops.Categorify:
+        return ops.Categorify(
+            vocabs={column: vocabularies[column]}, out_path=str(stats / column), dtype=np.int64
+        )
+
     for column in categorical.excluding_by_tag(Tags.LIST).column_names:
-        add(
-            [column]
-            >> ops.Categorify(
-                freq_threshold=minimum[column], out_path=str(stats), dtype=np.int64, split_out=1
-            )
+        counted = ops.Categorify(
+            freq_threshold=minimum[column], out_path=str(stats), dtype=np.int64, split_out=1
         )
+        add([column] >> (declared(column) if column in vocabularies else counted))
     for column in lists.column_names:
-        if vocabularies is None or column not in vocabularies:
+        if column not in vocabularies:
             raise ValueError(f"list column {column!r} needs the vocabulary of the column it follows")
-        add(
-            [column]
-            >> ops.ListSlice(-config.history_length)
-            >> ops.Categorify(
-                vocabs={column: vocabularies[column]}, out_path=str(stats / column), dtype=np.int64
-            )
-        )
+        add([column] >> ops.ListSlice(-config.history_length) >> declared(column))
     logs = continuous.select_by_tag(LOG).column_names
     plain = [c for c in continuous.column_names if c not in logs]
     if logs:
@@ -264,7 +263,9 @@ def fit_features(
         unknown = [*_empty(user_frame(examples.users).iloc[train]), *(lists.keys() - vocabularies)]
         schema = raw_schema(pq.read_schema(next((raw / "queries-train").glob("*.parquet"))), Tags.USER)
         schema = schema.excluding_by_name(unknown)
-        workflow = build_workflow(schema, config, stats, vocabularies)
+        # Every market has an id, with a log or without: what it starts from is `models.unseen`'s to say.
+        declared = {"market": pd.Series(examples.markets)}
+        workflow = build_workflow(schema, config, stats, vocabularies | declared)
         progress("queries: fit")
         workflow.fit(_dataset(raw / "queries-train", schema, config))
         progress("queries: transform")

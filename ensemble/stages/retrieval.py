@@ -62,7 +62,8 @@ class Retrieval:
             for m in range(len(self.plan.markets))
         ]
         self._update(np.arange(len(self.created_at)))
-        self.popularity, self.world = popularity, popularity.sum(axis=0)
+        # A market without a log has its neighbours' popularity, which is no event of its own.
+        self.popularity, self.world = popularity, release.array("popularity_world.npy")
         self.preranker = PreRanker.of(release)
         self.graph = ItemGraph(release.array("graph_neighbours.npy"), release.array("graph_weights.npy"))
         self.quotas = tuple(self.plan.config.quotas[str(c.name).lower()] for c in CHANNELS)

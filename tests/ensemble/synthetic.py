@@ -90,6 +90,7 @@ def release(folder: Path, seed: int) -> Release:
         "popularity": random.integers(0, 4, (len(MARKETS), contents)).astype(np.float32),
         "trend": random.integers(0, 4, (len(MARKETS), contents)).astype(np.float32),
         "exposures": random.integers(0, 4, (len(MARKETS), contents)).astype(np.float32),
+        "popularity_world": random.integers(0, 9, contents).astype(np.float32),
         "created_at": opens,
         "ended_at": ended,
         "seller_code": seller,

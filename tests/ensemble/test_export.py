@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
+from scipy.special import expit, logit
 
 import ensemble.build
 import ensemble.export
@@ -17,6 +18,8 @@ from ensemble.stages.user_state import NULL_INTEGER
 from evaluation.report import raw_arrays
 from market.statistics import PAIR_FEATURES
 from models.batches import RankingBatches
+from models.calibration import FILE as CALIBRATION
+from models.calibration import Calibration
 from models.ranker import predict, task_labels, train_ranker
 from models.two_tower import encode, train_two_tower
 from workflows.examples import TEST, content_frame, query_tables, user_frame
@@ -80,8 +83,12 @@ def test_the_graphs_say_what_the_ranker_says_from_raw_columns_on(
         [served["content_numbers"][..., : -own.shape[-1]], own], axis=-1
     )
     packed = {name: made[name] for name in ("query_ids", "query_lists", "query_numbers")}
-    probabilities = cascade.run["ranking"](**packed, **served)["probabilities"]
-    np.testing.assert_allclose(probabilities[:, 0], expected, atol=1e-5)
+    market = data.examples.queries.market[query].astype(np.int64)
+    probabilities = cascade.run["ranking"](**packed, **served, market_index=market)["probabilities"]
+    calibration = Calibration.from_array(small_release.array(CALIBRATION))
+    assert np.abs(probabilities[:, 0] - expected).max() > 1e-3
+    calibrated = expit(calibration.slope[market] * logit(expected) + calibration.intercept[market])
+    np.testing.assert_allclose(probabilities[:, 0], calibrated, rtol=1e-3, atol=1e-5)
     assert cascade.plan.tasks == tasks
 
 
@@ -175,6 +182,7 @@ def test_a_release_that_could_not_be_finished_leaves_nothing(small_build, models
             two_tower=two_tower,
             ranker=ranker,
             tasks=tasks,
+            calibration=Calibration.identity(2, len(tasks)),
             config=small_build.config.cascade,
         )
     assert not list(tmp_path.iterdir())

@@ -134,7 +134,7 @@ def test_candidates_carry_their_stored_features_and_the_pairs(worlds):
     row, place = np.argwhere(made["candidates"] >= 0)[0]
     content, market = made["candidates"][row, place], request["market_index"][row]
     assert made["content_ids"][row, place].tolist() == release.array("content_ids.npy")[content].tolist()
-    here, world = popularity[market, [content]], popularity[:, content].sum(keepdims=True)
+    here, world = popularity[market, [content]], release.array("popularity_world.npy")[[content]]
     graph = ItemGraph(release.array("graph_neighbours.npy"), release.array("graph_weights.npy"))
     affinity = graph.spread(request["recent"])
     pair = pair_features(here, world, opens[[content]], request["time"][[row]], affinity[row, [content]])[0]

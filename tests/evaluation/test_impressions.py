@@ -6,15 +6,17 @@ import pytest
 from ensemble.cascade import Cascade
 from evaluation import metrics, report
 from evaluation.report import offline_report, raw_arrays
+from models.calibration import FILE as CALIBRATION
+from models.calibration import Calibration
 from workflows.examples import TEST, query_tables
 
 pytestmark = pytest.mark.slow
 CLICK = "auc of click"
 
 
-def figures(build, **options):
+def figures(build, metric=CLICK, **options):
     rows = offline_report(build.built.release, build.built.data, seed=1, **options)
-    return {(row.market, row.system): row for row in rows if row.metric == CLICK}
+    return {(row.market, row.system): row for row in rows if row.metric == metric}
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +24,14 @@ def every(small_build):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "LEAST_OUTCOMES", 5)
         return figures(small_build, queries_per_market=10**6)
+
+
+@pytest.fixture(scope="module")
+def errors(small_build):
+    """Expected calibration errors, of what is served and of what the ranker said."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "LEAST_OUTCOMES", 5)
+        return figures(small_build, "ece of click", queries_per_market=10**6)
 
 
 def held_out(data, market: str) -> np.ndarray:
@@ -43,7 +53,7 @@ def test_popularity_is_that_of_the_training_part_for_each_logged_impression(ever
         assert row.users == len(np.unique(data.examples.pairs.query[rows]))
 
 
-def test_the_ranker_is_asked_for_each_impression_as_if_alone(every, small_build):
+def test_the_ranker_is_asked_for_each_impression_as_if_alone(every, errors, small_build, small_release):
     data, cascade = small_build.built.data, Cascade(small_build.built.release)
     pairs, queries = data.examples.pairs, data.examples.queries
     click = cascade.plan.tasks.index("click")
@@ -59,10 +69,19 @@ def test_the_ranker_is_asked_for_each_impression_as_if_alone(every, small_build)
             retrieval = cascade.run["retrieval"]
             affinity = retrieval.graph.spread(queries.history[query].astype(np.int64))
             made |= retrieval.describe(contents, place, queries.time[query], affinity)
+            made["market_index"] = place
             made |= cascade.run["ranking"](**{s.name: made[s.name] for s in cascade.steps[3].inputs})
             chance.append(made["probabilities"][:, 0, click])
-        area = metrics.auc(pairs.outcomes["click"][rows], np.concatenate(chance))
+        served, clicks = np.concatenate(chance), pairs.outcomes["click"][rows]
+        area = metrics.auc(clicks, served)
         assert every[market, "cascade"].value == pytest.approx(area, abs=1e-3)
+        error = metrics.calibration_error(clicks, served)
+        assert errors[market, "cascade"].value == pytest.approx(error, abs=1e-3)
+        calibration = Calibration.from_array(small_release.array(CALIBRATION))
+        tasks = np.repeat(served[:, None], len(cascade.plan.tasks), axis=1)
+        raw = calibration.undo(tasks, np.full(len(rows), data.examples.markets.index(market)))[:, click]
+        error = metrics.calibration_error(clicks, raw)
+        assert errors[market, report.RAW].value == pytest.approx(error, abs=1e-3)
 
 
 def test_a_market_with_few_outcomes_has_no_area(small_build, monkeypatch):

@@ -197,3 +197,15 @@ def test_the_interval_of_an_auc_covers_it_also_where_rows_come_in_clusters():
         _, low, high = metrics.auc_interval(labels, scores, np.repeat(np.arange(60), 5))
         covered += low <= 0.6915 <= high  # P(N(1, 4) > 0), the difference of two such scores
     assert covered / 400 == pytest.approx(0.95, abs=0.04)
+
+
+def test_the_interval_of_a_calibration_error_is_that_of_the_error_and_holds_it():
+    random = np.random.default_rng(0)
+    chance = random.uniform(0.05, 0.3, 4_000)
+    labels = (random.random(4_000) < 0.8 * chance).astype(float)
+    person = np.repeat(np.arange(800), 5)
+    found = metrics.calibration_interval(labels, chance, person)
+    assert found.mean == pytest.approx(metrics.calibration_error(labels, chance))
+    assert found.low < found.mean < found.high
+    again = metrics.calibration_interval(np.tile(labels, 4), np.tile(chance, 4), np.tile(person, 4))
+    assert again.high - again.low == pytest.approx(found.high - found.low, rel=0.02)

@@ -1,0 +1,68 @@
+"""What embeddings stand for that training never saw: a market's neighbours, any other column's average."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from market.neighbours import neighbour_shares
+from workflows.examples import TRAIN, Examples
+
+from .batches import UNSEEN, TrainingSet
+from .blocks import EmbeddingTable
+
+from merlin.schema import Tags  # isort: skip
+
+FORGOTTEN = ("user_id", "content_id")
+"""Domains whose unseen id training shows on purpose; see `models.batches.forget_ids`."""
+
+
+def known_markets(examples: Examples) -> np.ndarray:
+    """bool[M]: markets with a wanted outcome in the training part."""
+    return examples.popularity.any(axis=1)
+
+
+def fill_unseen(model: tf.keras.Model, data: TrainingSet) -> None:
+    """Give the embeddings that training never touched a meaning, in place.
+
+    They are as they were drawn, which is noise. A market without training outcomes becomes the mean of its
+    neighbours (`market.neighbours`); of every other domain an id that training never showed, that of unseen
+    values first of all, becomes the mean of those it did, weighted by how often.
+    """
+    [table] = [layer for layer in model.submodules if isinstance(layer, EmbeddingTable)]
+    rows = table.embeddings.numpy()
+    for domain, seen in _shown(data, table).items():
+        first = table.first[domain]
+        own = rows[first : first + len(seen)]
+        if domain == "market":
+            codes = UNSEEN + 1 + np.arange(len(data.examples.markets))
+            known = known_markets(data.examples)
+            if known.any():
+                own[codes] = neighbour_shares(data.examples.markets, known) @ own[codes]
+            seen[codes] = np.where(known, seen[codes], 0)
+            unseen = np.isin(np.arange(len(seen)), codes, invert=True) & (seen == 0)
+        else:
+            unseen = seen == 0
+        unseen[0] = False  # padding stands for nothing
+        if domain not in FORGOTTEN and seen.any():
+            own[unseen] = seen @ own / seen.sum()
+    table.embeddings.assign(rows)
+
+
+def _shown(data: TrainingSet, table: EmbeddingTable) -> dict[str, np.ndarray]:
+    """How often training showed each id, int64[ids] by domain."""
+    examples, features = data.examples, data.features
+    queries, pairs = examples.queries.rows(TRAIN), examples.pairs.rows(TRAIN)
+    of_content = np.bincount(examples.pairs.content[pairs], minlength=len(features.content))
+    shown: dict[str, np.ndarray] = {}
+    for schema, arrays, weights in (
+        (features.query.schema, {n: a[queries] for n, a in features.query.arrays.items()}, None),
+        (features.content.schema, features.content.arrays, of_content),
+    ):
+        for column in schema.select_by_tag(Tags.CATEGORICAL):
+            ids = np.asarray(arrays[column.name])
+            size = int(column.int_domain.max) + 1
+            count = np.bincount(ids.ravel(), weights if ids.ndim == 1 else None, minlength=size)
+            name = column.int_domain.name
+            shown[name] = shown.get(name, np.zeros(size, np.int64)) + count.astype(np.int64)
+    return {name: count for name, count in shown.items() if name in table.first}

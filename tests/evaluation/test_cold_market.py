@@ -1,0 +1,85 @@
+"""A market that training never saw: its log is gone, and it is served from the first request."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ensemble.cascade import Cascade
+from ensemble.release import Release
+from evaluation.closed_loop import ALL, EXPECTED
+from evaluation.cold_market import cold_market, without_market
+from market.dataset import Dataset
+from market.world import WorldConfig
+from models.calibration import FILE, Calibration
+
+WORLD = WorldConfig(
+    users=400, contents=300, sellers=30, impressions=8000, days=6, markets=("DE", "GB", "ID"), seed=5
+)
+
+
+def test_the_log_without_a_market_has_all_else(small_world_dataset, tmp_path):
+    made = without_market(small_world_dataset, "GB", tmp_path / "data")
+    before, after = small_world_dataset.impressions(), made.impressions()
+    assert set(after["market"]) == {"ID"}
+    assert len(after) == (before["market"] == "ID").sum()
+    assert made.markets == small_world_dataset.markets
+    assert made.users().equals(small_world_dataset.users())
+    assert made.contents().equals(small_world_dataset.contents())
+
+
+def test_a_market_that_is_not_there_cannot_be_removed(small_world_dataset, tmp_path):
+    with pytest.raises(ValueError, match="'BR'"):
+        without_market(small_world_dataset, "BR", tmp_path / "data")
+
+
+def test_an_only_market_has_no_neighbours(small_build, tmp_path):
+    with pytest.raises(ValueError, match="only market"):
+        cold_market(WorldConfig(markets=("GB",)), "GB", small_build.config, tmp_path, requests=10, seed=1)
+
+
+@pytest.fixture(scope="module")
+def played(small_build, tmp_path_factory):
+    """Figures of Germany without its log, and where they were made."""
+    folder = tmp_path_factory.mktemp("cold-market")
+    return cold_market(WORLD, "DE", small_build.config, folder, requests=10, seed=1), folder
+
+
+@pytest.mark.slow
+def test_every_policy_is_asked_the_same_requests_of_that_market_alone(played):
+    rows, _ = played
+    found = {row.system: row for row in rows if row.market == "DE" and row.metric == EXPECTED}
+    assert set(found) == {"region's popularity", "with its log", "cold", "cold, no histories"}
+    assert {row.market for row in rows} == {"DE", ALL}
+    assert {row.users for row in found.values()} == {10}
+    assert len({row.value for row in found.values()}) == 4
+
+
+@pytest.mark.slow
+def test_the_first_request_of_a_market_without_a_log_gets_what_its_neighbours_want_and_it_sells(played):
+    _, folder = played
+    release = Release.open(folder / "cold" / "release")
+    cascade = Cascade(release)
+    assert cascade.plan.markets == ("DE", "GB", "ID")
+    popularity, available = release.array("popularity.npy"), release.array("available.npy")
+    np.testing.assert_array_equal(popularity[0], popularity[1])  # Britain is all of Europe that has a log
+    np.testing.assert_allclose(release.array("popularity_world.npy"), popularity[1:].sum(axis=0))
+    calibration = Calibration.from_array(release.array(FILE))
+    assert (calibration.slope[1] != calibration.slope[2]).any()
+    users = Dataset.open(folder / "data-cold").users()
+    asked = users.loc[users["market"] == "DE", "user_id"].to_numpy(object)[:20]
+    slates = cascade(
+        {
+            "user_id": asked,
+            "market": np.full(20, "DE", object),
+            "time": np.full(20, cascade.plan.as_of),
+            "history": np.full((20, 0), "", object),
+            "exclude": np.full((20, 0), "", object),
+            "shown": np.full((20, 0), "", object),
+            "diversity": np.zeros(20, np.float32),
+        }
+    )
+    rows = cascade.run["user_state"].contents(slates["content_id"])
+    assert (rows >= 0).all()
+    assert available[0][rows].all()
+    assert np.isfinite(slates["slate_value"]).all()

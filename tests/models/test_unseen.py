@@ -1,0 +1,83 @@
+"""Embeddings of what training never saw: a market is its neighbours, any other unseen id a mean."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from evaluation.cold_market import without_market
+from models.batches import UNSEEN, make_training_set
+from models.blocks import EmbeddingTable
+from models.item_graph import ItemGraphConfig, fit_item_graph
+from models.ranker import RankerConfig, build_ranker
+from models.unseen import fill_unseen, known_markets
+from workflows.examples import TRAIN, build_examples
+from workflows.features import FeatureConfig, fit_features
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cold(small_world_dataset, tmp_path_factory):
+    """What the small world's models would train on had GB no log."""
+    folder = tmp_path_factory.mktemp("cold")
+    dataset = without_market(small_world_dataset, "GB", folder / "data")
+    examples = build_examples(dataset, folder / "work", history_length=10, seen_length=40)
+    features = fit_features(examples, folder / "features", FeatureConfig(history_length=10, user_min_count=2))
+    return make_training_set(examples, features, fit_item_graph(examples, ItemGraphConfig()), 3 * 86_400)
+
+
+def filled(data):
+    """The ranker's table before and after, each by domain: float32[ids, D]."""
+    features = data.features
+    config = RankerConfig(embedding_dim=4, bottom=(4,), top=(4,))
+    model = build_ranker(features.query.schema, features.content.schema, ("click",), config, seed=1)
+    [table] = [layer for layer in model.submodules if isinstance(layer, EmbeddingTable)]
+    ends = [*list(table.first.values())[1:], table.embeddings.shape[0]]
+
+    def domains():
+        rows = table.embeddings.numpy()
+        return {name: rows[first:end] for (name, first), end in zip(table.first.items(), ends)}
+
+    before = domains()
+    fill_unseen(model, data)
+    return before, domains()
+
+
+def test_every_market_has_an_id_of_its_own_whether_it_has_a_log_or_not(cold, small_training_set):
+    for data in (cold, small_training_set):
+        assert data.examples.markets == ("GB", "ID")
+        queries = data.examples.queries
+        np.testing.assert_array_equal(data.features.query.arrays["market"], UNSEEN + 1 + queries.market)
+    assert known_markets(cold.examples).tolist() == [False, True]
+
+
+def test_a_market_without_a_log_starts_as_its_neighbours(cold):
+    before, after = filled(cold)
+    gb, indonesia = UNSEEN + 1, UNSEEN + 2
+    assert np.abs(before["market"][gb] - before["market"][indonesia]).max() > 0.01
+    np.testing.assert_array_equal(after["market"][gb], after["market"][indonesia])
+    np.testing.assert_array_equal(after["market"][indonesia], before["market"][indonesia])
+
+
+def test_markets_with_a_log_stay_as_they_were_trained(small_training_set):
+    before, after = filled(small_training_set)
+    np.testing.assert_array_equal(after["market"][UNSEEN + 1 :], before["market"][UNSEEN + 1 :])
+
+
+def test_an_unseen_value_is_the_mean_of_those_that_training_showed(cold):
+    before, after = filled(cold)
+    train = cold.examples.queries.rows(TRAIN)
+    count = np.bincount(cold.features.query.arrays["language"][train], minlength=len(before["language"]))
+    assert count[UNSEEN] == 0
+    mean = count @ before["language"] / count.sum()
+    np.testing.assert_allclose(after["language"][UNSEEN], mean, atol=1e-6)
+    np.testing.assert_array_equal(after["language"][count > 0], before["language"][count > 0])
+
+
+def test_ids_that_training_forgets_on_purpose_and_padding_stay(cold):
+    before, after = filled(cold)
+    for name in before:
+        np.testing.assert_array_equal(after[name][0], before[name][0])
+    for name in ("user_id", "content_id"):
+        np.testing.assert_array_equal(after[name], before[name])
