@@ -105,6 +105,7 @@ def make_requests(release: Release, users: int, count: int, seed: int) -> list[R
             "shown": np.full((users, 0), "", object),
             "diversity": np.full(users, DIVERSITY, np.float32),
             "seed": rng.integers(2**63, size=users),
+            "explain": np.zeros(users, bool),
         }
         for _ in range(count)
     ]

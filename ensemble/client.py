@@ -15,6 +15,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from ensemble.channels import Channel
 from ensemble.errors import Code, RequestError
+from ensemble.explanation import Explanation
 from ensemble.rules import Reason
 from ensemble.stages.user_state import REQUEST
 from ensemble.steps import STRING, TensorSpec
@@ -37,6 +38,7 @@ class FeedRequest:
         shown: contents shown lately, one entry an exposure.
         diversity: 0 (value alone) to 1 (difference alone).
         seed: of what exploration draws; by default another one for each user and second.
+        explain: whether the slate comes with what became of all candidates.
     """
 
     user: str
@@ -47,6 +49,7 @@ class FeedRequest:
     shown: Sequence[str] = ()
     diversity: float = DIVERSITY
     seed: int | None = None
+    explain: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Slate:
-    """The reply to one request, best item first."""
+    """The reply to one request, best item first; `explanation` where it was asked for."""
 
     items: tuple[Item, ...] = field(default_factory=tuple)
+    explanation: Explanation | None = None
 
 
 def pack(requests: Sequence[FeedRequest]) -> dict[str, np.ndarray]:
@@ -99,6 +103,7 @@ def pack(requests: Sequence[FeedRequest]) -> dict[str, np.ndarray]:
         "shown": texts([r.shown for r in requests]),
         "diversity": np.array([r.diversity for r in requests], np.float32),
         "seed": np.array([_seed(r) for r in requests], np.int64),
+        "explain": np.array([r.explain for r in requests], np.bool_),
     }
 
 
@@ -131,7 +136,9 @@ def unpack(reply: dict[str, np.ndarray], tasks: Sequence[str]) -> list[Slate]:
                     propensity=float(reply["slate_propensity"][row, place]),
                 )
             )
-        slates.append(Slate(tuple(items)))
+        told = np.ravel(reply["explanation"][row])[0]
+        told = told.decode() if isinstance(told, bytes) else told
+        slates.append(Slate(tuple(items), Explanation.of(told) if told else None))
     return slates
 
 

@@ -91,7 +91,8 @@ def _taught(
         "tired_sellers": np.full((len(rows), 0), -1),
     }
     ranking = next(step for step in cascade.steps if step.name == "ranking")
-    made |= retrieval.retrieve(**{spec.name: made[spec.name] for spec in Retrieval.step(cascade.plan).inputs})
+    inputs = [spec.name for spec in Retrieval.step(cascade.plan).inputs if spec.name != "explain"]
+    made |= retrieval.retrieve(**{name: made[name] for name in inputs})
     probabilities = cascade.run["ranking"](**{s.name: made[s.name] for s in ranking.inputs})["probabilities"]
     value = np.where(
         made["candidates"] >= 0,

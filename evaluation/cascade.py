@@ -101,6 +101,7 @@ class Released:
             "history": np.full((len(users), 0), "", object),
             "exclude": np.full((len(users), 0), "", object),
             "shown": np.full((len(users), 0), "", object),
+            "explain": np.zeros(len(users), bool),
         }
         for step in self.cascade.steps[:2]:
             made |= self.cascade.run[step.name](**{spec.name: made[spec.name] for spec in step.inputs})

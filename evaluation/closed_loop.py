@@ -282,6 +282,7 @@ class Player:
             "shown": self.content_id[asked.shown],
             "diversity": np.full(len(asked.user), self.diversity, np.float32),
             "seed": self.seed + (asked.user << 32) + asked.time,
+            "explain": np.zeros(len(asked.user), bool),
         }
 
     def _retrieved(self, asked: Asked) -> dict[str, np.ndarray]:

@@ -375,13 +375,16 @@ def feed(
     diversity: Annotated[float | None, typer.Option(help="0 (value alone) to 1 (difference alone).")] = None,
     seed: Annotated[int | None, typer.Option(help="Of what exploration draws.")] = None,
     url: Annotated[str, typer.Option(help="gRPC address of the server.")] = "127.0.0.1:8001",
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print what became of all candidates, stage by stage.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Ask a running server for feeds and print each slate: stage, scores and reason of every item."""
     import dataclasses
 
     from ensemble.client import DIVERSITY, FeedRequest, connect
-    from pasar.show import console, slate_table
+    from pasar.show import console, explanation_tables, slate_table
 
     asked = FeedRequest(
         "",
@@ -392,6 +395,7 @@ def feed(
         tuple(shown or ()),
         DIVERSITY if diversity is None else diversity,
         seed,
+        explain,
     )
     requests = [dataclasses.replace(asked, user=name) for name in user]
     with connect(url) as client:
@@ -401,6 +405,9 @@ def feed(
         return
     for request, slate in zip(requests, slates):
         console.print(slate_table(request, slate))
+        if slate.explanation:
+            for table in explanation_tables(slate.explanation):
+                console.print(table)
 
 
 def _moment(text: str | None) -> int:

@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.table import Table
 
 from ensemble.client import FeedRequest, Slate
+from ensemble.explanation import Explanation
 
 console = Console(highlight=False)
 if not console.is_terminal:  # in a pipe or a log nobody can widen the window
@@ -89,6 +90,38 @@ def slate_table(request: FeedRequest, slate: Slate) -> Table:
             item.reason,
         )
     return table
+
+
+def explanation_tables(told: Explanation) -> list[Table]:
+    """The funnel of a request, why its items stand where they stand, and the best of what was left out."""
+    funnel = rows_table(
+        "The funnel",
+        ["stage", "ms", "took", "kept", "dropped"],
+        [
+            [
+                stage.stage,
+                f"{stage.ms:.2f}" if stage.ms else "",
+                f"{stage.took:,}" if stage.took else "",
+                f"{stage.kept:,}" if stage.took else "",
+                ", ".join(f"{number:,} {reason}" for reason, number in stage.dropped.items()),
+            ]
+            for stage in told.stages
+        ],
+    )
+    items = rows_table(
+        "Its items",
+        ["content", "pre-ranking score", "rank by value", "what kept others of higher value from its place"],
+        [
+            [item.content, f"{item.preranking_score:.2f}", str(item.value_rank), ", ".join(item.rules)]
+            for item in told.items
+        ],
+    )
+    others = rows_table(
+        "Left out",
+        ["content", "value", "reason"],
+        [[other.content, f"{other.value:.2f}", other.reason] for other in told.others[:10]],
+    )
+    return [funnel, items, others]
 
 
 def rows_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

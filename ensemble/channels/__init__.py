@@ -117,6 +117,17 @@ class Shelf:
             ok[self.of(tired)] = False
         return ok[:, :-1]
 
+    def ineligible(self, time: np.ndarray, seen: np.ndarray, tired: np.ndarray) -> list[int]:
+        """How many contents one request may not get: not open; ended; seen; of a seller it is tired of.
+
+        Each counts for the first that holds; arguments as of `eligible`, of one row.
+        """
+        opened = self.opens <= time[0]
+        running = opened & (time[0] < self.ends)
+        left = [len(self.rows), opened.sum(), running.sum()]
+        left += [self.eligible(time, seen).sum(), self.eligible(time, seen, tired).sum()]
+        return (-np.diff(left)).tolist()
+
 
 @dataclass(frozen=True)
 class Asked:

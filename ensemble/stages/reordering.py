@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic_ns
+from typing import Any
 
 import numpy as np
 
 from ensemble.blending import Blend
 from ensemble.channels import NONE
 from ensemble.errors import Code, RequestError
+from ensemble.explanation import FUNNEL, LOW, explanation_text
 from ensemble.plan import DIVERSITIES, LIMITS, CascadeConfig, Plan
 from ensemble.release import Release
 from ensemble.rules import Gain, Limit, Reason
@@ -30,6 +33,7 @@ CAPS: dict[str, Callable[[Release, CascadeConfig], list[Limit]]] = {
 }
 GAINS: dict[str, Callable[..., Gain]] = {"mmr": Mmr, "dpp": Dpp}
 
+TOO_LIKE = "too like others"
 GONE = np.uint16(0xFFFF)
 """Above all broken limits: what is in the slate already, or is no content."""
 
@@ -42,11 +46,13 @@ class Chosen:
         places: int64[B, S], -1 fills.
         reasons: int64[B, S], `Reason`.
         propensity: float32[B, S], of the content standing at its place; 0 where there is none.
+        broken: uint16[S, B, P], limits that each content of the pool broke when a place was filled.
     """
 
     places: np.ndarray
     reasons: np.ndarray
     propensity: np.ndarray
+    broken: np.ndarray
 
 
 class Reordering:
@@ -106,6 +112,10 @@ class Reordering:
                 TensorSpec("diversity", np.float32),
                 TensorSpec("seed", np.int64),
                 TensorSpec("time", np.int64),
+                TensorSpec("explain", np.bool_),
+                TensorSpec("preranking_score", np.float32, (size,)),
+                TensorSpec("clock", np.int64, (2,)),
+                TensorSpec("funnel", np.int64, (len(FUNNEL),)),
             ),
             (
                 TensorSpec("content_id", object, (slate,)),
@@ -116,6 +126,7 @@ class Reordering:
                 TensorSpec("slate_probabilities", np.float32, (slate, tasks)),
                 TensorSpec("slate_value", np.float32, (slate,)),
                 TensorSpec("slate_propensity", np.float32, (slate,)),
+                TensorSpec("explanation", object, (1,)),
             ),
         )
 
@@ -130,12 +141,18 @@ class Reordering:
         diversity: np.ndarray,
         seed: np.ndarray,
         time: np.ndarray,
+        explain: np.ndarray,
+        preranking_score: np.ndarray,
+        clock: np.ndarray,
+        funnel: np.ndarray,
     ) -> dict[str, np.ndarray]:
         """The slate of each request; places without an item have id "" and zeros.
 
         Args:
             exposed: int64[B, H], rows of contents shown lately, one entry an exposure, -1 fills.
             seed: int64[B], of what exploration draws.
+            explain: bool[B], who gets an `ensemble.explanation.Explanation`, as JSON; the others get "".
+            clock, funnel: of the stages before, for that.
 
         Raises:
             RequestError: `diversity` outside [0, 1].
@@ -146,6 +163,7 @@ class Reordering:
                 Code.INVALID_ARGUMENT,
                 f"tensor 'diversity' holds {float(diversity[row])} at row {row}; send 0 to 1",
             )
+        began = monotonic_ns()
         # Ranking takes a while, and a room may have ended meanwhile.
         self.eligibility.refresh()
         candidates = np.where(self.eligibility.allows(candidates, market_index, time), candidates, NONE)
@@ -163,6 +181,19 @@ class Reordering:
                 array.dtype, copy=False
             )
 
+        explanation = np.full((len(candidates), 1), "", object)
+        for row in np.flatnonzero(explain):
+            told = self._explain(
+                chosen,
+                row,
+                candidates[row, pool[row]],
+                value[row, pool[row]],
+                preranking_score[row, pool[row]],
+            )
+            below = int((candidates[row] >= 0).sum() - (candidates[row, pool[row]] >= 0).sum())
+            explanation[row, 0] = explanation_text(
+                funnel[row], clock[row], began, monotonic_ns(), *told, below=below
+            )
         ids = self.content_id[slate(candidates)]
         return {
             "content_id": np.where(filled, ids, "").astype(object),
@@ -173,6 +204,7 @@ class Reordering:
             "slate_probabilities": slate(probabilities),
             "slate_value": slate(value),
             "slate_propensity": chosen.propensity,
+            "explanation": explanation,
         }
 
     def _choose(
@@ -230,7 +262,7 @@ class Reordering:
                     value[rows], self.wanted[candidates[rows]], allowed[rows], uniform(seed[rows], explored)
                 )
                 reasons[last] = Reason.EXPLORATION
-        return Chosen(places, reasons, propensity)
+        return Chosen(places, reasons, propensity, broken)
 
     def _broken(self, over: np.ndarray, gone: np.ndarray) -> np.ndarray:
         """Bits of the limits that are over, bool[R, B, P] → uint16[B, P]."""
@@ -252,6 +284,49 @@ class Reordering:
         why = np.array(self.why)[np.minimum(decided, len(self.why) - 1)]
         reasons = np.where(best == by_value, Reason.VALUE, why)
         return np.where(left.any(axis=2), best, NONE).T, reasons.T
+
+    def _explain(
+        self, chosen: Chosen, row: int, contents: np.ndarray, value: np.ndarray, preranked: np.ndarray
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The items and the others of one request, fields of `ItemReport` and `OtherReport`.
+
+        Args:
+            contents, value, preranked: [P], of the row's pool.
+        """
+        places = [place for place in chosen.places[row].tolist() if place >= 0]
+        drawn = [reason == Reason.EXPLORATION for reason in chosen.reasons[row].tolist()]
+        broken = chosen.broken[:, row].astype(int)
+
+        def against(turn: int, other: int) -> str:
+            """Why a content of the pool did not get the place of the slate."""
+            one = places[turn]
+            if broken[turn, other] > broken[turn, one]:
+                return self.why[(broken[turn, other] ^ broken[turn, one]).item().bit_length()].text
+            return TOO_LIKE if other < one else LOW
+
+        items = []
+        for turn, place in enumerate(places):
+            better = [] if drawn[turn] else [other for other in range(place) if other not in places[:turn]]
+            rules = dict.fromkeys(against(turn, other) for other in better)
+            items.append(
+                {
+                    "content": str(self.content_id[contents[place]]),
+                    "preranking_score": float(preranked[place]),
+                    "value_rank": place + 1,
+                    "rules": [Reason.EXPLORATION.text] if drawn[turn] else list(rules),
+                }
+            )
+        last = max((turn for turn in range(len(places)) if not drawn[turn]), default=None)
+        others = [
+            {
+                "content": str(self.content_id[contents[place]]),
+                "value": float(value[place]),
+                "reason": LOW if last is None else against(last, place),
+            }
+            for place in range(len(contents))
+            if contents[place] >= 0 and place not in places
+        ]
+        return items, others
 
 
 def _scaled(value: np.ndarray, present: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import monotonic_ns
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from ensemble.channels.item_graph import item_graph
 from ensemble.channels.live import live
 from ensemble.channels.trending import trending
 from ensemble.channels.two_tower import two_tower
+from ensemble.explanation import FUNNEL
 from ensemble.plan import Plan
 from ensemble.preranking import PreRanker
 from ensemble.release import Release
@@ -84,6 +86,7 @@ class Retrieval:
                 TensorSpec("seen", np.int64, (-1,), pad=NONE),
                 TensorSpec("followed", np.int64, (-1,), pad=NONE),
                 TensorSpec("tired_sellers", np.int64, (-1,), pad=NONE),
+                TensorSpec("explain", np.bool_),
             ),
             (
                 TensorSpec("candidates", np.int64, (size,)),
@@ -91,6 +94,8 @@ class Retrieval:
                 TensorSpec("channel", np.int32, (size,)),
                 TensorSpec("content_ids", np.int64, (size, plan.content_ids)),
                 TensorSpec("content_numbers", np.float32, (size, plan.content_numbers)),
+                TensorSpec("preranking_score", np.float32, (size,)),
+                TensorSpec("funnel", np.int64, (len(FUNNEL),)),
             ),
         )
 
@@ -103,18 +108,38 @@ class Retrieval:
         seen: np.ndarray,
         followed: np.ndarray,
         tired_sellers: np.ndarray,
+        explain: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
-        """The candidates that pre-ranking leaves of those retrieved, best first; see `retrieve`."""
+        """The candidates that pre-ranking leaves of those retrieved, best first; see `retrieve`.
+
+        Returns:
+            What `retrieve` does, for fewer candidates; preranking_score float32[B, C], 0 without a
+            pre-ranker; funnel int64[B, F], see `ensemble.explanation.FUNNEL`, 0 where nobody asks for it.
+        """
+        began = monotonic_ns()
         made = self.retrieve(query_vector, market_index, time, recent, seen, followed, tired_sellers)
+        kept = self._pre_rank(query_vector, made)
+        funnel = np.zeros((len(time), len(FUNNEL)), np.int64)
+        for row in np.flatnonzero(explain) if explain is not None else ():
+            shelf = self.shelves[market_index[row]]
+            retrieved, left = ((table["candidates"][row] >= 0).sum() for table in (made, kept))
+            one = slice(row, row + 1)
+            counts = *shelf.ineligible(time[one], seen[one], tired_sellers[one]), retrieved, left
+            funnel[row] = len(shelf.rows), *counts, began, monotonic_ns()
+        return kept | {"funnel": funnel}
+
+    def _pre_rank(self, query_vector: np.ndarray, made: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         size = self.plan.config.candidates
         if self.preranker is None:
-            return {name: array[:, :size] for name, array in made.items()}
+            kept = {name: array[:, :size] for name, array in made.items()}
+            return kept | {"preranking_score": np.zeros(kept["candidates"].shape, np.float32)}
         score = self.preranker(
             query_vector, made["candidates"], made["content_numbers"], made["retrieval_score"]
         )
         best = np.argsort(-score, axis=1, kind="stable")[:, :size]
         each = np.arange(len(best))[:, None]
-        return {name: array[each, best] for name, array in made.items()}
+        score = np.where(made["candidates"] >= 0, score, 0)
+        return {name: array[each, best] for name, array in (made | {"preranking_score": score}).items()}
 
     def retrieve(
         self,

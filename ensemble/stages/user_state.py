@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic_ns
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,14 @@ REQUEST = (
     TensorSpec("shown", object, (-1,)),
     TensorSpec("diversity", np.float32),
     TensorSpec("seed", np.int64),
+    TensorSpec("explain", np.bool_),
 )
 """What a client sends: ids as text; `time` in s since the epoch; `history`, ids wanted in this session that
 the stored state does not know yet, oldest first, "" fills; `exclude`, ids never to be shown, "" fills;
 `shown`, ids shown lately, one entry an exposure, "" fills; `diversity` from 0 (value alone) to 1 (difference
-alone); `seed`, of what exploration draws: the same request gives the same slate."""
-_FOR_LATER = ("diversity", "seed")
+alone); `seed`, of what exploration draws: the same request gives the same slate; `explain`, whether the reply
+says what became of all candidates."""
+_FOR_LATER = ("diversity", "seed", "explain")
 """What other stages read."""
 
 _DTYPE = {"string": object, "integer": np.int64, "number": np.float32}
@@ -84,6 +87,7 @@ class UserState:
             TensorSpec("followed", np.int64, (-1,), pad=-1),
             TensorSpec("exposed", np.int64, (-1,), pad=-1),
             TensorSpec("tired_sellers", np.int64, (-1,), pad=-1),
+            TensorSpec("clock", np.int64, (2,)),
         )
         inputs = tuple(spec for spec in REQUEST if spec.name not in _FOR_LATER)
         return StageStep(UserState.name, inputs, made)
@@ -105,6 +109,7 @@ class UserState:
         Raises:
             RequestError: an unknown market, or a time outside 1970 to 2100.
         """
+        began = monotonic_ns()
         market_index = self._market_index(market)
         if (outside := (time < 0) | (time >= LATEST_S)).any():
             first = int(np.flatnonzero(outside)[0])
@@ -146,6 +151,7 @@ class UserState:
             "followed": _stored(self.sellers, row),
             "exposed": self.contents(shown),
             "tired_sellers": self._tired("sellers", row, time),
+            "clock": np.tile([began, monotonic_ns()], (len(row), 1)),
         }
 
     def _market_index(self, market: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ def requests(release: Release, rows: int, seed: int = 0) -> dict[str, np.ndarray
         "shown": random.choice(contents, (rows, 8)),
         "diversity": random.random(rows).astype(np.float32),
         "seed": random.integers(-(2**63), 2**63, rows),
+        "explain": np.zeros(rows, bool),
     }
 
 

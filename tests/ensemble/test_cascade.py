@@ -5,6 +5,7 @@ import pytest
 
 from ensemble.cascade import Cascade, reply
 from ensemble.errors import RequestError
+from ensemble.explanation import Explanation
 from ensemble.stages.user_state import REQUEST
 from ensemble.steps import check_wiring
 from tests.ensemble.asking import BROKEN, requests
@@ -101,6 +102,7 @@ def test_unknown_users_of_a_market_share_its_cold_feed(cascade, small_release):
         "shown": np.full((4, 0), "", object),
         "diversity": np.zeros(4, np.float32),
         "seed": np.zeros(4, np.int64),
+        "explain": np.zeros(4, bool),
     }
     made = cascade(request)["content_id"]
     assert (made != "").all()
@@ -144,6 +146,36 @@ def test_the_excluded_are_never_served_and_the_slate_is_as_full_as_what_is_left(
     else:
         assert (made["content_id"] == "").all()
         assert not made["slate_value"].any()
+
+
+def test_the_funnel_loses_nothing_on_its_way(cascade, small_release):
+    request = requests(small_release, 8, seed=6) | {"explain": np.arange(8) % 2 == 0}
+    made = cascade(request)
+    assert (made["explanation"][1::2] == "").all()
+    for row in range(0, 8, 2):
+        told = Explanation.of(made["explanation"][row, 0])
+        names = ["user_state", "query", "retrieval", "pre-ranking", "ranking", "reordering"]
+        assert [stage.stage for stage in told.stages] == names
+        funnel = told.stages[2:]
+        for stage in funnel:
+            assert stage.took == stage.kept + sum(stage.dropped.values())
+            assert min(stage.dropped.values(), default=1) > 0
+        assert [stage.kept for stage in funnel[:-1]] == [stage.took for stage in funnel[1:]]
+        market, time = cascade.plan.markets.index(request["market"][row]), request["time"][row]
+        shelf = cascade.run["retrieval"].shelves[market]
+        assert funnel[0].took == len(shelf.rows)
+        assert funnel[0].dropped.get("not open", 0) == (shelf.opens > time).sum()
+        over = (shelf.opens <= time) & (shelf.ends <= time)
+        assert funnel[0].dropped.get("ended or closed", 0) == over.sum()
+        assert [item.content for item in told.items] == made["content_id"][row].tolist()
+        assert sum(stage.ms for stage in told.stages) > 0
+
+
+def test_asking_for_an_explanation_changes_nothing_else(cascade, small_release):
+    request = requests(small_release, 6, seed=7)
+    silent, told = cascade(request), cascade(request | {"explain": np.ones(6, bool)})
+    for name in set(silent) - {"explanation"}:
+        np.testing.assert_array_equal(silent[name], told[name], name)
 
 
 @pytest.mark.parametrize("wrong", BROKEN)

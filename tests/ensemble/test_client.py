@@ -53,6 +53,7 @@ def test_places_without_an_item_are_left_out_of_a_slate():
         "slate_probabilities": np.tile(np.array([0.25, 0.75]), (2, 3, 1)),
         "slate_value": np.array([[2.0, 1.0, 0], [0, 0, 0]]),
         "slate_propensity": np.array([[1.0, 0.25, 0], [0, 0, 0]]),
+        "explanation": np.array([[b""], [b""]], object),
     }
     full, empty = unpack(reply, ("click", "order"))
     assert [item.content for item in full.items] == ["a", "b"]

@@ -1,5 +1,6 @@
 """The slate is a greedy choice under declared rules, reasons are true, and propensities are what they say."""
 
+import json
 from functools import cache
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from ensemble.errors import Code, RequestError
+from ensemble.explanation import FUNNEL, LOW, Explanation
 from ensemble.plan import DIVERSITIES, KINDS, LIMITS, Plan
 from ensemble.rules import Reason
 from ensemble.rules.dpp import JITTER
@@ -50,6 +52,10 @@ def ask(release, seed, rows, diversity=0.2):
         "diversity": np.full(rows, diversity, np.float32),
         "seed": random.integers(-(2**63), 2**63, rows),
         "time": np.full(rows, synthetic.END),
+        "explain": np.arange(rows) % 2 == 1,
+        "preranking_score": random.normal(size=candidates.shape).astype(np.float32),
+        "clock": np.zeros((rows, 2), np.int64),
+        "funnel": (candidates >= 0).sum(axis=1)[:, None] * np.isin(FUNNEL, ("contents", "retrieved", "kept")),
     }
 
 
@@ -158,6 +164,16 @@ class Row:
         return (1 - self.diversity) * worth + self.diversity * (with_it - without)
 
 
+def timeless(made):
+    """A reply with the times left out of its explanations."""
+    told = made["explanation"].copy()
+    for row, text in enumerate(told[:, 0]):
+        if text:
+            body = json.loads(text)
+            told[row, 0] = json.dumps(body | {"stages": [{**stage, "ms": 0} for stage in body["stages"]]})
+    return made | {"explanation": told}
+
+
 def rows_of(worlds, world, seed, diversity=0.2, rows=4):
     release = worlds(world)
     request = ask(release, seed, rows, diversity)
@@ -260,12 +276,46 @@ def test_propensities_match_the_frequencies_of_many_seeds(worlds, world, seed, d
             assert said[first].sum() == pytest.approx(1, abs=0.05)
 
 
+@given(SEEDS, NUMBERS, DIVERSITY)
+@settings(max_examples=120, deadline=None)
+def test_each_candidate_is_kept_or_dropped_for_one_true_reason(worlds, world, seed, diversity):
+    rows, _, made = rows_of(worlds, world, seed, diversity, rows=5)
+    ids = tables_of(worlds(world))[0]
+    for number, row in enumerate(rows):
+        text = made["explanation"][number, 0]
+        assert bool(text) == (number % 2 == 1), "it was told to those who asked alone"
+        if not text:
+            continue
+        told = Explanation.of(text)
+        last = told.stages[-1]
+        assert [stage.stage for stage in told.stages][-2:] == ["ranking", "reordering"]
+        assert last.took == len(row.value) == last.kept + sum(last.dropped.values())
+        assert [ids.index(item.content) for item in told.items] == row.slate
+        assert {ids.index(other.content) for other in told.others} == set(row.pool) - set(row.slate)
+        greedy = list(row.greedy())
+        for place, item, reason, _, left in greedy:
+            rules = told.items[place].rules
+            better = left[: left.index(item)]
+            assert told.items[place].value_rank == row.pool.index(item) + 1
+            assert bool(rules) == bool(better)
+            assert rules[0] == reason.text if reason not in (Reason.VALUE, Reason.DIVERSITY) else True
+        for other in told.others if greedy else ():
+            place, item, _, above, _ = greedy[-1]
+            content = ids.index(other.content)
+            own, its = row.broken(item, above, place), row.broken(content, above, place)
+            differs = [rule for (rule, mine), (_, theirs) in zip(own, its) if mine != theirs]
+            if differs:
+                assert other.reason == Reason[differs[0].upper()].text
+            else:
+                assert (other.reason == LOW) == (row.pool.index(content) > row.pool.index(item))
+
+
 @given(SEEDS, NUMBERS)
 @settings(max_examples=40, deadline=None)
 def test_the_same_seed_gives_the_same_slate(worlds, world, seed):
     release = worlds(world)
     request = ask(release, seed, 4)
-    before, after = stage_of(release)(**request), Reordering(release)(**request)
+    before, after = timeless(stage_of(release)(**request)), timeless(Reordering(release)(**request))
     for name in before:
         np.testing.assert_array_equal(before[name], after[name], name)
 
@@ -281,9 +331,9 @@ def test_the_order_of_candidates_does_not_change_the_slate(worlds, world, seed, 
     shuffled = {name: array.copy() for name, array in request.items()}
     for row in range(3):
         order = random.permutation(request["candidates"].shape[1])
-        for name in ("candidates", "retrieval_score", "channel", "probabilities"):
+        for name in ("candidates", "retrieval_score", "channel", "probabilities", "preranking_score"):
             shuffled[name][row] = request[name][row][order]
-    before, after = stage(**request), stage(**shuffled)
+    before, after = timeless(stage(**request)), timeless(stage(**shuffled))
     for name in set(before) - {"slate_retrieval_rank"}:
         np.testing.assert_array_equal(before[name], after[name], name)
 
@@ -294,8 +344,8 @@ def test_a_batch_has_the_slates_of_its_requests_one_by_one(worlds, world, seed, 
     release = worlds(world)
     stage, request = stage_of(release), ask(release, seed, 5, diversity)
     request["diversity"][2] = 0.4
-    batch = stage(**request)
-    alone = [stage(**{name: array[[row]] for name, array in request.items()}) for row in range(5)]
+    batch = timeless(stage(**request))
+    alone = [timeless(stage(**{name: a[[row]] for name, a in request.items()})) for row in range(5)]
     for name, array in batch.items():
         np.testing.assert_array_equal(array, np.concatenate([one[name] for one in alone]), name)
 

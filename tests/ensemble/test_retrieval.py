@@ -156,9 +156,13 @@ def test_pre_ranking_keeps_the_best_of_what_was_retrieved(worlds, world, seed):
         )
         assert (np.isfinite(score) == (every["candidates"] >= 0)).all()
         order = np.argsort(-score, axis=1, kind="stable")
-    for name, array in kept.items():
-        expected = np.stack([row[places] for row, places in zip(every[name], order[:, :size])])
-        np.testing.assert_array_equal(array, expected, name)
+    said = (
+        np.zeros(every["candidates"].shape) if preranker is None else np.where(np.isfinite(score), score, 0)
+    )
+    for name, array in (every | {"preranking_score": said.astype(np.float32)}).items():
+        expected = np.stack([row[places] for row, places in zip(array, order[:, :size])])
+        np.testing.assert_array_equal(kept[name], expected, name)
+    assert not kept["funnel"].any(), "nobody asked"
 
 
 def test_everything_excluded_leaves_no_candidate(worlds):

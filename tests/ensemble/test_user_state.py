@@ -128,8 +128,8 @@ def test_mixed_requests_are_answered_row_by_row(world):
     )
     for row in range(4):
         alone = ask(stage, users[row], markets[row], times[row])
-        for name, array in together.items():
-            np.testing.assert_array_equal(array[row], alone[name], name)
+        for name in set(together) - {"clock"}:
+            np.testing.assert_array_equal(together[name][row], alone[name], name)
 
 
 def test_an_unknown_market_is_refused_with_those_that_are_served(world):

@@ -205,6 +205,7 @@ class TestPlayer:
                 "shown": ids[clicked],
                 "diversity": np.full(len(strangers), DIVERSITY, np.float32),
                 "seed": player.seed + (strangers << 32) + time,
+                "explain": np.zeros(len(strangers), bool),
             }
         )
         assert np.array_equal(ids[slates], replied["content_id"])

@@ -78,6 +78,7 @@ def test_the_first_request_of_a_market_without_a_log_gets_what_its_neighbours_wa
             "shown": np.full((20, 0), "", object),
             "diversity": np.zeros(20, np.float32),
             "seed": np.zeros(20, np.int64),
+            "explain": np.zeros(20, bool),
         }
     )
     rows = cascade.run["user_state"].contents(slates["content_id"])

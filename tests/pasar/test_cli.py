@@ -155,6 +155,16 @@ def test_feed_prints_each_slate_as_a_table(pasar, feed_server, small_release):
 
 
 @pytest.mark.slow
+def test_feed_explains_the_funnel_and_the_items_when_asked(pasar, feed_server):
+    command = ["feed", "--market", "ID", "--user", "ana", "--url", feed_server.grpc_url]
+    code, out, err = pasar(*command, "--time", "2026-03-08T12:00", "--explain")
+    assert (code, err) == (0, "")
+    for text in ("The funnel", "retrieval", "pre-ranking", "reordering", "ms", "Its items", "Left out"):
+        assert text in out
+    assert "The funnel" not in pasar(*command)[1]
+
+
+@pytest.mark.slow
 def test_feed_prints_json_that_equals_the_server_s_reply(pasar, feed_server, small_release):
     texts = [str(text) for text in small_release.array("text_content_id.npy")[:4]]
     user = str(small_release.array("user_id.npy")[1])
