@@ -216,7 +216,7 @@ class Player:
                     f"the {table} of {examples.name!r} are not this world's; play the world whose log the "
                     "release was built from (the same [world] settings)"
                 )
-        self.cascade = Cascade(release, threads)
+        self.release, self.cascade = release, Cascade(release, threads)
         self.slate = self.cascade.plan.config.slate
         self.world, self.seed, self.diversity = world, seed, diversity
         user_state, retrieval = self.cascade.run["user_state"], self.cascade.run["retrieval"]

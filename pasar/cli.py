@@ -478,6 +478,48 @@ def bench(
 
 
 @app.command()
+def ablate(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the log and the release.")] = Path(
+        "runs/ablation"
+    ),
+    requests: Annotated[int, typer.Option(help="Held-out requests that are played.", min=1)] = 4000,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """What each part of the cascade is worth in the simulated world, with confidence intervals."""
+    from evaluation.ablations import FULL, ablate
+    from evaluation.closed_loop import ALL, EXPECTED, held_out_requests
+    from evaluation.runs import write_rows
+    from market.world import World
+    from pasar.settings import load
+    from pasar.show import console, rows_table
+
+    settings = load(config)
+    dataset = _simulate(settings.world, out / "data", overwrite=True)
+    built = _build(dataset, out, settings.build)
+    examples, seed = built.data.examples, settings.build.seed
+    asked = held_out_requests(examples, requests, seed=seed)
+    with console.status(f"playing {len(asked):,} requests, once for each ablation"):
+        rows = ablate(built.release, examples, World(settings.world), asked, seed=seed)
+    if json_file:
+        write_rows(json_file, rows)
+    found = {(row.system, row.metric): row for row in rows if row.market == ALL}
+    table = []
+    for system in dict.fromkeys(row.system for row in rows):
+        figures = [found[system, EXPECTED], found.get((system, f"{EXPECTED} over {FULL}"))]
+        table.append(
+            [system, *(f"{f.value:+.3f} ({f.low:+.3f} to {f.high:+.3f})" if f else "" for f in figures)]
+        )
+    console.print(
+        rows_table(
+            f"{len(asked):,} requests of held-out days, {EXPECTED} of a slate, 95 % intervals",
+            ["cascade", "of its own", "over the whole cascade"],
+            table,
+        )
+    )
+
+
+@app.command()
 def doctor() -> None:
     """Say what was found on this machine, and what to do about what is missing."""
     from pasar.doctor import examine

@@ -68,7 +68,7 @@ class Retrieval:
         self.popularity, self.world = popularity, release.array("popularity_world.npy")
         self.preranker = PreRanker.of(release)
         self.graph = ItemGraph(release.array("graph_neighbours.npy"), release.array("graph_weights.npy"))
-        self.quotas = tuple(self.plan.config.quotas[str(c.name).lower()] for c in CHANNELS)
+        self.channels = CHANNELS
         self.content_ids = release.array("content_ids.npy")
         self.content_numbers = release.array("content_numbers.npy")
 
@@ -161,6 +161,7 @@ class Retrieval:
         if len(changed := self.eligibility.refresh()):
             self._update(changed)
         size = self.plan.config.retrieved
+        quotas = [self.plan.config.quotas[str(channel.name).lower()] for channel in self.channels]
         candidates = np.full((len(query_vector), size), NONE, np.int64)
         score = np.zeros((len(query_vector), size), np.float32)
         channel = np.zeros((len(query_vector), size), np.int32)
@@ -179,8 +180,8 @@ class Retrieval:
                 followed[here],
                 tired_sellers[here],
             )
-            proposed = [source(asked, size) for source in CHANNELS.values()]
-            found, bits = merge(proposed, self.quotas, tuple(CHANNELS), size)
+            proposed = [source(asked, size) for source in self.channels.values()]
+            found, bits = merge(proposed, quotas, tuple(self.channels), size)
             known = found >= 0
             candidates[here, : found.shape[1]] = np.where(known, shelf.rows[found], NONE)
             score[here, : found.shape[1]] = asked.cosine(found)

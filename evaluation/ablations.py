@@ -1,0 +1,93 @@
+"""What each part of the cascade is worth: a release with one part left out, played in the world it knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from models.calibration import FILE, Calibration
+
+from ensemble.channels import Channel
+from ensemble.release import Release
+from evaluation.closed_loop import Player, Requests, play
+from evaluation.runs import Row
+from market.world import World
+from workflows.examples import Examples
+
+FULL = "cascade"
+
+
+def no_preranking(player: Player) -> None:
+    """The ranker sees all that was retrieved."""
+    retrieval = player.retrieval
+    config = retrieval.plan.config
+    retrieval.preranker = None
+    retrieval.plan = replace(retrieval.plan, config=replace(config, candidates=config.retrieved))
+
+
+def only(channel: Channel) -> Callable[[Player], None]:
+    """One retrieval channel brings everything."""
+
+    def change(player: Player) -> None:
+        player.retrieval.channels = {channel: player.retrieval.channels[channel]}
+
+    return change
+
+
+def without(channel: Channel) -> Callable[[Player], None]:
+    """All retrieval channels but one."""
+
+    def change(player: Player) -> None:
+        kept = {key: source for key, source in player.retrieval.channels.items() if key != channel}
+        player.retrieval.channels = kept
+
+    return change
+
+
+def no_calibration(player: Player) -> None:
+    """Probabilities as the ranker says them."""
+    calibration = Calibration.from_array(player.release.array(FILE))
+    ranking = player.cascade.run["ranking"]
+
+    def uncalibrated(**inputs):
+        made = ranking(**inputs)
+        probabilities = made["probabilities"]
+        market = inputs["market_index"].repeat(probabilities.shape[1])
+        flat = calibration.undo(probabilities.reshape(-1, probabilities.shape[2]), market)
+        return {"probabilities": flat.reshape(probabilities.shape).astype(probabilities.dtype)}
+
+    player.cascade.run["ranking"] = uncalibrated
+
+
+def no_diversity(player: Player) -> None:
+    """The slate in the order of value, caps aside."""
+    player.diversity = 0.0
+
+
+ABLATIONS: Mapping[str, Callable[[Player], None]] = {
+    "no pre-ranking, 500 ranked": no_preranking,
+    "two-tower channel alone": only(Channel.TWO_TOWER),
+    "item graph channel alone": only(Channel.ITEM_GRAPH),
+    "trending channel alone": only(Channel.TRENDING),
+    **{f"without {str(c.name).lower().replace('_', ' ')}": without(c) for c in Channel},
+    "no calibration": no_calibration,
+    "no diversity": no_diversity,
+}
+
+
+def ablate(release: Release, examples: Examples, world: World, requests: Requests, *, seed: int) -> list[Row]:
+    """Rows of `evaluation.closed_loop.play` for the whole cascade and for every ablation of it.
+
+    Of each ablation "expected value (USD) over cascade" is the difference, request by request, with the
+    interval that says whether the part matters.
+    """
+
+    def player(change: Callable[[Player], None] | None = None) -> Player:
+        made = Player(release, examples, world, requests.begin, seed=seed)
+        if change:
+            change(made)
+        return made
+
+    policies = {FULL: player().cascade_slate}
+    policies |= {name: player(change).cascade_slate for name, change in ABLATIONS.items()}
+    return play(world, policies, requests, data_set=examples.name, seed=seed)

@@ -1,0 +1,70 @@
+"""Each ablation takes away what its name says, and nothing else."""
+
+import numpy as np
+import pytest
+
+from ensemble.channels import Channel
+from evaluation.ablations import ABLATIONS, FULL, ablate
+from evaluation.closed_loop import ALL, EXPECTED, Asked, Player, held_out_requests
+from market.world import World
+from tests.evaluation.test_closed_loop import SMALL_WORLD
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def world():
+    return World(SMALL_WORLD)
+
+
+@pytest.fixture
+def player(small_build, small_release, world):
+    examples = small_build.built.data.examples
+    begin = held_out_requests(examples, 50, seed=1).begin
+    return Player(small_release, examples, world, begin, seed=1)
+
+
+def retrieved(player, small_build):
+    requests = held_out_requests(small_build.built.data.examples, 50, seed=1)
+    none = np.full((len(requests), 1), -1)
+    return player._retrieved(Asked(requests.user, requests.market, requests.time, none, none))
+
+
+def test_without_pre_ranking_everything_retrieved_is_ranked(player, small_build):
+    before = retrieved(player, small_build)["candidates"]
+    ABLATIONS["no pre-ranking, 500 ranked"](player)
+    after = retrieved(player, small_build)["candidates"]
+    config = small_build.config.cascade
+    assert before.shape[1] == config.candidates < after.shape[1] == config.retrieved
+    for kept, every in zip(before, after):
+        assert set(kept.tolist()) <= set(every.tolist()) | {-1}
+
+
+@pytest.mark.parametrize("channel", [Channel.TWO_TOWER, Channel.ITEM_GRAPH, Channel.TRENDING])
+def test_one_channel_alone_brings_what_it_proposes(player, small_build, channel):
+    ABLATIONS[
+        f"{channel.name.lower().replace('_', '-' if channel == Channel.TWO_TOWER else ' ')} channel alone"
+    ](player)
+    made = retrieved(player, small_build)
+    bits = made["channel"][made["candidates"] >= 0]
+    assert len(bits)
+    assert (bits == channel).all()
+
+
+@pytest.mark.parametrize("channel", list(Channel))
+def test_a_channel_left_out_brings_nothing(player, small_build, channel):
+    ABLATIONS[f"without {channel.name.lower().replace('_', ' ')}"](player)
+    assert not (retrieved(player, small_build)["channel"] & channel).any()
+
+
+def test_every_ablation_is_played_beside_the_whole_cascade(small_build, small_release, world):
+    examples = small_build.built.data.examples
+    requests = held_out_requests(examples, 60, seed=1)
+    rows = ablate(small_release, examples, world, requests, seed=1)
+    overall = [row for row in rows if row.market == ALL]
+    assert {row.system for row in overall} == {FULL, *ABLATIONS}
+    own = {row.system: row.value for row in overall if row.metric == EXPECTED}
+    for row in overall:
+        if row.metric == f"{EXPECTED} over {FULL}":
+            assert row.value == pytest.approx(own[row.system] - own[FULL], abs=1e-9)
+            assert row.low <= row.value <= row.high
