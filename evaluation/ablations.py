@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from models.calibration import FILE, Calibration
-
 from ensemble.channels import Channel
 from ensemble.release import Release
 from evaluation.closed_loop import Player, Requests, play
 from evaluation.runs import Row
 from market.world import World
+from models.calibration import FILE, Calibration
 from workflows.examples import Examples
 
 FULL = "cascade"
