@@ -238,7 +238,9 @@ class Player:
     def two_tower(self, asked: Asked) -> np.ndarray:
         """The contents nearest to the query."""
         made = self._retrieved(asked)
-        return self._best(made["retrieval_score"], made["candidates"])
+        inputs = [spec.name for spec in self.cascade.steps[2].inputs if spec.name != "explain"]
+        every = self.retrieval.retrieve(**{name: made[name] for name in inputs})
+        return self._best(every["retrieval_score"], every["candidates"])
 
     def popularity(self, asked: Asked) -> np.ndarray:
         """The contents most wanted in the market in the last days of the training part."""

@@ -9,7 +9,7 @@ import pyarrow as pa
 import scipy.sparse as sp
 
 from ensemble.cascade import Cascade
-from ensemble.channels import first_eligible
+from ensemble.channels import first_eligible, nearest
 from ensemble.release import Release
 from evaluation import metrics
 from evaluation.runs import Row
@@ -120,14 +120,14 @@ def _rankings(cascade: Cascade, data: TrainingSet, pairs: np.ndarray) -> dict[st
     value = cascade.blend(made["probabilities"], made["candidates"], market)
     value = np.where(made["candidates"] >= 0, value, -np.inf)
     by_value = np.argsort(-value, axis=1, kind="stable")
-    nearest = np.argsort(
-        -np.where(made["candidates"] >= 0, made["retrieval_score"], -np.inf), axis=1, kind="stable"
-    )
     shelf = retrieval.shelves[market[0]]
-    popular = first_eligible(shelf.by_popularity, shelf.eligible(time, seen), 20)
+    eligible = shelf.eligible(time, seen)
+    popular = first_eligible(shelf.by_popularity, eligible, 20)
+    cosine = made["query_vector"] @ cascade.run["reordering"].vectors[shelf.rows].T
+    near = nearest(np.where(eligible, cosine, -np.inf), 20)
     return {
         "popularity": np.where(popular >= 0, shelf.rows[popular], -1),
-        "two-tower": np.take_along_axis(made["candidates"], nearest[:, :20], axis=1),
+        "two-tower": np.where(near >= 0, shelf.rows[near], -1),
         "cascade": np.take_along_axis(made["candidates"], by_value[:, :20], axis=1),
     }
 
