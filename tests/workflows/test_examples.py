@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -187,10 +188,10 @@ def test_impressions_of_one_request_share_one_query(feed):
 def test_popularity_counts_positives_of_the_training_part_in_their_market(feed):
     examples = built(feed, "time")
     last = examples.queries.time[examples.queries.rows(TRAIN)].max()
-    expected = np.zeros((2, CONTENTS), np.float32)
+    expected = np.zeros((3, CONTENTS), np.float32)
     for _, row in feed[(feed["time"] <= last) & (feed["click"] == 1)].iterrows():
-        expected[["GB", "ID"].index(row["market"]), int(row["content_id"][1:])] += 1
-    assert examples.markets == ("GB", "ID")
+        expected[["DE", "GB", "ID"].index(row["market"]), int(row["content_id"][1:])] += 1
+    assert examples.markets == ("DE", "GB", "ID")  # the catalogue names one that has no log
     np.testing.assert_array_equal(examples.popularity, expected)
 
 
@@ -252,9 +253,10 @@ def test_given_held_out_rows_see_the_parts_before_theirs_and_never_one_another(l
 
 
 def test_without_time_the_order_of_training_events_is_drawn_from_the_seed():
-    log = log_of([0] * 30, None)
+    log = log_of([0] * 31, None)
+    log.split[30] = VALID
     orders_of = [assign_splits(log, "given", SplitConfig(), seed)[1].tolist() for seed in (1, 1, 2)]
-    assert sorted(orders_of[0]) == list(range(30))
+    assert sorted(orders_of[0][:30]) == list(range(30))
     assert orders_of[0] == orders_of[1] != orders_of[2]
 
 
@@ -421,3 +423,18 @@ def test_what_is_only_in_the_cart_may_be_shown_again():
     contents = examples.contents["content_id"]
     assert contents[examples.latest_history[row]].tolist() == ["c1", "c2", "c3"]
     assert contents[[c for c in examples.latest_seen[row] if c >= 0]].tolist() == ["c2", "c3"]
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_a_given_split_without_validation_rows_gets_the_last_of_the_training_part(timed):
+    log = replace(log_of([0, 1] * 20, list(range(40))[::-1] if timed else None), split=np.zeros(40, np.int8))
+    log.split[:8] = TEST
+    split, order = assign_splits(log, "given", SplitConfig(valid_fraction=0.25), seed=1)
+    assert (split[:8] == TEST).all()
+    assert (split == VALID).sum() == 8
+    if timed:
+        assert (split[8:16] == VALID).all()
+    for user in (0, 1):
+        own = np.arange(40) % 2 == user
+        assert order[own & (split == TRAIN)].max() < order[own & (split == VALID)].min()
+    assert (log.split[8:] == TRAIN).all()
