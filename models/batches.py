@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from market.item_graph import ItemGraph
 from market.statistics import PAIR_FEATURES, EventCounts, pair_features
 from workflows.examples import TRAIN, Examples
 from workflows.features import Features
@@ -164,7 +165,8 @@ class RankingBatches:
         rows: int64[P], rows of `Examples.pairs`.
         labels: float32[P] by task; a batch has them as float32[B, T], in this order.
         negatives: contents drawn for each positive from those shown in its market, a share
-            `popular_negatives` of them by popularity; 0 keeps the logged impressions as they are.
+            `popular_negatives` of them by popularity and a share `related_negatives` from the item graph; 0
+            keeps the logged impressions as they are.
         shuffle: False keeps the order (and draws the same negatives each time).
         id_dropout: share of user and content ids shown as unseen, 0 to 1.
         logged: the rows' `TrainingSet.logged_pairs`; without them each batch computes its own.
@@ -179,6 +181,7 @@ class RankingBatches:
         batch_size: int,
         negatives: int = 0,
         popular_negatives: float = 0.0,
+        related_negatives: float = 0.0,
         seed: int = 0,
         shuffle: bool = True,
         id_dropout: float = 0.0,
@@ -191,7 +194,16 @@ class RankingBatches:
         own = data.examples.pairs.positive[rows] & (data.examples.pairs.split[rows] == TRAIN)
         labels = {task: values[rows] for task, values in labels.items()}
         if negatives:
-            drawn = draw_negatives(data.examples, query, negatives, random, popular_negatives)
+            drawn = draw_negatives(
+                data.examples,
+                query,
+                negatives,
+                random,
+                popular_negatives,
+                related_negatives,
+                data.graph.graph,
+                content,
+            )
             query, content = np.r_[query, np.repeat(query, negatives)], np.r_[content, drawn.ravel()]
             own = np.r_[own, np.zeros(drawn.size, bool)]
             labels = {task: np.r_[v, np.zeros(drawn.size, np.float32)] for task, v in labels.items()}
@@ -243,15 +255,27 @@ def forget_ids(
 
 
 def draw_negatives(
-    examples: Examples, query: np.ndarray, count: int, random: np.random.Generator, popular: float = 0.0
+    examples: Examples,
+    query: np.ndarray,
+    count: int,
+    random: np.random.Generator,
+    popular: float = 0.0,
+    related: float = 0.0,
+    graph: ItemGraph | None = None,
+    wanted: np.ndarray | None = None,
 ) -> np.ndarray:
     """Contents of each query's market as its negatives: int32[len(query), count].
 
     Uniform ones teach the ranker what nobody wants; popular ones, drawn by popularity to the power 0.75
-    (Mikolov et al., NIPS 2013), what it meets after retrieval.
+    (Mikolov et al., NIPS 2013), and related ones, neighbours of the query's history, what it meets after
+    retrieval.
 
     Args:
         popular: share of them drawn by popularity in the training part, 0 to 1, rounded down to a whole one.
+        related: share of them drawn from the item graph; uniform ones stand in where the history has no
+            neighbour that the market shows, or the one drawn is known to be wanted.
+        graph: the item graph, for related ones.
+        wanted: int[len(query)], a content of each query that must not be a related one.
     """
     market = examples.queries.market[query]
     drawn = np.empty((len(query), count), np.int32)
@@ -264,6 +288,20 @@ def draw_negatives(
         if by_popularity:
             picked = random.choice(choices, (int(here.sum()), by_popularity), p=wanted / wanted.sum())
             drawn[here, :by_popularity] = picked
+    by_relation = int(count * related)
+    if by_relation and graph is not None:
+        history = examples.queries.history[query]
+        events = (history >= 0).sum(axis=1)
+        each = np.arange(len(query))
+        for place in range(count - by_relation, count):
+            source = history[each, (random.random(len(query)) * events).astype(np.int64)]
+            edge = random.integers(0, graph.neighbours.shape[1], len(query))
+            found = graph.neighbours[source, edge]
+            fits = (events > 0) & (found >= 0) & examples.available[market, found]
+            fits &= (history != found[:, None]).all(axis=1)
+            if wanted is not None:
+                fits &= found != wanted
+            drawn[fits, place] = found[fits]
     return drawn
 
 

@@ -24,6 +24,8 @@ from merlin.schema import ColumnSchema, Schema, Tags  # isort: skip
 #: Tasks in the order of the ranker's output, and the outcome each predicts. `relevant` stands for any wanted
 #: outcome where the log holds positives alone.
 TASKS = ("relevant", "click", "watch", "like", "follow", "long_view", "cart", "order", "negative")
+#: Validation positives that are ranked where only positives were logged, and the contents beside each.
+JUDGED, RIVALS = 1000, 199
 #: A training step's parts, see `TrainingLoop`.
 PARTS = 4
 
@@ -40,7 +42,7 @@ class RankerConfig:
         batch_size: pairs in a batch (pairs).
         learning_rate: of Adam on touched rows.
         epochs: at most this many passes.
-        patience: epochs without a better validation AUC before training stops.
+        patience: epochs without a better validation metric before training stops.
         negatives: contents drawn for each positive where only positives were logged (contents).
         popular_negatives: share of them drawn by popularity, the others uniformly (0 to 1).
         min_outcomes: training rows with an outcome that a task needs to be learned (rows).
@@ -196,7 +198,11 @@ def predict(model: mm.Model, batches: RankingBatches) -> tuple[np.ndarray, np.nd
 def train_ranker(
     data: TrainingSet, config: RankerConfig, folder: Path, seed: int, progress: Progress = quiet
 ) -> tuple[mm.Model, tuple[str, ...], TrainingState]:
-    """Fit the ranker; the mean AUC over its tasks on validation pairs decides when to stop.
+    """Fit the ranker; a metric on validation pairs decides when to stop.
+
+    With logged impressions it is the mean AUC over the tasks. Where only positives were logged it is the nDCG
+    of each of some positives among `RIVALS` contents of the kind that retrieval brings: an AUC goes on rising
+    while the first places, which are all that a slate shows, get worse.
 
     Returns:
         The model, its tasks in output order, and how training went.
@@ -205,32 +211,47 @@ def train_ranker(
     labels = task_labels(data.examples, config.min_outcomes)
     tasks = tuple(labels)
     model = build_ranker(data.features.query.schema, data.features.content.schema, tasks, config, seed)
-    negatives = config.negatives if data.examples.feedback == "positives" else 0
+    drawn = data.examples.feedback == "positives"
     pairs = data.examples.pairs
     folder.mkdir(parents=True, exist_ok=True)
     rows = {split: np.arange(pairs.rows(split).start, pairs.rows(split).stop) for split in (TRAIN, VALID)}
     logged = {split: data.logged_pairs(rows[split], folder / f"pairs-{split}.npy") for split in rows}
 
-    def batches(split: int, seed: int, shuffle: bool) -> RankingBatches:
+    def batches(epoch: int) -> RankingBatches:
         return RankingBatches(
             data,
-            rows[split],
+            rows[TRAIN],
             labels,
-            logged=logged[split],
+            logged=logged[TRAIN],
             batch_size=config.batch_size,
-            negatives=negatives,
+            negatives=config.negatives if drawn else 0,
             popular_negatives=config.popular_negatives,
-            seed=seed,
-            shuffle=shuffle,
-            id_dropout=config.id_dropout if shuffle else 0.0,
+            seed=seed * 1000 + epoch,
+            id_dropout=config.id_dropout,
         )
 
-    valid = batches(VALID, seed, False)
+    judged = rows[VALID]
+    if drawn:
+        judged = np.sort(np.random.default_rng(seed).permutation(judged)[:JUDGED])
+    valid = RankingBatches(
+        data,
+        judged,
+        labels,
+        logged=None if drawn else logged[VALID],
+        batch_size=config.batch_size,
+        negatives=RIVALS if drawn else 0,
+        popular_negatives=0.4,
+        related_negatives=0.4,
+        seed=seed,
+        shuffle=False,
+    )
 
     def validate(model: mm.Model) -> dict[str, float]:
         if not len(valid):
             return {}
         predicted, truth = predict(model, valid)
+        if drawn:
+            return {"ndcg@20": _ndcg(predicted[:, 0], valid.content, len(judged))}
         scores = {}
         for place, task in enumerate(tasks):
             actual = truth[:, place] > (np.median(truth[:, place]) if task == "watch" else 0)
@@ -242,9 +263,9 @@ def train_ranker(
         "ranker",
         model,
         losses,
-        lambda epoch: batches(TRAIN, seed * 1000 + epoch, True),
+        batches,
         validate,
-        monitor="auc",
+        monitor="ndcg@20" if drawn else "auc",
         epochs=config.epochs,
         patience=config.patience,
         folder=folder,
@@ -253,3 +274,15 @@ def train_ranker(
     )
     fill_unseen(model, data)
     return model, tasks, state
+
+
+def _ndcg(score: np.ndarray, content: np.ndarray, positives: int) -> float:
+    """Mean nDCG@20 of positives among the contents drawn for each, equal scores before them.
+
+    Args:
+        score, content: [positives * (1 + R)], the positives first, then the R of each, in their order.
+    """
+    own, rivals = score[:positives, None], score[positives:].reshape(positives, -1)
+    other = content[positives:].reshape(positives, -1) != content[:positives, None]
+    rank = 1 + ((rivals >= own) & other).sum(axis=1)
+    return float(np.where(rank <= 20, 1 / np.log2(1 + rank), 0).mean())

@@ -268,7 +268,7 @@ def assign_splits(log: Log, how: str, config: SplitConfig, seed: int) -> tuple[n
     Args:
         how: "time" (one cut by time for all), "leave_last" (per user: last is test, second last is
             validation) or "given" (the data set's own split; without time a seeded order is drawn. Where it
-            has no validation rows, the last ones of the training part become some, for models must know when
+            has no validation rows, a share of the training rows is drawn for them, for models must know when
             to stop).
 
     Returns:
@@ -296,9 +296,8 @@ def assign_splits(log: Log, how: str, config: SplitConfig, seed: int) -> tuple[n
         drawn = np.random.default_rng(seed).permutation(len(user))
         drawn = drawn if log.time is None else np.asarray(log.time)
         if not (split == VALID).any():
-            train = np.flatnonzero(split == TRAIN)
-            last = train[np.argsort(drawn[train], kind="stable")]
-            split[last[len(last) - int(len(last) * config.valid_fraction) :]] = VALID
+            train = np.random.default_rng(seed).permutation(np.flatnonzero(split == TRAIN))
+            split[train[: int(len(train) * config.valid_fraction)]] = VALID
         rank, _ = _rank_within_user(user, np.where(split == TRAIN, drawn, np.iinfo(np.int64).max))
         # Held-out queries see the parts before theirs, and never one another.
         return split, np.where(split == TRAIN, rank, len(user) + split)

@@ -310,3 +310,26 @@ def test_pair_features_that_are_known_already_change_no_batch(negatives, untimed
     marked = ranking(untimed, positives, logged=np.full_like(logged, 7), **options)
     shown = np.concatenate([marked[place][0]["age"] for place in range(len(marked))])
     assert (shown == 7).sum() == len(positives)
+
+
+def test_related_negatives_are_neighbours_of_the_history_that_were_not_wanted(small_training_set):
+    data = small_training_set
+    examples, graph = data.examples, data.graph.graph
+    pairs = np.flatnonzero(examples.pairs.positive & (examples.pairs.split == TRAIN))
+    query, content = examples.pairs.query[pairs], examples.pairs.content[pairs]
+    drawn = draw_negatives(
+        examples, query, 8, np.random.default_rng(0), related=0.5, graph=graph, wanted=content
+    )
+    history = examples.queries.history[query]
+    close = np.zeros(drawn.shape, bool)
+    for row, past in enumerate(history):
+        known = past[past >= 0]
+        close[row] = np.isin(drawn[row], graph.neighbours[known])
+    # Uniform ones stand in now and then, and may be anything.
+    assert (drawn[:, 4:] == content[:, None]).mean() < 0.01
+    rich = (history >= 0).sum(axis=1) >= 3
+    assert close[rich, 4:].mean() > close[rich, :4].mean() + 0.1
+    market = examples.queries.market[query]
+    assert examples.available[market[:, None], drawn].all()
+    plain = draw_negatives(examples, query, 8, np.random.default_rng(0))
+    np.testing.assert_array_equal(drawn[(history < 0).all(axis=1)], plain[(history < 0).all(axis=1)])

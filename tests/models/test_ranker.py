@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from models.batches import RankingBatches
-from models.ranker import TASKS, RankerConfig, build_ranker, predict, task_labels
+from models.ranker import TASKS, RankerConfig, _ndcg, build_ranker, predict, task_labels
 from tests.models.conftest import Trained
 from workflows.examples import TRAIN, VALID, Examples, Pairs
 
@@ -121,3 +121,13 @@ def test_one_task_makes_a_model_of_one_output(small_training_set):
     batches = RankingBatches(small_training_set, np.arange(10), labels, batch_size=4, shuffle=False)
     predicted, truth = predict(model, batches)
     assert predicted.shape == truth.shape == (10, 1)
+
+
+def test_the_validation_of_positives_is_their_ndcg_among_rivals():
+    content = np.array([7, 8, 9, *[1, 2, 3], *[8, 1, 2], *[1, 2, 3]])
+    # First of its list; first but for its own double; behind two and level with one.
+    score = np.array([0.9, 0.5, 0.4, *[0.1, 0.2, 0.3], *[0.5, 0.1, 0.2], *[0.8, 0.7, 0.4]])
+    expected = np.mean([1, 1, 1 / np.log2(1 + 4)])
+    assert _ndcg(score, content, 3) == pytest.approx(expected)
+    beyond = np.r_[0.0, np.ones(20)]
+    assert _ndcg(beyond, np.arange(21), 1) == 0
