@@ -41,6 +41,10 @@ def slates(steering, release, request, between=lambda: None):
         time=request["time"],
         exposed=np.zeros((len(found["candidates"]), 0), np.int64),
         seed=np.zeros(len(found["candidates"]), np.int64),
+        explain=np.zeros(len(found["candidates"]), bool),
+        preranking_score=found["preranking_score"],
+        clock=np.zeros((len(found["candidates"]), 2), np.int64),
+        funnel=found["funnel"],
     )
     ids = release.array("text_content_id.npy").tolist()
     return [[ids.index(content) for content in row if content] for row in made["content_id"]]
