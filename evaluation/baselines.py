@@ -7,9 +7,10 @@ gives float32[B, I] for rows of that matrix. All are closed forms: no epochs, no
 from typing import Protocol
 
 import numpy as np
-import scipy.linalg
 import scipy.sparse as sp
 from scipy.sparse.linalg import svds
+
+from models.item_graph import invert
 
 
 class Baseline(Protocol):
@@ -145,12 +146,7 @@ class EASE:
         self.interactions = interactions.tocsc()[:, self.items].tocsr().astype(np.float32)
         gram = (self.interactions.T @ self.interactions).toarray().astype(self.dtype)
         gram[np.diag_indices(kept)] += self.regularisation
-        factor = scipy.linalg.cho_factor(gram, lower=True, overwrite_a=True, check_finite=False)[0]
-        # The inverse from its Cholesky factor, in place: half the work and memory of a general inverse.
-        inverse = scipy.linalg.get_lapack_funcs("potri", (factor,))(factor, lower=1, overwrite_c=1)[0]
-        del factor
-        inverse = np.tril(inverse)
-        inverse += np.tril(inverse, -1).T
+        inverse = invert(gram)
         weights = inverse / -np.diag(inverse)[None, :]
         weights[np.diag_indices(kept)] = 0
         self.weights = weights.astype(np.float32)

@@ -103,10 +103,7 @@ class Ease(FittedGraph):
         if likeness is not None:
             gram += config.vectors * likeness
         gram[np.diag_indices(contents)] += config.regularisation
-        factor = scipy.linalg.cho_factor(gram, lower=True, overwrite_a=True, check_finite=False)[0]
-        inverse = scipy.linalg.get_lapack_funcs("potri", (factor,))(factor, lower=1, overwrite_c=1)[0]
-        inverse = np.tril(inverse)
-        inverse += np.tril(inverse, -1).T
+        inverse = invert(gram)
         self.matrix, self.inverse, self.diagonal = matrix, inverse, np.diag(inverse).copy()
         kept = min(config.neighbours, contents - 1)
         neighbours = np.full((contents, config.neighbours), -1, np.int32)
@@ -167,6 +164,19 @@ class Ease(FittedGraph):
         own = self.own[np.minimum(place, len(self.own) - 1)] - y[:, None] * between
         shift = (own - between * (across / diagonal)[:, None]) * error[:, None]
         return np.where(kept, np.maximum(edges - shift, 0), 0).sum(axis=1).astype(np.float32)
+
+
+def invert(gram: np.ndarray) -> np.ndarray:
+    """The inverse of a positive definite matrix float[N, N], which is overwritten.
+
+    By its Cholesky factor, in place: half the work and memory of a general inverse.
+    """
+    factor = scipy.linalg.cho_factor(gram, lower=True, overwrite_a=True, check_finite=False)[0]
+    inverse = scipy.linalg.get_lapack_funcs("potri", (factor,))(factor, lower=1, overwrite_c=1)[0]
+    del factor
+    inverse = np.tril(inverse)
+    inverse += np.tril(inverse, -1).T
+    return inverse
 
 
 class CoVisitation(FittedGraph):
