@@ -1,8 +1,10 @@
 """The ANN libraries' side of the retrieval benchmark: an index a market, or one index with a market filter.
 
-Each runs on one thread, as a stage of a server does, and is built on all cores.
+Each runs on one thread, as a stage of a server does, and is built on all cores. Graphs take minutes of CPU
+time, so they are kept, by what they were built of, beside the peers' environments.
 """
 
+import hashlib
 import os
 from copy import copy
 from importlib import metadata
@@ -20,6 +22,7 @@ from usearch.index import Index
 
 LINKS, LOOK = 16, 200  # of HNSW: neighbours of a node, candidates when one is added
 MOST_PROBES, MOST_LOOK = 1024, 4000
+GRAPHS = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pasar-peers" / "graphs"
 
 
 class Flat:
@@ -80,9 +83,13 @@ class Graph(Flat):
     filter = faiss.SearchParametersHNSW
 
     def __init__(self, vectors):
-        self.index = faiss.IndexHNSWFlat(vectors.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
-        self.index.hnsw.efConstruction = LOOK
-        self.index.add(vectors)
+        def make(file):
+            index = faiss.IndexHNSWFlat(vectors.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
+            index.hnsw.efConstruction = LOOK
+            index.add(vectors)
+            faiss.write_index(index, file)
+
+        self.index = faiss.read_index(_kept("faiss-cpu", "f32", vectors, make))
         self.params = None
         self.efforts = _grid(100, MOST_LOOK)
 
@@ -94,9 +101,14 @@ class Hnswlib:
     """hnswlib, compiled for this processor; a filter is a function of the vector's number."""
 
     def __init__(self, vectors):
+        def make(file):
+            index = hnswlib.Index(space="ip", dim=vectors.shape[1])
+            index.init_index(len(vectors), M=LINKS, ef_construction=LOOK, random_seed=1)
+            index.add_items(vectors)
+            index.save_index(file)
+
         self.index = hnswlib.Index(space="ip", dim=vectors.shape[1])
-        self.index.init_index(len(vectors), M=LINKS, ef_construction=LOOK, random_seed=1)
-        self.index.add_items(vectors)
+        self.index.load_index(_kept("hnswlib", "f32", vectors, make))
         self.index.set_num_threads(1)
         self.efforts = _grid(100, MOST_LOOK)
         self.allowed = None
@@ -118,10 +130,14 @@ class Usearch:
     """usearch; its Python has no filter, so it is used with an index a market alone."""
 
     def __init__(self, vectors, dtype="f32"):
-        self.index = Index(
-            ndim=vectors.shape[1], metric="ip", dtype=dtype, connectivity=LINKS, expansion_add=LOOK
-        )
-        self.index.add(np.arange(len(vectors)), vectors)
+        def make(file):
+            index = Index(
+                ndim=vectors.shape[1], metric="ip", dtype=dtype, connectivity=LINKS, expansion_add=LOOK
+            )
+            index.add(np.arange(len(vectors)), vectors)
+            index.save(file)
+
+        self.index = Index.restore(_kept("usearch", dtype, vectors, make))
         self.efforts = _grid(100, MOST_LOOK)
 
     def tune(self, effort):
@@ -208,6 +224,19 @@ class Searching:
 
     def versions(self):
         return {"versions": {name: metadata.version(name) for name in ("faiss-cpu", "hnswlib", "usearch")}}
+
+
+def _kept(package, dtype, vectors, make):
+    """The file of a graph of these vectors, from an earlier run or made now by `make(file)`."""
+    about = f"{package} {metadata.version(package)} {dtype} {LINKS} {LOOK} {vectors.shape}"
+    key = hashlib.sha256(about.encode() + vectors.tobytes()).hexdigest()[:16]
+    file = GRAPHS / f"{package}-{key}"
+    if not file.exists():
+        GRAPHS.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f"{file.name}.{os.getpid()}")
+        make(str(part))
+        part.rename(file)
+    return str(file)
 
 
 def _grid(least, most):
