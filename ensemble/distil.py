@@ -93,6 +93,7 @@ def _taught(
     ranking = next(step for step in cascade.steps if step.name == "ranking")
     inputs = [spec.name for spec in Retrieval.step(cascade.plan).inputs if spec.name != "explain"]
     made |= retrieval.retrieve(**{name: made[name] for name in inputs})
+    made["content_ids"] = retrieval.ids(made["candidates"])
     probabilities = cascade.run["ranking"](**{s.name: made[s.name] for s in ranking.inputs})["probabilities"]
     value = np.where(
         made["candidates"] >= 0,

@@ -246,7 +246,7 @@ class Player:
         """The contents most wanted in the market in the last days of the training part."""
 
         def most_wanted(shelf: Shelf, eligible: np.ndarray, rows: np.ndarray) -> np.ndarray:
-            return first_eligible(shelf.by_popularity, eligible, self.slate)
+            return first_eligible(shelf.by_popularity, lambda at: eligible[:, at], len(rows), self.slate)
 
         return self._from_shelf(most_wanted, asked)
 

@@ -122,7 +122,7 @@ def _rankings(cascade: Cascade, data: TrainingSet, pairs: np.ndarray) -> dict[st
     by_value = np.argsort(-value, axis=1, kind="stable")
     shelf = retrieval.shelves[market[0]]
     eligible = shelf.eligible(time, seen)
-    popular = first_eligible(shelf.by_popularity, eligible, 20)
+    popular = first_eligible(shelf.by_popularity, lambda at: eligible[:, at], len(time), 20)
     cosine = made["query_vector"] @ cascade.run["reordering"].vectors[shelf.rows].T
     near = nearest(np.where(eligible, cosine, -np.inf), 20)
     return {
@@ -194,7 +194,7 @@ def _impression_scores(
         some = candidates[start : start + size]
         made, market, time = _asked(cascade, data, query[start : start + size])
         history = data.examples.queries.history[query[start : start + size]].astype(np.int64)
-        made |= retrieval.describe(some, market, time, retrieval.graph.spread(history))
+        made |= retrieval.describe(some, market, time, history)
         made |= cascade.run["ranking"](**{s.name: made[s.name] for s in cascade.steps[3].inputs})
         cosine = np.einsum("bd,bcd->bc", made["query_vector"], vectors[np.maximum(some, 0)])
         parts.append(np.concatenate([cosine[..., None], made["probabilities"]], axis=-1))

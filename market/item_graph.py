@@ -6,11 +6,50 @@ Numpy alone: training, retrieval and ranking read the same arrays.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
-#: Entries of the dense scores that are held at once: 32 MB of float64.
-BLOCK = 4_000_000
+
+@dataclass(frozen=True)
+class Reach:
+    """What the edges from a batch of histories add up to, at the contents that they reach.
+
+    A history reaches some hundred contents of a market that may have a million, so nothing here is as long as
+    the contents table but the scratch space of `at`.
+
+    Attributes:
+        row: int64[E], rows of the batch, ascending.
+        content: int64[E], rows of the contents table; each once a row.
+        weight: float32[E], positive.
+        rows, contents: of the batch and of the table.
+    """
+
+    row: np.ndarray
+    content: np.ndarray
+    weight: np.ndarray
+    rows: int
+    contents: int
+
+    def at(self, content: np.ndarray) -> np.ndarray:
+        """The sums at contents int64[B, C], float32[B, C]; 0 where nothing reaches, and at -1."""
+        found = np.zeros(content.shape, np.float32)
+        scratch = np.zeros(self.contents, np.float32)
+        ends = np.searchsorted(self.row, np.arange(self.rows + 1))
+        for row, (start, end) in enumerate(pairwise(ends)):
+            reached = self.content[start:end]
+            scratch[reached] = self.weight[start:end]
+            # -1 reads the last place of the scratch space, and means nothing.
+            found[row] = scratch[content[row]]
+            scratch[reached] = 0
+        return np.where(content >= 0, found, np.float32(0))
+
+    def of(self, rows: np.ndarray) -> Reach:
+        """The same for some rows of the batch, int64[b], ascending."""
+        place = np.full(self.rows, -1)
+        place[rows] = np.arange(len(rows))
+        kept = place[self.row] >= 0
+        return Reach(place[self.row[kept]], self.content[kept], self.weight[kept], len(rows), self.contents)
 
 
 @dataclass(frozen=True)
@@ -25,23 +64,29 @@ class ItemGraph:
     neighbours: np.ndarray
     weights: np.ndarray
 
-    def spread(self, history: np.ndarray) -> np.ndarray:
-        """What the history's edges add up to at every content, float32[B, N].
+    def reach(self, history: np.ndarray) -> Reach:
+        """What the history's edges add up to.
 
         Args:
             history: int64[B, L], rows of the contents table, -1 fills.
         """
         contents = len(self.neighbours)
-        scores = np.empty((len(history), contents), np.float32)
-        size = max(1, BLOCK // max(contents, 1))
-        for start in range(0, len(history), size):
-            part = history[start : start + size]
-            rows, places = np.nonzero(part >= 0)
-            target, weight = self.neighbours[part[rows, places]], self.weights[part[rows, places]]
-            cell = np.maximum(target, 0) + rows[:, None] * contents
-            summed = np.bincount(cell.ravel(), weight.ravel(), len(part) * contents)
-            scores[start : start + size] = summed.reshape(len(part), contents)
-        return scores
+        made: list[tuple[np.ndarray, np.ndarray]] = []
+        # One place more than there are contents: that of the -1 that fills lists.
+        slot = np.empty(contents + 1, np.int32)
+        for past in history:
+            past = past[past >= 0]
+            target, weight = self.neighbours[past].ravel(), self.weights[past].ravel()
+            number = np.arange(len(target), dtype=np.int32)
+            # Edges to one content all read the slot that the last of them wrote; no sort is needed.
+            slot[target] = number
+            last = slot[target]
+            summed = np.bincount(last, weight, len(target)).astype(np.float32)
+            kept = (last == number) & (summed > 0)
+            made.append((target[kept], summed[kept]))
+        row = np.repeat(np.arange(len(history)), [len(target) for target, _ in made])
+        target, weight = (np.concatenate(part) for part in zip(*made)) if made else (np.zeros(0), np.zeros(0))
+        return Reach(row, target.astype(np.int64), weight.astype(np.float32), len(history), contents)
 
     def between(self, history: np.ndarray, content: np.ndarray) -> np.ndarray:
         """The same for one content a row, float32[P].

@@ -6,12 +6,15 @@ retrieval stage merges the channels by quota and keeps their provenance.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntFlag
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+
+from market.item_graph import Reach
 
 if TYPE_CHECKING:
     from ensemble.search import MarketIndex
@@ -109,13 +112,20 @@ class Shelf:
                 of sellers, -1 fills.
         """
         at = time[:, None]
-        ok = np.zeros((len(time), len(self.rows) + 1), bool)
-        ok[:, :-1] = (self.opens <= at) & (at < self.ends)
+        return (self.opens <= at) & (at < self.ends) & ~self.hidden(seen, tired)[:, :-1]
+
+    def hidden(self, seen: np.ndarray, tired: np.ndarray | None) -> np.ndarray:
+        """bool[b, n + 1]: seen, or of a seller that the user is tired of; arguments as of `eligible`.
+
+        The last place stands for contents that are not sold here, which everyone is spared.
+        """
+        hidden = np.zeros((len(seen), len(self.rows) + 1), bool)
         place = np.where(seen >= 0, self.place[seen], len(self.rows))
-        np.put_along_axis(ok, place, False, axis=1)
+        np.put_along_axis(hidden, place, True, axis=1)
         if tired is not None:
-            ok[self.of(tired)] = False
-        return ok[:, :-1]
+            hidden[self.of(tired)] = True
+        hidden[:, -1] = True
+        return hidden
 
     def ineligible(self, time: np.ndarray, seen: np.ndarray, tired: np.ndarray) -> list[int]:
         """How many contents one request may not get: not open; ended; seen; of a seller it is tired of.
@@ -137,7 +147,7 @@ class Asked:
         shelf: the market's contents.
         query_vector: float32[b, D].
         time: int64[b], s since the epoch.
-        affinity: float32[b, n], what the item graph says of the contents after what the user wanted last.
+        affinity: what the item graph says of contents, after what the users wanted last.
         seen: int64[b, S], contents not to be shown again, rows of the contents table, -1 fills.
         followed: int64[b, F], sellers that the user follows or bought from, each once, -1 fills.
         tired: int64[b, T], sellers that the user has been shown too often, -1 fills.
@@ -146,7 +156,7 @@ class Asked:
     shelf: Shelf
     query_vector: np.ndarray
     time: np.ndarray
-    affinity: np.ndarray
+    affinity: Reach
     seen: np.ndarray
     followed: np.ndarray
     tired: np.ndarray
@@ -156,9 +166,29 @@ class Asked:
         vectors = self.shelf.index.vectors[np.maximum(places, 0)]
         return np.where(places >= 0, np.einsum("bd,bcd->bc", self.query_vector, vectors), np.float32(0))
 
+    def allows(self, row: np.ndarray, place: np.ndarray) -> np.ndarray:
+        """bool[...], whether requests int64[...] may get the contents at places int64[...]; n for one that is
+        not sold here, which none may. See `Shelf.eligible`.
+
+        A request looks at some thousand contents of a market that may have a million.
+        """
+        shelf = self.shelf
+        known = np.minimum(place, len(shelf.rows) - 1)
+        time = self.time[row]
+        return (shelf.opens[known] <= time) & (time < shelf.ends[known]) & ~self._hidden[row, place]
+
+    def may(self, places: np.ndarray) -> np.ndarray:
+        """The same for places int64[c] that all requests look at, or int64[b, c]: bool[b, c]."""
+        row = np.arange(len(self.time))[:, None]
+        return self.allows(np.broadcast_to(row, (len(row), places.shape[-1])), places)
+
+    @cached_property
+    def _hidden(self) -> np.ndarray:
+        return self.shelf.hidden(self.seen, self.tired)
+
     @cached_property
     def eligible(self) -> np.ndarray:
-        """bool[b, n], see `Shelf.eligible`."""
+        """bool[b, n], of every content of the market; see `Shelf.eligible`."""
         return self.shelf.eligible(self.time, self.seen, self.tired)
 
 
@@ -191,12 +221,29 @@ def nearest(scores: np.ndarray, k: int) -> np.ndarray:
     return np.where(np.isfinite(values), np.take_along_axis(top, order, axis=1), NONE)
 
 
-def first_eligible(order: np.ndarray, eligible: np.ndarray, k: int) -> np.ndarray:
-    """The first `k` eligible places of each row in a given order: int64[B, <=k], -1 fills."""
+def first_eligible(
+    order: np.ndarray, may: Callable[[np.ndarray], np.ndarray], rows: int, k: int
+) -> np.ndarray:
+    """The first `k` places of a given order that each request may get: int64[B, <=k], -1 fills.
+
+    Args:
+        order: int64[n], places.
+        may: whether each of the B requests may get the contents at places int64[c], bool[B, c].
+        rows: B.
+    """
     length = 2 * k + 64
-    while (allowed := eligible[:, order[:length]]).shape[1] < len(order):
+    while (allowed := may(order[:length])).shape[1] < len(order):
         if allowed.sum(axis=1).min(initial=k) >= k:
             break
         length *= 4
-    first = np.argsort(~allowed, axis=1, kind="stable")[:, :k]
-    return np.where(np.take_along_axis(allowed, first, axis=1), order[first], NONE)
+    row, column = np.nonzero(allowed)
+    return in_turn(row, order[column], rows, min(k, len(order)))
+
+
+def in_turn(row: np.ndarray, place: np.ndarray, rows: int, k: int) -> np.ndarray:
+    """The first `k` places int64[E] of each request int64[E], ascending: int64[rows, k], -1 fills."""
+    turn = np.arange(len(row)) - np.searchsorted(row, row)
+    kept = turn < k
+    found = np.full((rows, k), NONE)
+    found[row[kept], turn[kept]] = place[kept]
+    return found

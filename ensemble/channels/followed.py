@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from ensemble.channels import NONE, Asked
+from ensemble.channels import Asked, in_turn
 
 
 def followed(asked: Asked, count: int) -> np.ndarray:
     """Contents of followed sellers, newest first, as `ensemble.channels.Source` says."""
     shelf = asked.shelf
     row, place = shelf.of(asked.followed)
-    may = asked.eligible[row, place]
+    may = asked.allows(row, place)
     row, place = row[may], place[may]
     order = np.argsort(row * len(shelf.rows) + shelf.turn[place])
-    row, place = row[order], place[order]
-    turn = np.arange(len(row)) - np.searchsorted(row, row)
-    kept = turn < count
-    found = np.full((len(asked.time), int(turn[kept].max(initial=-1)) + 1), NONE)
-    found[row[kept], turn[kept]] = place[kept]
-    return found
+    longest = int(np.bincount(row).max(initial=0))
+    return in_turn(row[order], place[order], len(asked.time), min(count, longest))

@@ -17,7 +17,7 @@ def live(asked: Asked, count: int) -> np.ndarray:
     the market's open rooms, the more the shorter it has been open. A room of unknown number has the mean.
     """
     shelf = asked.shelf
-    open_ = asked.eligible[:, shelf.rooms]
+    open_ = asked.may(shelf.rooms)
     some = np.flatnonzero(open_.any(axis=0))  # of all rooms that there ever were, few are open
     rooms, open_ = shelf.rooms[some], open_[:, some]
     viewers = np.broadcast_to(shelf.viewers[rooms], open_.shape)

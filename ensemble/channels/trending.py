@@ -9,4 +9,4 @@ from ensemble.channels import Asked, first_eligible
 
 def trending(asked: Asked, count: int) -> np.ndarray:
     """Contents of the highest `market.statistics.trend`, as `ensemble.channels.Source` says."""
-    return first_eligible(asked.shelf.by_trend, asked.eligible, count)
+    return first_eligible(asked.shelf.by_trend, asked.may, len(asked.time), count)

@@ -16,7 +16,7 @@ def two_tower(asked: Asked, count: int) -> np.ndarray:
     if index.tuning is None:
         return index.exact(asked.query_vector, count, asked.eligible)[0]
     places, _ = index.search(asked.query_vector, round(SEARCHED * count))
-    kept = np.take_along_axis(asked.eligible, places, axis=1)
+    kept = asked.may(places)
     places = np.where(kept, places, NONE)
     front = np.argsort(~kept, axis=1, kind="stable")[:, :count]
     places = np.take_along_axis(places, front, axis=1)

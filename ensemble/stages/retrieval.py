@@ -119,6 +119,7 @@ class Retrieval:
         began = monotonic_ns()
         made = self.retrieve(query_vector, market_index, time, recent, seen, followed, tired_sellers)
         kept = self._pre_rank(query_vector, made)
+        kept["content_ids"] = self.ids(kept["candidates"])
         funnel = np.zeros((len(time), len(FUNNEL)), np.int64)
         for row in np.flatnonzero(explain) if explain is not None else ():
             shelf = self.shelves[market_index[row]]
@@ -151,12 +152,12 @@ class Retrieval:
         followed: np.ndarray,
         tired_sellers: np.ndarray,
     ) -> dict[str, np.ndarray]:
-        """All that the channels bring, in the order of the merge, with their encoded features.
+        """All that the channels bring, in the order of the merge, with what pre-ranking reads of them.
 
         Returns:
             candidates int64[B, R] (rows of the contents table, -1 fills), retrieval_score float32[B, R]
-            (cosine of query and content), channel int32[B, R] (`Channel` bits), content_ids and
-            content_numbers as the ranker reads them.
+            (cosine of query and content), channel int32[B, R] (`Channel` bits), content_numbers as the
+            ranker reads them.
         """
         if len(changed := self.eligibility.refresh()):
             self._update(changed)
@@ -165,7 +166,7 @@ class Retrieval:
         candidates = np.full((len(query_vector), size), NONE, np.int64)
         score = np.zeros((len(query_vector), size), np.float32)
         channel = np.zeros((len(query_vector), size), np.int32)
-        affinity = self.graph.spread(recent)
+        affinity = self.graph.reach(recent)
         for market in np.unique(market_index):
             here = np.flatnonzero(market_index == market)
             shelf = self.shelves[market]
@@ -175,7 +176,7 @@ class Retrieval:
                 shelf,
                 query_vector[here],
                 time[here],
-                affinity[here][:, shelf.rows],
+                affinity.of(here),
                 seen[here],
                 followed[here],
                 tired_sellers[here],
@@ -190,7 +191,7 @@ class Retrieval:
             "candidates": candidates,
             "retrieval_score": score,
             "channel": channel,
-            **self.describe(candidates, market_index, time, affinity),
+            "content_numbers": self.numbers(candidates, market_index, time, affinity.at(candidates)),
         }
 
     def _update(self, changed: np.ndarray) -> None:
@@ -201,15 +202,33 @@ class Retrieval:
             shelf.update(changed, now.opens[changed], ends, now.viewers[changed])
 
     def describe(
-        self, candidates: np.ndarray, market_index: np.ndarray, time: np.ndarray, affinity: np.ndarray
+        self, candidates: np.ndarray, market_index: np.ndarray, time: np.ndarray, recent: np.ndarray
     ) -> dict[str, np.ndarray]:
         """Encoded features of candidates int64[B, C] as the ranker reads them; places with -1 get id 0.
 
         Args:
-            affinity: float32[B, N], what the item graph says of every content.
+            recent: int64[B, L], what the users wanted last, rows of the contents table, -1 fills.
 
         Returns:
             content_ids int64[B, C, Fi], content_numbers float32[B, C, Gi] with the pair features last.
+        """
+        affinity = self.graph.reach(recent).at(candidates)
+        return {
+            "content_ids": self.ids(candidates),
+            "content_numbers": self.numbers(candidates, market_index, time, affinity),
+        }
+
+    def ids(self, candidates: np.ndarray) -> np.ndarray:
+        """Encoded ids of candidates int64[B, C], int64[B, C, Fi]."""
+        return np.where(candidates[..., None] >= 0, self.content_ids[np.maximum(candidates, 0)], 0)
+
+    def numbers(
+        self, candidates: np.ndarray, market_index: np.ndarray, time: np.ndarray, affinity: np.ndarray
+    ) -> np.ndarray:
+        """Numbers of candidates int64[B, C], the pair features last, float32[B, C, Gi].
+
+        Args:
+            affinity: float32[B, C], what the item graph says of them.
         """
         rows = np.maximum(candidates, 0)
         known = self.plan.as_of > 0
@@ -218,12 +237,9 @@ class Retrieval:
             self.world[rows],
             self.created_at[rows] if known else None,
             time[:, None] if known else None,
-            np.take_along_axis(affinity, rows, axis=1),
+            affinity,
         )
-        return {
-            "content_ids": np.where(candidates[..., None] >= 0, self.content_ids[rows], 0),
-            "content_numbers": np.concatenate([self.content_numbers[rows], pairs], axis=-1),
-        }
+        return np.concatenate([self.content_numbers[rows], pairs], axis=-1)
 
 
 def merge(

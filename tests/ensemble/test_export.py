@@ -74,7 +74,7 @@ def test_the_graphs_say_what_the_ranker_says_from_raw_columns_on(
         content[:, None].astype(np.int64),
         data.examples.queries.market[query].astype(np.int64),
         data.examples.queries.time[query],
-        retrieval.graph.spread(data.examples.queries.history[query].astype(np.int64)),
+        data.examples.queries.history[query].astype(np.int64),
     )
     # What a pair knows of popularity is that of its own moment while training, the latest while serving.
     pairs = data.pair_arrays(query, content, np.zeros(len(rows), bool))

@@ -67,8 +67,8 @@ def test_the_ranker_is_asked_for_each_impression_as_if_alone(every, errors, smal
             contents = pairs.content[rows[start : start + 50], None].astype(np.int64)
             place = queries.market[query].astype(np.int64)
             retrieval = cascade.run["retrieval"]
-            affinity = retrieval.graph.spread(queries.history[query].astype(np.int64))
-            made |= retrieval.describe(contents, place, queries.time[query], affinity)
+            history = queries.history[query].astype(np.int64)
+            made |= retrieval.describe(contents, place, queries.time[query], history)
             made["market_index"] = place
             made |= cascade.run["ranking"](**{s.name: made[s.name] for s in cascade.steps[3].inputs})
             chance.append(made["probabilities"][:, 0, click])

@@ -97,10 +97,10 @@ def test_a_large_catalogue_gets_co_visitation(small_examples):
 
 @given(st.integers(0, 50))
 @settings(max_examples=20, deadline=None)
-def test_what_is_spread_is_what_stands_between(seed):
+def test_what_is_reached_is_what_stands_between(seed):
     graph = Ease(matrix_of(seed), None, ItemGraphConfig(neighbours=4, regularisation=2.0)).graph
     history = np.random.default_rng(seed).integers(-1, 14, (9, 5))
-    spread = graph.spread(history)
+    spread = graph.reach(history).at(np.tile(np.arange(14), (9, 1)))
     np.testing.assert_allclose(
         spread, sum(np.where(h >= 0, dense(graph)[h].T, 0).T for h in history.T), atol=1e-6
     )

@@ -6,6 +6,7 @@ import numpy as np
 
 from ensemble.channels import Asked, Shelf
 from ensemble.search import MarketIndex
+from market.item_graph import ItemGraph
 
 NOW = 1_000_000
 NEVER = np.iinfo(np.int64).max
@@ -37,12 +38,12 @@ def asked(
     def table(values: object) -> np.ndarray:
         return np.broadcast_to(np.array(values, np.int64), (rows, len(values[0])))
 
-    nothing = np.zeros((rows, len(of.rows)), np.float32)
+    nothing = ItemGraph(np.full((len(of.rows), 1), -1), np.zeros((len(of.rows), 1), np.float32))
     return Asked(
         of,
         np.zeros((rows, 2), np.float32),
         np.full(rows, time),
-        nothing,
+        nothing.reach(np.full((rows, 1), -1)),
         table(seen),
         table(followed),
         table(tired),
