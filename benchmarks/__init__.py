@@ -1,3 +1,3 @@
 """Benchmarks: ours and its peers, side by side, on one machine. README.md has the commands."""
 
-NAMES = ("features", "retrieval", "serving", "training")
+NAMES = ("features", "retrieval", "serving", "training", "growth")

@@ -24,6 +24,7 @@ from benchmarks.harness import (
     machine,
     peer,
     peer_python,
+    table,
     timed,
     versions,
     write_json,
@@ -225,6 +226,7 @@ def case(
                 rate = 1 / result.cpu.median
                 report(f"{result.case}, {contents:,} vectors, {result.side}: {rate:,.0f} queries/s")
             results += found
+        report(table(results))
     return results, recalls
 
 

@@ -44,9 +44,12 @@ class PreRanker:
             numbers: float32[B, C, G], the candidates' numbers as the ranker reads them.
             cosine: float32[B, C], of query and content.
         """
-        # Products of one request each: a request gets the same score in every batch, to the last bit.
-        asked = query_vector[:, None, :] @ self.query
-        content = self.contents[np.maximum(candidates, 0)]
-        x = np.concatenate([asked * content, content, numbers, cosine[..., None]], axis=-1)
-        score = np.maximum(x @ self.hidden + self.bias, 0) @ self.out
-        return np.where(candidates >= 0, score, -np.inf).astype(np.float32)
+        scores = np.empty(candidates.shape, np.float32)
+        # A request at a time: what it needs stays in the cache, and it gets the same score in every batch.
+        for row, (vector, own) in enumerate(zip(query_vector, candidates)):
+            content = self.contents[np.maximum(own, 0)]
+            x = np.concatenate(
+                [(vector @ self.query) * content, content, numbers[row], cosine[row, :, None]], axis=1
+            )
+            scores[row] = np.maximum(x @ self.hidden + self.bias, 0) @ self.out
+        return np.where(candidates >= 0, scores, np.float32(-np.inf))

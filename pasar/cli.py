@@ -453,7 +453,7 @@ def evaluate(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="features, retrieval, serving or training.")],
+    name: Annotated[str, typer.Argument(help="features, retrieval, serving, training or growth.")],
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
     rows: Annotated[
         int | None, typer.Option(min=1, help="Size of the data; each has its own default.")
@@ -469,12 +469,12 @@ def bench(
 
     if name not in NAMES:
         raise ValueError(f"there is no benchmark {name!r}; there are: {', '.join(NAMES)}")
-    run = import_module(f"benchmarks.{name}").run
+    module = import_module(f"benchmarks.{name}")
     size = {} if rows is None else {"rows": rows}
-    results = run(
+    results = module.run(
         **size, repeats=repeats, seed=seed, file=json_file, report=lambda line: typer.echo(line, err=True)
     )
-    typer.echo(table(results))
+    typer.echo(getattr(module, "table", table)(results))
 
 
 @app.command()

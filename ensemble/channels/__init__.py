@@ -178,9 +178,10 @@ class Asked:
         return (shelf.opens[known] <= time) & (time < shelf.ends[known]) & ~self._hidden[row, place]
 
     def may(self, places: np.ndarray) -> np.ndarray:
-        """The same for places int64[c] that all requests look at, or int64[b, c]: bool[b, c]."""
-        row = np.arange(len(self.time))[:, None]
-        return self.allows(np.broadcast_to(row, (len(row), places.shape[-1])), places)
+        """The same for places int64[c] that all requests look at, or int64[b, c]; -1 may none: bool[b, c]."""
+        opens, ends, time = self.shelf.opens[places], self.shelf.ends[places], self.time[:, None]
+        hidden = self._hidden[:, places] if places.ndim == 1 else np.take_along_axis(self._hidden, places, 1)
+        return (opens <= time) & (time < ends) & ~hidden
 
     @cached_property
     def _hidden(self) -> np.ndarray:
@@ -242,7 +243,7 @@ def first_eligible(
 
 def in_turn(row: np.ndarray, place: np.ndarray, rows: int, k: int) -> np.ndarray:
     """The first `k` places int64[E] of each request int64[E], ascending: int64[rows, k], -1 fills."""
-    turn = np.arange(len(row)) - np.searchsorted(row, row)
+    turn = np.arange(len(row)) - np.searchsorted(row, np.arange(rows))[row]
     kept = turn < k
     found = np.full((rows, k), NONE)
     found[row[kept], turn[kept]] = place[kept]

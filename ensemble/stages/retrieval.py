@@ -184,9 +184,9 @@ class Retrieval:
             proposed = [source(asked, size) for source in self.channels.values()]
             found, bits = merge(proposed, quotas, tuple(self.channels), size)
             known = found >= 0
-            candidates[here, : found.shape[1]] = np.where(known, shelf.rows[found], NONE)
-            score[here, : found.shape[1]] = asked.cosine(found)
-            channel[here, : found.shape[1]] = bits
+            candidates[here] = np.where(known, shelf.rows[found], NONE)
+            score[here] = asked.cosine(found)
+            channel[here] = bits
         return {
             "candidates": candidates,
             "retrieval_score": score,
@@ -254,24 +254,23 @@ def merge(
         quotas: places that each channel may take before the others fill up.
 
     Returns:
-        places int64[b, <=size] without duplicates, -1 fills at the end; channel bits int32 of that shape, of
+        places int64[b, size] without duplicates, -1 fills at the end; channel bits int32 of that shape, of
         every channel that proposed the place.
     """
-    heads = [(places[:, :quota], channel) for places, quota, channel in zip(proposed, quotas, channels)]
-    rests = [(places[:, quota:], channel) for places, quota, channel in zip(proposed, quotas, channels)]
-    places = np.concatenate([part for part, _ in (*heads, *rests)], axis=1)
-    bits = np.concatenate([np.full(part.shape[1], int(bit), np.int32) for part, bit in (*heads, *rests)])
-    # Equal places become neighbours; the first of them, in merge order, keeps the place and gets all bits.
-    order = np.argsort(places, axis=1, kind="stable")
-    ordered, ordered_bits = np.take_along_axis(places, order, axis=1), bits[order]
-    again = np.zeros(places.shape, bool)
-    again[:, 1:] = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
-    # A place occurs at most once a channel: passing bits on towards the first, channel by channel, gets all.
-    for _ in channels[1:]:
-        ordered_bits[:, :-1] |= np.where(again[:, 1:], ordered_bits[:, 1:], 0)
-    merged, merged_bits = np.empty_like(places), np.empty_like(ordered_bits)
-    np.put_along_axis(merged, order, np.where(again, NONE, ordered), axis=1)
-    np.put_along_axis(merged_bits, order, ordered_bits, axis=1)
-    front = np.argsort(merged < 0, axis=1, kind="stable")[:, :size]
-    merged, merged_bits = np.take_along_axis(merged, front, 1), np.take_along_axis(merged_bits, front, 1)
-    return merged, np.where(merged >= 0, merged_bits, 0).astype(np.int32)
+    parts = [places[:, :quota] for places, quota in zip(proposed, quotas)]
+    parts += [places[:, quota:] for places, quota in zip(proposed, quotas)]
+    widths = [part.shape[1] for part in parts]
+    bits = np.repeat(np.array([*channels, *channels], np.float64), widths)
+    places = np.concatenate(parts, axis=1)
+    number = np.arange(places.shape[1])
+    merged, merged_bits = np.full((len(places), size), NONE), np.zeros((len(places), size), np.int32)
+    slot = np.empty(int(places.max(initial=NONE)) + 2, np.int64)
+    for row, own in enumerate(places):
+        # Written from behind, the slot of a place keeps the number of its first occurrence: no sort.
+        slot[own[::-1]] = number[::-1]
+        first = slot[own]
+        kept = np.flatnonzero((first == number) & (own >= 0))[:size]
+        merged[row, : len(kept)] = own[kept]
+        # A place occurs at most once a channel, so the sum of its bits is all of them.
+        merged_bits[row, : len(kept)] = np.bincount(first, bits, len(own))[kept]
+    return merged, merged_bits

@@ -1,0 +1,54 @@
+"""The growth benchmark says what each part of a world's way took, and draws it."""
+
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.growth import Grown, Meter, memory, plot, summed, table
+
+
+def test_a_meter_tells_the_memory_of_each_part_apart() -> None:
+    meter = Meter(every_s=0.001)
+    meter.begin("small")
+    meter.begin("large")
+    held = np.ones(64 << 20, np.uint8)
+    meter.begin("after")
+    del held
+    small, large, after = meter.stop()
+    assert [part["part"] for part in (small, large, after)] == ["small", "large", "after"]
+    assert large["resident"] - small["resident"] > 60 << 20
+    assert large["anonymous"] - small["anonymous"] > 60 << 20
+    assert min(part["wall"] for part in (small, large, after)) > 0
+
+
+def test_files_that_are_mapped_are_resident_but_not_anonymous(tmp_path: Path) -> None:
+    np.save(tmp_path / "array.npy", np.ones(64 << 20, np.uint8))
+    before = memory()
+    mapped = np.load(tmp_path / "array.npy", mmap_mode="r")
+    assert mapped.sum() == 64 << 20
+    after = memory()
+    assert after[0] - before[0] > 60 << 20
+    assert after[1] - before[1] < 30 << 20
+
+
+def parts(factor: int) -> list[dict]:
+    names = ("simulate", "examples", "ranker", "load", "request of 1", "request of 64")
+    return [
+        {"part": name, "wall": factor, "cpu": 2 * factor, "resident": factor << 30, "anonymous": factor << 29}
+        for name in names
+    ]
+
+
+def test_the_build_is_the_sum_of_its_steps_and_the_highest_of_their_memory() -> None:
+    steps = parts(3)
+    steps[2]["resident"] = 9 << 30
+    [build] = [line for line in summed(10, 300, steps) if line.part == "build"]
+    assert build == Grown(10, 300, "build", 6, 12, 9 << 30, 3 << 29)
+
+
+def test_the_table_has_a_line_a_part_and_the_figure_is_drawn(tmp_path: Path) -> None:
+    results = [line for n in (1, 2, 3) for line in summed(10**n, 30 * 10**n, parts(n))]
+    assert len(table(results).splitlines()) == 2 + len(results)
+    assert "| 1,000 | 30,000 | build | 6 s | 12 s | 3.00 GiB | 1.50 GiB |" in table(results)
+    plot(results, tmp_path / "growth.svg")
+    assert (tmp_path / "growth.svg").read_text().startswith("<?xml")
