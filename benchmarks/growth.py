@@ -149,7 +149,7 @@ def grow(
             for request in requests[:8]:
                 cascade(request)
             meter.begin(f"request of {users}")
-            costs = []
+            costs: list[tuple[float, float]] = []
             until = time.perf_counter() + turn_s
             while time.perf_counter() < until:
                 wall, cpu = time.perf_counter(), time.process_time()

@@ -240,8 +240,8 @@ def versions(*packages: str) -> dict[str, str]:
     return {name: metadata.version(name) for name in packages}
 
 
-def write_json(path: Path, report: Mapping[str, Any], results: Sequence[Result] | Sequence[Served]) -> None:
-    """Write a report with its results; the file appears whole or not at all."""
+def write_json(path: Path, report: Mapping[str, Any], results: Sequence[Any]) -> None:
+    """Write a report with its results, which are dataclasses; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**report, "results": [asdict(r) for r in results]}, indent=1) + "\n"
     handle, place = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -251,6 +251,22 @@ def read_log(dataset: Dataset, folder: Path, progress: Callable[[int], None] | N
     )
 
 
+def requests_of(log: Log) -> tuple[np.ndarray, np.ndarray]:
+    """The first impression of each request, by request number, and which request each impression is of.
+
+    Returns:
+        int64[R] and int64[P].
+    """
+    if log.request is None:
+        return np.arange(len(log.user)), np.arange(len(log.user))
+    new = np.asarray(log.request[1:] != log.request[:-1])
+    if (log.request[1:] >= log.request[:-1]).all():  # as a log by time is; sorting a large one takes memory
+        first = np.flatnonzero(np.r_[True, new][: len(log.user)])
+        return first, np.repeat(np.arange(len(first)), np.diff(np.r_[first, len(log.user)]))
+    _, first, query_of = np.unique(np.asarray(log.request), return_index=True, return_inverse=True)
+    return first, query_of
+
+
 def _rank_within_user(user: np.ndarray, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """0-based rank of each row within its user by `key` (ties in row order), and rows per user."""
     order = np.lexsort((np.arange(len(user)), key, user))
@@ -383,10 +399,7 @@ def build_examples(
     user, market, content = np.asarray(log.user), np.asarray(log.market), np.asarray(log.content)
 
     # One query a request; where requests were not logged every impression is a query of its own.
-    if log.request is not None:
-        _, first, query_of = np.unique(np.asarray(log.request), return_index=True, return_inverse=True)
-    else:
-        first = query_of = np.arange(len(user))
+    first, query_of = requests_of(log)
     by_split = np.argsort(split_of[first], kind="stable")
     place = np.empty(len(first), np.int64)
     place[by_split] = np.arange(len(first))
@@ -412,14 +425,20 @@ def build_examples(
         end = np.full(len(users), order.max(initial=0) + 1)
         return build_history(user[events], order[events], content[events], everyone, end, length)
 
-    by_split = np.argsort(split_of, kind="stable")
+    # A log that is cut by time is in order already: its arrays stay mapped, which a large log needs.
+    in_order = bool((split_of[1:] >= split_of[:-1]).all())
+    by_split = np.zeros(0, np.int64) if in_order else np.argsort(split_of, kind="stable")
+
+    def ordered(values: np.ndarray) -> np.ndarray:
+        return values if in_order else values[by_split]
+
     pairs = Pairs(
-        query=place[query_of][by_split],
-        content=content[by_split],
-        positive=positive[by_split],
-        outcomes={name: np.asarray(values)[by_split] for name, values in log.outcomes.items()},
-        split=split_of[by_split],
-        propensity=None if log.propensity is None else np.asarray(log.propensity)[by_split],
+        query=ordered(place[query_of]),
+        content=ordered(content),
+        positive=ordered(positive),
+        outcomes={name: ordered(values) for name, values in log.outcomes.items()},
+        split=ordered(split_of),
+        propensity=None if log.propensity is None else ordered(log.propensity),
     )
     train = positive & (split_of == TRAIN)
     popularity = np.zeros((len(markets), len(contents)), np.float32)

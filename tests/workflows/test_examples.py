@@ -32,6 +32,7 @@ from workflows.examples import (
     followed,
     query_tables,
     read_log,
+    requests_of,
     user_frame,
 )
 
@@ -49,6 +50,18 @@ def tables() -> dict[str, pd.DataFrame]:
         }
     )
     return {"users": users, "contents": contents}
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=12), st.booleans())
+def test_impressions_of_one_request_are_one_query_in_whatever_order_they_were_logged(request, ascending):
+    request = np.array(sorted(request) if ascending else request)
+    rows = np.zeros(len(request), np.int32)
+    log = Log(user=rows, content=rows, market=rows, split=rows, outcomes={}, request=request)
+    first, of = requests_of(log)
+    _, expected, back = np.unique(request, return_index=True, return_inverse=True)
+    np.testing.assert_array_equal(first, expected)
+    np.testing.assert_array_equal(of, back)
+    np.testing.assert_array_equal(requests_of(replace(log, request=None))[1], np.arange(len(rows)))
 
 
 def write(folder: Path, impressions: pd.DataFrame, split: str, feedback: str = "impressions") -> Dataset:
