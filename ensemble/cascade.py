@@ -69,6 +69,8 @@ class Cascade:
     def __init__(self, release: Release, threads: int = 1, steering: Steering = NOTHING) -> None:
         self.plan = Plan.of(release)
         self.steps = cascade_steps(self.plan)
+        self.inputs = {step.name: [spec.name for spec in step.inputs] for step in self.steps}
+        self.outputs = [spec.name for spec in reply(self.plan)]
         self.run = {
             step.name: stage(step.name, release, steering)
             if isinstance(step, StageStep)
@@ -103,9 +105,8 @@ class Cascade:
         if not len(made["user_id"]):
             raise RequestError(Code.INVALID_ARGUMENT, "the batch has no rows; send at least one request")
         for step in self.steps:
-            result = self.run[step.name](**{spec.name: made[spec.name] for spec in step.inputs})
-            made.update(result)
-        return {spec.name: made[spec.name] for spec in reply(self.plan)}
+            made.update(self.run[step.name](**{name: made[name] for name in self.inputs[step.name]}))
+        return {name: made[name] for name in self.outputs}
 
 
 def onnx_function(release: Release, step: OnnxStep, threads: int):

@@ -121,7 +121,7 @@ class Shelf:
         """
         hidden = np.zeros((len(seen), len(self.rows) + 1), bool)
         place = np.where(seen >= 0, self.place[seen], len(self.rows))
-        np.put_along_axis(hidden, place, True, axis=1)
+        hidden[np.arange(len(seen))[:, None], place] = True
         if tired is not None:
             hidden[self.of(tired)] = True
         hidden[:, -1] = True
@@ -180,7 +180,8 @@ class Asked:
     def may(self, places: np.ndarray) -> np.ndarray:
         """The same for places int64[c] that all requests look at, or int64[b, c]; -1 may none: bool[b, c]."""
         opens, ends, time = self.shelf.opens[places], self.shelf.ends[places], self.time[:, None]
-        hidden = self._hidden[:, places] if places.ndim == 1 else np.take_along_axis(self._hidden, places, 1)
+        row = np.arange(len(self.time))[:, None]
+        hidden = self._hidden[:, places] if places.ndim == 1 else self._hidden[row, places]
         return (opens <= time) & (time < ends) & ~hidden
 
     @cached_property
@@ -207,8 +208,9 @@ def nearest(scores: np.ndarray, k: int) -> np.ndarray:
     k = min(k, scores.shape[1])
     if not k:
         return np.zeros((len(scores), 0), np.int64)
+    each = np.arange(len(scores))[:, None]
     top = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
-    values = np.take_along_axis(scores, top, axis=1)
+    values = scores[each, top]
     # Of equal scores at the border the partition takes any; these rows take the first ones.
     border = values.min(axis=1, keepdims=True)
     tied = np.flatnonzero(np.isfinite(border[:, 0]) & ((scores >= border).sum(axis=1) > k))
@@ -216,10 +218,9 @@ def nearest(scores: np.ndarray, k: int) -> np.ndarray:
         above, equal = scores[tied] > border[tied], scores[tied] == border[tied]
         free = k - above.sum(axis=1, keepdims=True)
         top[tied] = np.nonzero(above | (equal & (equal.cumsum(axis=1) <= free)))[1].reshape(len(tied), k)
-        values = np.take_along_axis(scores, top, axis=1)
+        values = scores[each, top]
     order = np.argsort(-values, axis=1, kind="stable")
-    values = np.take_along_axis(values, order, axis=1)
-    return np.where(np.isfinite(values), np.take_along_axis(top, order, axis=1), NONE)
+    return np.where(np.isfinite(values[each, order]), top[each, order], NONE)
 
 
 def first_eligible(

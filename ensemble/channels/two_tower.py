@@ -19,7 +19,7 @@ def two_tower(asked: Asked, count: int) -> np.ndarray:
     kept = asked.may(places)
     places = np.where(kept, places, NONE)
     front = np.argsort(~kept, axis=1, kind="stable")[:, :count]
-    places = np.take_along_axis(places, front, axis=1)
+    places = places[np.arange(len(places))[:, None], front]
     few = np.flatnonzero(kept.sum(axis=1) < min(count, len(index)))
     if len(few):
         places[few], _ = index.exact(asked.query_vector[few], count, asked.eligible[few])

@@ -246,6 +246,8 @@ class Reordering:
             broken[place] = over = self._broken(count >= self.most[place], gone)
             open_ = over == over.min(axis=1, keepdims=True)
             best[place] = one = np.where(open_, gain, -np.inf).argmax(axis=1)
+            if place == slate - 1:
+                break
             gone[each, one] = GONE
             count += groups == groups[:, each, one][..., None]
             if rule:
