@@ -52,6 +52,9 @@ class TwoTowerConfig:
     validation_queries: int = 4_000
 
 
+#: Scores of queries and contents that are held at once: 64 MB.
+SCORES = 1 << 24
+
 #: The matrix of a batch's logits is made in this many blocks of rows.
 BLOCKS = 4
 
@@ -159,9 +162,9 @@ def recall_in_market(
     """
     query, content = data.examples.pairs.query[pairs], data.examples.pairs.content[pairs]
     market, history = data.examples.queries.market[query], data.examples.queries.history[query]
-    hits = 0
-    for start in range(0, len(pairs), 1024):
-        part = slice(start, start + 1024)
+    hits, size = 0, max(1, SCORES // max(len(content_vectors), 1))
+    for start in range(0, len(pairs), size):
+        part = slice(start, start + size)
         scores = query_vectors[part] @ content_vectors.T
         scores[~data.examples.available[market[part]]] = -np.inf
         rows, places = np.nonzero(history[part] >= 0)

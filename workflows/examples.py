@@ -39,6 +39,9 @@ HISTORY_COLUMNS = ("content_id", "category", "seller_id")
 
 NO_TIME = np.iinfo(np.int64).min
 
+#: Histories that are put together at once.
+HISTORIES = 65_536
+
 
 @dataclass(frozen=True)
 class SplitConfig:
@@ -327,28 +330,38 @@ def build_history(
     query_user: np.ndarray,
     query_order: np.ndarray,
     length: int,
+    file: Path | None = None,
 ) -> np.ndarray:
     """The last `length` events of each query's user strictly before the query.
 
     Args:
         event_user, event_order, event_content: int[E], positives; `event_order` is time or rank.
         query_user, query_order: int[R].
+        file: where the histories are mapped from, made anew; without one they are kept in memory.
 
     Returns:
         int32[R, length], oldest first, left-aligned, -1 beyond the end.
     """
+    shape = (len(query_user), length)
+    found = (
+        np.empty(shape, np.int32) if file is None else np.lib.format.open_memmap(file, "w+", np.int32, shape)
+    )
     if len(event_order) == 0:
-        return np.full((len(query_user), length), -1, np.int32)
+        found[:] = -1
+        return found
     low = min(event_order.min(), query_order.min(initial=event_order.min()))
     span = int(max(event_order.max(), query_order.max(initial=low)) - low) + 2
     place = np.lexsort((event_order, event_user))
     content = event_content[place].astype(np.int32)
     key = event_user[place].astype(np.int64) * span + (event_order[place] - low)
-    base = query_user.astype(np.int64) * span
-    last = np.searchsorted(key, base + (query_order - low), side="left")
-    first = np.maximum(np.searchsorted(key, base, side="left"), last - length)
-    place = first[:, None] + np.arange(length)
-    return np.where(place < last[:, None], content[np.minimum(place, len(content) - 1)], -1).astype(np.int32)
+    for start in range(0, len(query_user), HISTORIES):
+        part = slice(start, start + HISTORIES)
+        base = query_user[part].astype(np.int64) * span
+        last = np.searchsorted(key, base + (query_order[part] - low), side="left")
+        first = np.maximum(np.searchsorted(key, base, side="left"), last - length)
+        place = first[:, None] + np.arange(length)
+        found[part] = np.where(place < last[:, None], content[np.minimum(place, len(content) - 1)], -1)
+    return found
 
 
 def other_events(user: np.ndarray, order: np.ndarray, content: np.ndarray, length: int) -> np.ndarray:
@@ -407,7 +420,13 @@ def build_examples(
 
     event = np.flatnonzero(positive)
     history = build_history(
-        user[event], order[event], content[event], user[first], order[first], history_length
+        user[event],
+        order[event],
+        content[event],
+        user[first],
+        order[first],
+        history_length,
+        folder / "history.npy",
     )
     if log.time is None and log.request is None:
         own = event[split_of[event] == TRAIN]
@@ -420,10 +439,11 @@ def build_examples(
         history=history,
     )
 
-    def latest(events: np.ndarray, length: int) -> np.ndarray:
+    def latest(events: np.ndarray, length: int, name: str) -> np.ndarray:
         everyone = np.arange(len(users))
         end = np.full(len(users), order.max(initial=0) + 1)
-        return build_history(user[events], order[events], content[events], everyone, end, length)
+        file = folder / f"latest_{name}.npy"
+        return build_history(user[events], order[events], content[events], everyone, end, length, file)
 
     # A log that is cut by time is in order already: its arrays stay mapped, which a large log needs.
     in_order = bool((split_of[1:] >= split_of[:-1]).all())
@@ -459,8 +479,8 @@ def build_examples(
         pairs=pairs,
         available=available,
         popularity=popularity,
-        latest_history=latest(event, history_length),
-        latest_seen=latest(np.flatnonzero(log.finished), seen_length),
+        latest_history=latest(event, history_length, "history"),
+        latest_seen=latest(np.flatnonzero(log.finished), seen_length, "seen"),
         end=int(log.time.max()) + 1 if log.time is not None and len(log.time) else 0,
         has_time=log.time is not None,
     )
