@@ -207,10 +207,12 @@ class RankingBatches:
             query, content = np.r_[query, np.repeat(query, negatives)], np.r_[content, drawn.ravel()]
             own = np.r_[own, np.zeros(drawn.size, bool)]
             labels = {task: np.r_[v, np.zeros(drawn.size, np.float32)] for task, v in labels.items()}
+            log_q = draw_log_ratio(data.examples, query, content, popular_negatives)
         order = random.permutation(len(query)) if shuffle else np.arange(len(query))
         # Drawn pairs come after the logged ones, beyond the last row of `logged`.
         self.place = order
         self.query, self.content, self.own = query[order], content[order], own[order]
+        self.log_q = log_q[order] if negatives else None
         self.labels = np.stack([values[order] for values in labels.values()], axis=1)
 
     def __len__(self) -> int:
@@ -222,6 +224,8 @@ class RankingBatches:
         x = self.data.query_arrays(query) | self.data.content_arrays(content)
         x |= self._pair_arrays(part)
         x |= forget_ids(x, self.id_dropout, np.random.default_rng([self.seed, place]))
+        if self.log_q is not None:
+            x[LOG_Q] = self.log_q[part, None]
         return x, self.labels[part]
 
     def _pair_arrays(self, part: slice) -> dict[str, np.ndarray]:
@@ -303,6 +307,23 @@ def draw_negatives(
                 fits &= found != wanted
             drawn[fits, place] = found[fits]
     return drawn
+
+
+def draw_log_ratio(
+    examples: Examples, query: np.ndarray, content: np.ndarray, popular: float
+) -> np.ndarray:
+    """How much likelier `draw_negatives` draws a content than one of the market drawn uniformly, as a
+    logarithm: float32[P].
+
+    Args:
+        query, content: int64[P]; popular: as there; related ones are not known here.
+    """
+    market = examples.queries.market[query]
+    choices = examples.available.sum(axis=1)[market]
+    wanted = np.where(examples.available, examples.popularity, 0).astype(np.float64) ** 0.75
+    total = wanted.sum(axis=1)[market]
+    by_popularity = popular * wanted[market, content] / np.maximum(total, 1) * choices
+    return np.log(np.where(total > 0, 1 - popular + by_popularity, 1)).astype(np.float32)
 
 
 class RetrievalBatches:

@@ -12,7 +12,7 @@ from market.statistics import PAIR_FEATURES
 from market.watch_time import WatchTime
 from workflows.examples import TRAIN, VALID, Examples
 
-from .batches import RankingBatches, TrainingSet, match_name
+from .batches import LOG_Q, RankingBatches, TrainingSet, match_name
 from .blocks import EmbeddingTable, InteractionDense, Lookup
 from .training import Progress, TrainingState, quiet, set_seed, train
 from .unseen import fill_unseen
@@ -26,6 +26,8 @@ from merlin.schema import ColumnSchema, Schema, Tags  # isort: skip
 TASKS = ("relevant", "click", "watch", "like", "follow", "long_view", "cart", "order", "negative")
 #: Validation positives that are ranked where only positives were logged, and the contents beside each.
 JUDGED, RIVALS = 1000, 199
+#: Least chance and doubt that a logarithm is taken of.
+TINY = 1e-30
 #: A training step's parts, see `TrainingLoop`.
 PARTS = 4
 
@@ -180,8 +182,17 @@ def build_ranker(
 
 
 def losses(model: mm.Model, x: dict[str, tf.Tensor], y: tf.Tensor) -> tf.Tensor:
-    """Cross entropy of each row, summed over the tasks: float32[B]."""
-    return tf.reduce_sum(tf.keras.backend.binary_crossentropy(y, model(x, training=True)), axis=1)
+    """Cross entropy of each row, summed over the tasks: float32[B].
+
+    Drawn negatives are told from wanted contents by noise-contrastive estimation (Gutmann and Hyvärinen,
+    AISTATS 2010): what is learned is the chance of the content itself, however unevenly negatives are drawn.
+    """
+    log_q = x.pop(LOG_Q, None)
+    chance = model(x, training=True)
+    if log_q is None:
+        return tf.reduce_sum(tf.keras.backend.binary_crossentropy(y, chance), axis=1)
+    logit = tf.math.log(tf.maximum(chance, TINY)) - tf.math.log(tf.maximum(1 - chance, TINY))
+    return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(y, logit - log_q), axis=1)
 
 
 def predict(model: mm.Model, batches: RankingBatches) -> tuple[np.ndarray, np.ndarray]:
@@ -190,6 +201,7 @@ def predict(model: mm.Model, batches: RankingBatches) -> tuple[np.ndarray, np.nd
     predicted, labels = [], []
     for place in range(len(batches)):
         x, y = batches[place]
+        x.pop(LOG_Q, None)
         predicted.append(call({name: tf.constant(array) for name, array in x.items()}).numpy())
         labels.append(y)
     return np.concatenate(predicted), np.concatenate(labels)

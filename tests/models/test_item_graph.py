@@ -53,20 +53,20 @@ def test_leaving_a_user_out_equals_a_fit_without_the_user(seed, neighbours):
         np.testing.assert_allclose(made, np.where(edges, without, 0)[past].sum(axis=0), atol=1e-5)
 
 
-def cosines(matrix, regularisation):
-    """Counts of common users by the root of both contents' counts, 0 on the diagonal."""
-    common = (matrix.T @ matrix).toarray()
-    count = np.diag(common) + regularisation
-    weights = common / np.sqrt(count[:, None] * count)
+def filtered(matrix):
+    """The linear filter of a matrix of events by its definition, 0 on the diagonal."""
+    events = matrix.toarray().astype(np.float64)
+    users, contents = np.maximum(events.sum(axis=1), 1), np.maximum(events.sum(axis=0), 1)
+    weights = (events / contents**0.7).T @ (events / users[:, None] ** 0.6) / contents**0.3
     np.fill_diagonal(weights, 0)
     return weights
 
 
-def test_edges_of_co_visitation_are_the_largest_cosines():
+def test_edges_of_co_visitation_are_the_largest_of_the_linear_filter():
     matrix = matrix_of(1)
-    graph = CoVisitation(matrix, ItemGraphConfig(neighbours=14, regularisation=3.0)).graph
-    np.testing.assert_allclose(dense(graph), cosines(matrix, 3.0), atol=1e-6)
-    few = CoVisitation(matrix, ItemGraphConfig(neighbours=5, regularisation=3.0)).graph
+    graph = CoVisitation(matrix, ItemGraphConfig(neighbours=14)).graph
+    np.testing.assert_allclose(dense(graph), filtered(matrix), atol=1e-6)
+    few = CoVisitation(matrix, ItemGraphConfig(neighbours=5)).graph
     np.testing.assert_array_equal(few.weights, graph.weights[:, :5])
     assert (np.diff(graph.weights, axis=1) <= 0).all()
 
@@ -76,7 +76,7 @@ def test_edges_of_co_visitation_are_the_largest_cosines():
 def test_co_visitation_without_a_user_equals_a_fit_without_the_user(seed, neighbours):
     matrix = matrix_of(seed)
     contents = matrix.shape[1]
-    fitted = CoVisitation(matrix, ItemGraphConfig(neighbours=neighbours, regularisation=2.0))
+    fitted = CoVisitation(matrix, ItemGraphConfig(neighbours=neighbours))
     edges = dense(fitted.graph) > 0
     for user in np.flatnonzero(np.diff(matrix.indptr) >= 2)[:6]:
         past = matrix[user].indices[:3]
@@ -84,7 +84,7 @@ def test_co_visitation_without_a_user_equals_a_fit_without_the_user(seed, neighb
         history[:, : len(past)] = past
         others = matrix.toarray()
         others[user] = 0
-        without = cosines(sp.csr_matrix(others), 2.0)
+        without = filtered(sp.csr_matrix(others))
         made = fitted.without_user(np.full(contents, user), history, np.arange(contents))
         np.testing.assert_allclose(made, np.where(edges, without, 0)[past].sum(axis=0), atol=1e-5)
 
