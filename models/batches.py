@@ -207,7 +207,8 @@ class RankingBatches:
             query, content = np.r_[query, np.repeat(query, negatives)], np.r_[content, drawn.ravel()]
             own = np.r_[own, np.zeros(drawn.size, bool)]
             labels = {task: np.r_[v, np.zeros(drawn.size, np.float32)] for task, v in labels.items()}
-            log_q = draw_log_ratio(data.examples, query, content, popular_negatives)
+            share = int(negatives * popular_negatives) / negatives
+            log_q = draw_log_ratio(data.examples, query, content, share)
         order = random.permutation(len(query)) if shuffle else np.arange(len(query))
         # Drawn pairs come after the logged ones, beyond the last row of `logged`.
         self.place = order
@@ -309,14 +310,13 @@ def draw_negatives(
     return drawn
 
 
-def draw_log_ratio(
-    examples: Examples, query: np.ndarray, content: np.ndarray, popular: float
-) -> np.ndarray:
+def draw_log_ratio(examples: Examples, query: np.ndarray, content: np.ndarray, popular: float) -> np.ndarray:
     """How much likelier `draw_negatives` draws a content than one of the market drawn uniformly, as a
     logarithm: float32[P].
 
     Args:
-        query, content: int64[P]; popular: as there; related ones are not known here.
+        query, content: int64[P].
+        popular: share of those drawn by popularity; that there are related ones is not known here.
     """
     market = examples.queries.market[query]
     choices = examples.available.sum(axis=1)[market]

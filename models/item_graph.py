@@ -183,8 +183,8 @@ class CoVisitation(FittedGraph):
     """How often two contents are wanted by the same people, users and contents of many events weighing less.
 
     The linear filter of GF-CF (Shen et al., CIKM 2021), with the exponents `USER`, `SOURCE` and `TARGET`
-    instead of 1, 0.5 and 0.5: popular contents are reached more easily than they lead elsewhere. The matrix of
-    counts stays sparse, so any catalogue fits.
+    instead of 1, 0.5 and 0.5: popular contents are reached more easily than they lead elsewhere. The matrix
+    of counts stays sparse, so any catalogue fits.
     """
 
     #: Exponents of the number of events of a user, of an edge's source and of its target.

@@ -14,6 +14,7 @@ from models.batches import (
     UNSEEN,
     RankingBatches,
     RetrievalBatches,
+    draw_log_ratio,
     draw_negatives,
     history_match,
     make_training_set,
@@ -76,6 +77,27 @@ def test_a_share_of_the_negatives_is_drawn_by_popularity(small_examples):
     assert expected > 1.5 * popularity[offered].mean()
     np.testing.assert_array_equal(mixed[:, 2:], uniform[:, 2:])
     assert offered[mixed].all()
+
+
+def test_the_log_ratio_says_how_unevenly_negatives_are_drawn(small_examples):
+    market, popular = 1, 0.25
+    offered = np.flatnonzero(small_examples.available[market])
+    query = np.full(len(offered), np.flatnonzero(small_examples.queries.market == market)[0])
+    ratio = np.exp(draw_log_ratio(small_examples, query, offered, popular))
+    assert ratio.mean() == pytest.approx(1, rel=1e-5)  # shares of the market's contents
+    often = draw_negatives(small_examples, query.repeat(400), 8, np.random.default_rng(0), popular)
+    drawn = np.bincount(often.ravel(), minlength=len(small_examples.contents))[offered] / often.size
+    best = np.argsort(-ratio)[:20]
+    np.testing.assert_allclose(drawn[best] * len(offered), ratio[best], rtol=0.1)
+    assert (draw_log_ratio(small_examples, query, offered, 0.0) == 0).all()
+
+
+def test_drawn_pairs_carry_their_log_ratio_and_logged_ones_none(untimed, positives):
+    drawn = ranking(untimed, positives, negatives=8, popular_negatives=0.25)
+    x, _ = drawn[0]
+    expected = draw_log_ratio(untimed.examples, drawn.query[:100], drawn.content[:100], 0.25)
+    np.testing.assert_array_equal(x[LOG_Q][:, 0], expected)
+    assert LOG_Q not in ranking(untimed, positives)[0][0]
 
 
 def test_every_positive_gets_its_negatives_with_labels_of_zero(untimed, positives):

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from models.batches import RankingBatches
-from models.ranker import TASKS, RankerConfig, _ndcg, build_ranker, predict, task_labels
+from models.batches import LOG_Q, RankingBatches
+from models.ranker import TASKS, RankerConfig, _ndcg, build_ranker, losses, predict, task_labels
 from tests.models.conftest import Trained
 from workflows.examples import TRAIN, VALID, Examples, Pairs
 
@@ -131,3 +132,25 @@ def test_the_validation_of_positives_is_their_ndcg_among_rivals():
     assert _ndcg(score, content, 3) == pytest.approx(expected)
     beyond = np.r_[0.0, np.ones(20)]
     assert _ndcg(beyond, np.arange(21), 1) == 0
+
+
+def test_contents_that_are_drawn_often_are_not_learned_to_be_unlikely():
+    """Of contents wanted equally often, one drawn eight times as often keeps the same chance."""
+    wanted = np.array([100.0, 100.0])
+    drawn = np.array([80.0, 10.0])  # uniformly it were 45 each
+    log_q = np.log(drawn / 45)
+    logit = tf.Variable(np.zeros(2, np.float32))
+    optimizer = tf.keras.optimizers.Adam(0.05)
+
+    def loss() -> tf.Tensor:
+        total = 0.0
+        for content in range(2):
+            x = {"content": tf.constant([[content]]), LOG_Q: tf.constant([[log_q[content]]], tf.float32)}
+            for label, count in ((1.0, wanted[content]), (0.0, drawn[content])):
+                model = lambda x, training: tf.sigmoid(tf.gather(logit, x["content"]))  # noqa: E731
+                total += count * losses(model, dict(x), tf.constant([[label]]))[0]
+        return total
+
+    for _ in range(400):
+        optimizer.minimize(loss, [logit])
+    np.testing.assert_allclose(logit.numpy(), np.log(100 / 45), atol=0.02)
