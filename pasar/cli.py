@@ -384,7 +384,7 @@ def feed(
     import dataclasses
 
     from ensemble.client import DIVERSITY, FeedRequest, connect
-    from pasar.show import console, explanation_tables, slate_table
+    from pasar.show import console, explanation_tables, slate_tables
 
     asked = FeedRequest(
         "",
@@ -404,7 +404,8 @@ def feed(
         typer.echo(json.dumps([dataclasses.asdict(slate) for slate in slates], indent=1))
         return
     for request, slate in zip(requests, slates):
-        console.print(slate_table(request, slate))
+        for table in slate_tables(request, slate, console.width):
+            console.print(table)
         if slate.explanation:
             for table in explanation_tables(slate.explanation):
                 console.print(table)
@@ -541,7 +542,7 @@ def demo(
 
     from ensemble.client import FeedRequest, connect
     from pasar.settings import load
-    from pasar.show import console, say, slate_table
+    from pasar.show import console, say, slate_tables
 
     settings = load(config)
     start = clock.monotonic()
@@ -560,7 +561,8 @@ def demo(
             for market, people in chosen.groupby("market"):
                 requests = [FeedRequest(user, str(market), examples.end) for user in people["user_id"]]
                 slates = client.feed(requests)
-                console.print(slate_table(requests[0], slates[0]))
+                for table in slate_tables(requests[0], slates[0], console.width):
+                    console.print(table)
                 common = {i.content for i in slates[0].items} & {i.content for i in slates[1].items}
                 say(
                     f"{requests[1].user} of {market} gets {len(slates[1].items)} others, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -71,25 +72,48 @@ def reporter() -> Iterator[Reporter]:
         bars.update(made.spinner, description="done", total=1, completed=1)
 
 
-def slate_table(request: FeedRequest, slate: Slate) -> Table:
-    """A slate as a table: where each item came from, what each stage thought of it, why it stands there."""
-    table = Table(title=escape(f"{request.market}  {request.user}"), title_justify="left")
+WIDE = 124
+"""Columns of a window that a slate's one table needs."""
+
+
+def slate_tables(request: FeedRequest, slate: Slate, width: int) -> list[Table]:
+    """A slate: where each item came from, what each stage thought of it, why it stands there.
+
+    One table where the window is wide enough, else two: words that are cut say nothing.
+
+    Args:
+        width: of the window (columns).
+    """
     tasks = list(slate.items[0].probabilities) if slate.items else []
-    numbers = ("rank", "cosine", *tasks, "value")
-    for name in ("#", "content", "retrieved by", *numbers, "reason"):
-        table.add_column(name, justify="right" if name in numbers else "left", no_wrap=name != "reason")
-    for place, item in enumerate(slate.items, 1):
-        table.add_row(
-            str(place),
-            escape(item.content),
-            ", ".join(item.channels),
-            str(item.retrieval_rank),
-            f"{item.retrieval_score:.2f}",
-            *[f"{item.probabilities[task]:.3f}".removeprefix("0") for task in tasks],
-            f"{item.value:.2f}",
-            item.reason,
+    words = ["#", "content", "retrieved by", "reason"]
+    numbers = ["rank", "cosine", *tasks, "value"]
+    rows = [
+        {
+            "#": str(place),
+            "content": item.content,
+            "retrieved by": ", ".join(item.channels),
+            "rank": str(item.retrieval_rank),
+            "cosine": f"{item.retrieval_score:.2f}",
+            **{task: f"{item.probabilities[task]:.3f}".removeprefix("0") for task in tasks},
+            "value": f"{item.value:.2f}",
+            "reason": item.reason,
+        }
+        for place, item in enumerate(slate.items, 1)
+    ]
+    parts = [[*words[:3], *numbers, "reason"]] if width >= WIDE else [words, ["#", "content", *numbers]]
+    title = escape(f"{request.market}  {request.user}")
+    made = []
+    for part, columns in enumerate(parts):
+        table = Table(
+            title=None if part else title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
         )
-    return table
+        for name in columns:
+            wraps = name in ("retrieved by", "reason")
+            table.add_column(name, justify="right" if name in numbers else "left", no_wrap=not wraps)
+        for row in rows:
+            table.add_row(*(escape(row[name]) for name in columns))
+        made.append(table)
+    return made
 
 
 def explanation_tables(told: Explanation) -> list[Table]:
