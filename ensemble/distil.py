@@ -36,6 +36,7 @@ def with_preranker(
     cascade = Cascade(draft, threads=2)
     retrieval = cascade.run["retrieval"]
     assert isinstance(retrieval, Retrieval)
+    retrieval.moments = data.examples.moments
     lists = [_taught(cascade, retrieval, data, two_tower, part) for part in _parts(rows)]
     query_vector, candidates, numbers, value = (np.concatenate(part) for part in zip(*lists))
     vectors = draft.array("content_vectors.npy")
@@ -89,10 +90,11 @@ def _taught(
         # What a release says of users is of the end of the log, which these queries do not know.
         "followed": np.full((len(rows), 0), -1),
         "tired_sellers": np.full((len(rows), 0), -1),
+        "speaks": data.speaks[examples.queries.user[rows]],
+        "explain": np.zeros(len(rows), bool),
     }
     ranking = next(step for step in cascade.steps if step.name == "ranking")
-    inputs = [spec.name for spec in Retrieval.step(cascade.plan).inputs if spec.name != "explain"]
-    made |= retrieval.retrieve(**{name: made[name] for name in inputs})
+    made |= retrieval.retrieve(**{s.name: made[s.name] for s in Retrieval.step(cascade.plan).inputs})
     made["content_ids"] = retrieval.ids(made["candidates"])
     probabilities = cascade.run["ranking"](**{s.name: made[s.name] for s in ranking.inputs})["probabilities"]
     value = np.where(

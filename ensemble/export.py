@@ -16,19 +16,18 @@ from ensemble.plan import FILE, KINDS, CascadeConfig, Column, Plan
 from ensemble.release import Release, ReleaseWriter
 from ensemble.search import MOST_QUERIES, MarketIndex, write_indexes
 from market.neighbours import neighbour_shares
+from market.offers import FOREIGN, language_fit
 from market.profiles import profile
 from market.statistics import PAIR_FEATURES, counts, trend
 from models.batches import TrainingSet
 from models.calibration import FILE as CALIBRATION
 from models.calibration import Calibration
 from models.export import Layout, content_tower_to_onnx, query_tower_to_onnx, ranker_to_onnx, rename
-from models.ranker import watch_time
 from models.two_tower import encode
 from models.unseen import known_markets
 from supply.fatigue import FatigueConfig, tired_of
-from supply.live import UNKNOWN
 from workflows.compile import feature_name, join
-from workflows.examples import TRAIN, Examples, content_frame, user_frame
+from workflows.examples import TRAIN, Examples, content_frame, language_codes, user_frame
 from workflows.features import Encoded
 from workflows.habits import followed_sellers, shown
 
@@ -82,7 +81,8 @@ def write_release(
         config=config,
     )
     contents = content_frame(examples.contents)
-    shares = neighbour_shares(examples.markets, known_markets(examples))
+    known = known_markets(examples)
+    shares = neighbour_shares(examples.markets, known)
     # The client reads the tasks of a reply from what the served `feed` says of itself.
     said = {**(info or {}), "feed": {"tasks": ",".join(tasks)}}
     with ReleaseWriter(path, name=name, info=said) as release:
@@ -96,27 +96,34 @@ def write_release(
         vectors = content_vectors(content, contents)
         release.array("content_vectors.npy", vectors)
         most = round(SEARCHED * config.retrieved)
-        write_indexes(release, search_indexes(two_tower, data, vectors, most))
+        available = shown_where(examples, known)
+        write_indexes(release, search_indexes(two_tower, data, available, vectors, most))
         release.array("content_ids.npy", ids)
         release.array("content_numbers.npy", numbers)
         if "watch" in tasks:
-            times = watch_time(examples)
+            times = examples.watch_time
             release.array("watch_edges.npy", times.edges)
             release.array("watch_quantiles.npy", times.quantiles)
-        release.array("available.npy", examples.available)
+        release.array("available.npy", available)
         release.array("popularity.npy", (shares @ data.latest).astype(np.float32))
         release.array("popularity_world.npy", data.latest.sum(axis=0))
         release.array("trend.npy", market_trends(examples, config))
         release.array("exposures.npy", exposures(examples))
         release.array("created_at.npy", _seconds(examples.contents, "created_at", 0))
         release.array("ended_at.npy", _seconds(examples.contents, "ended_at", NEVER_ENDS))
-        release.array("stock.npy", _seconds(examples.contents, "stock", UNKNOWN))
+        every = np.arange(len(contents))
+        release.array("stock.npy", examples.moments.stock(every, np.full(len(every), examples.end)))
         seller, sold_by = _codes(contents, "seller_id"), _text_column(contents, "seller_id")
         release.array("seller_code.npy", seller)
         release.array("seller_ids.npy", _text(pd.Series(np.unique(sold_by[sold_by != ""]), dtype=object)))
         release.array("category_code.npy", _codes(contents, "category"))
         release.array("kind_code.npy", pd.Index(KINDS).get_indexer(contents["kind"]).astype(np.int8))
         release.array("price_usd.npy", _prices(contents))
+        release.array("price_usual.npy", data.offers.usual)
+        release.array("purchasing_power.npy", data.offers.power)
+        release.array("language_code.npy", data.offers.language.astype(np.int32))
+        release.array("language_fit.npy", data.offers.fit)
+        release.array("user_language.npy", data.speaks.astype(np.int32))
         followed = {c.name.removeprefix("hist_") for c in plan.columns if c.source == "history"}
         ruled = {"content_id", "kind", "category", "seller_id", "content_language"}
         for name_of_text in sorted(followed | ruled):
@@ -134,6 +141,25 @@ def write_release(
             if column.source == "user":
                 release.array(f"attribute_{column.name}.npy", _attribute(users[column.name], column.kind))
     return Release.open(path)
+
+
+def shown_where(examples: Examples, known: np.ndarray) -> np.ndarray:
+    """Where a content may be shown, bool[M, N]: where it is sold and, in a market without a log, spoken.
+
+    A log tells how people of a market take to foreign languages. Without one the market's profile is all
+    there is, and the contents of its neighbours, which are known to be wanted there, are in theirs. A market
+    that sells nothing in its languages shows what it sells.
+
+    Args:
+        known: bool[M], markets with a log.
+    """
+    shown = examples.available.copy()
+    languages, code, _ = language_codes(examples)
+    for place in np.flatnonzero(~known):
+        fit = language_fit(profile(examples.markets[place]).languages, languages)[-1, code]
+        if (spoken := shown[place] & (fit > FOREIGN)).any():
+            shown[place] = spoken
+    return shown
 
 
 def market_trends(examples: Examples, config: CascadeConfig) -> np.ndarray:
@@ -223,21 +249,24 @@ def content_vectors(graph: onnx.ModelProto, contents: pd.DataFrame, batch: int =
     return np.concatenate(parts)
 
 
-def search_indexes(two_tower: Any, data: TrainingSet, vectors: np.ndarray, k: int) -> list[MarketIndex]:
+def search_indexes(
+    two_tower: Any, data: TrainingSet, available: np.ndarray, vectors: np.ndarray, k: int
+) -> list[MarketIndex]:
     """An index for each market over its contents, tuned with queries that were logged there.
 
     Args:
+        available: bool[M, N], where a content may be shown.
         vectors: float32[N, D], of all contents.
         k: the most results that a search asks for.
     """
     examples = data.examples
     rng = np.random.default_rng(0)
     indexes = []
-    for market, available in enumerate(examples.available):
+    for market, here in enumerate(available):
         logged = np.flatnonzero(examples.queries.market == market)
         asked = np.sort(rng.permutation(logged)[:MOST_QUERIES])
         queries = encode(two_tower.query_encoder, data.query_arrays(asked)) if len(asked) else vectors[:0]
-        indexes.append(MarketIndex.build(vectors[available], queries, k=k))
+        indexes.append(MarketIndex.build(vectors[here], queries, k=k))
     return indexes
 
 

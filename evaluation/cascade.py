@@ -112,7 +112,9 @@ class Released:
         time, the seconds it expects."""
         names = ("query_ids", "query_lists", "query_numbers", "market_index")
         packed = {name: made[name] for name in names}
-        contents = self.retrieval.describe(candidates, made["market_index"], made["time"], made["recent"])
+        contents = self.retrieval.describe(
+            candidates, made["market_index"], made["time"], made["recent"], made["speaks"]
+        )
         probabilities = self.cascade.run["ranking"](**packed, **contents)["probabilities"]
         if not self.amount:
             return self.cascade.blend(probabilities, candidates, made["market_index"])

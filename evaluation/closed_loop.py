@@ -223,6 +223,7 @@ class Player:
         assert isinstance(user_state, UserState)
         assert isinstance(retrieval, Retrieval)
         self.user_state, self.retrieval = user_state, retrieval
+        retrieval.moments = examples.moments
         user_state.history = histories_until(examples, begin, examples.latest_history.shape[1])
         user_state.seen = histories_until(examples, begin, examples.latest_seen.shape[1])
         seller, config = release.array("seller_code.npy"), self.cascade.plan.config
@@ -238,8 +239,7 @@ class Player:
     def two_tower(self, asked: Asked) -> np.ndarray:
         """The contents nearest to the query."""
         made = self._retrieved(asked)
-        inputs = [spec.name for spec in self.cascade.steps[2].inputs if spec.name != "explain"]
-        every = self.retrieval.retrieve(**{name: made[name] for name in inputs})
+        every = self.retrieval.retrieve(**{s.name: made[s.name] for s in self.cascade.steps[2].inputs})
         return self._best(every["retrieval_score"], every["candidates"])
 
     def popularity(self, asked: Asked) -> np.ndarray:

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from ensemble.cascade import Cascade
 from ensemble.channels import first_eligible, nearest
 from ensemble.release import Release
+from ensemble.stages.retrieval import Retrieval
 from evaluation import metrics
 from evaluation.runs import Row
 from models.batches import TrainingSet
@@ -56,6 +57,9 @@ def offline_report(release: Release, data: TrainingSet, *, queries_per_market: i
             `IMPRESSIONS_PER_QUERY` times as many impressions.
     """
     cascade = Cascade(release, threads=2)
+    retrieval = cascade.run["retrieval"]
+    assert isinstance(retrieval, Retrieval)
+    retrieval.moments = data.examples.moments
     calibration = Calibration.from_array(release.array(CALIBRATION))
     pairs, queries = data.examples.pairs, data.examples.queries
     wanted = np.flatnonzero(pairs.positive & (pairs.split == TEST))
@@ -115,6 +119,7 @@ def _rankings(cascade: Cascade, data: TrainingSet, pairs: np.ndarray) -> dict[st
         # What a release says of users is of the end of the log, which held-out queries must not know.
         followed=np.full((len(seen), 0), -1),
         tired_sellers=np.full((len(seen), 0), -1),
+        speaks=made["speaks"],
     )
     made |= cascade.run["ranking"](**{s.name: made[s.name] for s in cascade.steps[3].inputs})
     value = cascade.blend(made["probabilities"], made["candidates"], market)
@@ -140,7 +145,8 @@ def _asked(
     made = cascade.run["query"](**{s.name: raw[s.name] for s in cascade.steps[1].inputs})
     queries = data.examples.queries
     market = queries.market[query].astype(np.int64)
-    return made | {"market_index": market}, market, np.maximum(queries.time[query], 0)
+    made |= {"market_index": market, "speaks": data.speaks[queries.user[query]]}
+    return made, market, np.maximum(queries.time[query], 0)
 
 
 def _impression_rows(
@@ -194,7 +200,7 @@ def _impression_scores(
         some = candidates[start : start + size]
         made, market, time = _asked(cascade, data, query[start : start + size])
         history = data.examples.queries.history[query[start : start + size]].astype(np.int64)
-        made |= retrieval.describe(some, market, time, history)
+        made |= retrieval.describe(some, market, time, history, made["speaks"])
         made |= cascade.run["ranking"](**{s.name: made[s.name] for s in cascade.steps[3].inputs})
         cosine = np.einsum("bd,bcd->bc", made["query_vector"], vectors[np.maximum(some, 0)])
         parts.append(np.concatenate([cosine[..., None], made["probabilities"]], axis=-1))

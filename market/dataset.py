@@ -3,6 +3,7 @@
     dataset.json                       name, feedback, split, markets, row counts, columns, format version
     users.parquet, contents.parquet    and sellers.parquet where sellers are known
     impressions/part-00000.parquet …   in the order of time where there is time
+    moments.parquet                    what was true of contents when, where that was logged
 
 A folder appears whole or not at all, and is never changed once it is there.
 """
@@ -10,7 +11,7 @@ A folder appears whole or not at all, and is never changed once it is there.
 import json
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from market.tables import (
     arrow_schema,
     validate_entities,
     validate_impressions,
+    validate_moments,
 )
 
 FORMAT_VERSION = 1
@@ -123,6 +125,10 @@ class Dataset:
         """The sellers, or None for a data set that knows none."""
         return _read(self._files("sellers")) if "sellers" in self.description.rows else None
 
+    def moments(self) -> pd.DataFrame | None:
+        """What was true of contents when, by time; None for a data set that does not know."""
+        return _read(self._files("moments")) if "moments" in self.description.rows else None
+
     def impressions(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """All impressions, or those `columns` of them; ValueError for a column the data set lacks."""
         unknown = [name for name in columns or () if name not in self.impression_columns]
@@ -147,12 +153,14 @@ def write_dataset(
     contents: pd.DataFrame,
     sellers: pd.DataFrame | None = None,
     impressions: Iterable[pd.DataFrame],
+    moments: Callable[[], pd.DataFrame] | None = None,
     overwrite: bool = False,
 ) -> Dataset:
     """Validate the tables and write them as the data set `path`.
 
     `impressions` come in parts, one file each, never all in memory. All parts have the same columns; where
-    they have `time`, a part is sorted by it and starts no earlier than the part before ended. Raises
+    they have `time`, a part is sorted by it and starts no earlier than the part before ended. `moments` is
+    asked for last: a simulation knows them when its log is done. Raises
     `ContractError` for tables that break the contract, FileExistsError where `path` exists and may not be
     replaced; then whatever was at `path` before is still there.
     """
@@ -188,6 +196,12 @@ def write_dataset(
             markets |= set(part["market"].unique())
         if not rows["impressions"]:
             raise ContractError([Problem("impressions", "user_id", 0, None, "there are no impressions.")])
+        if moments is not None:
+            said = validate_moments(moments(), content_ids).sort_values(
+                "time", kind="stable", ignore_index=True
+            )
+            _write(folder / "moments.parquet", "moments", said)
+            rows["moments"], columns["moments"] = len(said), list(said.columns)
         description = Description(name, feedback, split, sorted(markets), rows, columns)
         text = json.dumps(asdict(description), indent=2, ensure_ascii=False)
         (folder / _DESCRIPTION).write_text(text + "\n", encoding="utf-8")

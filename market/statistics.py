@@ -7,9 +7,19 @@ from __future__ import annotations
 
 import numpy as np
 
+from market.moments import MOMENT_FEATURES
+from market.offers import OFFER_FEATURES
+
 DAY_S = 86_400
 #: Names of the columns that `pair_features` returns, in order.
-PAIR_FEATURES = ("popularity_market", "popularity_world", "age", "affinity")
+PAIR_FEATURES = (
+    "popularity_market",
+    "popularity_world",
+    "age",
+    "affinity",
+    *OFFER_FEATURES,
+    *MOMENT_FEATURES,
+)
 
 
 class EventCounts:
@@ -89,6 +99,8 @@ def pair_features(
     created_at: np.ndarray | None,
     time: np.ndarray | None,
     affinity: np.ndarray,
+    offer: np.ndarray,
+    moment: np.ndarray,
 ) -> np.ndarray:
     """Features of a (query, content) pair that neither side has alone, scaled to about [0, 3].
 
@@ -97,9 +109,11 @@ def pair_features(
         created_at: int64[...], seconds since the epoch, 0 where unknown; None where the data set has none.
         time: int64[...], when the query was made; None where the data set has none.
         affinity: float32[...], summed weights of the item graph's edges from the history to the content.
+        offer: float32[..., 3], of `market.offers.Offers`.
+        moment: float32[..., 5], of `market.moments.moment_features`.
 
     Returns:
-        float32[..., 4], columns as in `PAIR_FEATURES`; age is 0 where unknown.
+        float32[..., 12], columns as in `PAIR_FEATURES`; age is 0 where unknown.
     """
     if created_at is None or time is None:
         age = np.zeros(np.shape(in_market), np.float32)
@@ -108,4 +122,5 @@ def pair_features(
     # Small affinities must be told apart as well as large ones.
     related = np.log1p(100 * affinity) / 2
     columns = (np.log1p(in_market) / 3, np.log1p(in_world) / 3, age / 2, related)
-    return np.stack([np.asarray(c, np.float32) for c in columns], axis=-1)
+    own = np.stack([np.asarray(c, np.float32) for c in columns], axis=-1)
+    return np.concatenate([own, offer, moment], axis=-1)

@@ -218,8 +218,16 @@ CONTRACT: dict[str, dict[str, Column]] = {
         "value": Column("float32", _AMOUNT),
         "rating": Column("float32", _FINITE),
     },
+    "moments": {
+        "content_id": _REFERENCE,
+        "time": Column("int64", _TIME, required=True, nullable=False),
+        "viewers": Column("int32", _COUNT),
+        "showing": Column("str", _TEXT),
+        "stock": Column("int32", _COUNT),
+    },
 }
-"""Each table's columns in their order. Users and contents may have more, see `columns_of`."""
+"""Each table's columns in their order. Users and contents may have more, see `columns_of`. A row of `moments`
+says what was true of a content from a second on: people in a room, the product it shows, pieces left."""
 
 
 def columns_of(table: str, frame: pd.DataFrame) -> dict[str, Column]:
@@ -284,6 +292,17 @@ def validate_impressions(
     if problems:
         raise ContractError(problems)
     return part
+
+
+def validate_moments(moments: pd.DataFrame, content_ids: pd.Index) -> pd.DataFrame:
+    """`validate` for what was true of contents when, against the known ids; raises `ContractError`."""
+    problems: list[Problem] = []
+    moments = _check("moments", moments, problems)
+    for column in ("content_id", "showing"):
+        _resolve("moments", moments, column, content_ids, "contents", problems)
+    if problems:
+        raise ContractError(problems)
+    return moments
 
 
 def _entities(

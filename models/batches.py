@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from market.item_graph import ItemGraph
+from market.moments import moment_features
+from market.offers import Offers
 from market.statistics import PAIR_FEATURES, EventCounts, pair_features
-from workflows.examples import TRAIN, Examples
+from workflows.examples import TRAIN, Examples, language_codes, offers
 from workflows.features import Features
 
 from .item_graph import FittedGraph
@@ -73,6 +75,8 @@ class TrainingSet:
         latest: float32[M, N], popularity at the end of the training part, for serving.
         created_at: int64[N], seconds since the epoch, 0 where unknown; None where no content has it.
         graph: the item graph of the training part.
+        offers: prices and languages of the contents.
+        speaks: int64[U], codes of the users' languages, -1 where unknown.
     """
 
     examples: Examples
@@ -81,6 +85,8 @@ class TrainingSet:
     latest: np.ndarray
     created_at: np.ndarray | None
     graph: FittedGraph
+    offers: Offers
+    speaks: np.ndarray
 
     def query_arrays(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return {name: _column(array[rows]) for name, array in self.features.query.arrays.items()}
@@ -97,7 +103,20 @@ class TrainingSet:
         affinity = self.graph.affinity(
             queries.user[query], queries.history[query], content, queries.split[query] == TRAIN
         )
-        columns = pair_features(here, world, created_at, time if self.examples.has_time else None, affinity)
+        offer = self.offers(queries.market[query], content, self.speaks[queries.user[query]])
+        known = time if self.examples.has_time else None
+
+        def shown_affinity(shown: np.ndarray) -> np.ndarray:
+            made, shows = np.zeros(len(shown), np.float32), np.flatnonzero(shown >= 0)
+            asked = query[shows]
+            in_training = queries.split[asked] == TRAIN
+            user, history = queries.user[asked], queries.history[asked]
+            made[shows] = self.graph.affinity(user, history, shown[shows], in_training)
+            return made
+
+        # Without times nothing is known of a moment but what the catalogue says of any.
+        moment = moment_features(self.examples.moments, content, np.maximum(time, 0), shown_affinity)
+        columns = pair_features(here, world, created_at, known, affinity, offer, moment)
         named = {name: columns[:, [place]] for place, name in enumerate(PAIR_FEATURES)}
         for name, history in self.features.query.arrays.items():
             if history.ndim == 2:
@@ -155,7 +174,9 @@ def make_training_set(
         latest = np.stack(
             [events(np.full(n, market), np.arange(n), np.full(n, end + 1))[0] for market in range(markets)]
         )
-    return TrainingSet(examples, features, Popularity(examples.popularity, events), latest, created_at, graph)
+    popularity = Popularity(examples.popularity, events)
+    speaks = language_codes(examples)[2]
+    return TrainingSet(examples, features, popularity, latest, created_at, graph, offers(examples), speaks)
 
 
 class RankingBatches:

@@ -9,7 +9,6 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from market.statistics import PAIR_FEATURES
-from market.watch_time import WatchTime
 from workflows.examples import TRAIN, VALID, Examples
 
 from .batches import LOG_Q, RankingBatches, TrainingSet, match_name
@@ -82,7 +81,7 @@ def task_labels(examples: Examples, min_outcomes: int) -> dict[str, np.ndarray]:
         if np.count_nonzero(values[train_rows]) < min_outcomes:
             continue
         if task == "watch":
-            labels[task] = watch_time(examples).rank(values, durations(examples)[pairs.content])
+            labels[task] = examples.watch_time.rank(values, examples.durations[pairs.content])
         else:
             labels[task] = (values > 0).astype(np.float32)
     if not labels:
@@ -91,20 +90,6 @@ def task_labels(examples: Examples, min_outcomes: int) -> dict[str, np.ndarray]:
             "log or lower ranker.min_outcomes"
         )
     return labels
-
-
-def watch_time(examples: Examples) -> WatchTime:
-    """Watch times of the training part by groups of duration."""
-    rows = examples.pairs.rows(TRAIN)
-    watch_s = np.asarray(examples.pairs.outcomes["watch_s"][rows])
-    return WatchTime.fit(watch_s, durations(examples)[examples.pairs.content[rows]])
-
-
-def durations(examples: Examples) -> np.ndarray:
-    """Durations of the contents (s), float32[N], NaN where unknown."""
-    if "duration_s" not in examples.contents:
-        return np.full(len(examples.contents), np.nan, np.float32)
-    return examples.contents["duration_s"].to_numpy(np.float32)
 
 
 def pair_schema(query: Schema) -> Schema:

@@ -29,6 +29,7 @@ class Eligibility:
     Attributes:
         opens, ends: int64[N], in force.
         viewers: float32[N], people in each room now; NaN where that is not known.
+        stock: int64[N], pieces left now; -1 where that is not known.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Eligibility:
         self.available = available
         self.live = live
         self._opens, self._ends, self._stock = np.array(opens), np.array(ends), np.array(stock)
+        self.stock = self._stock.copy()
         self._seller = np.array(seller, np.int64)
         self.opens = self._opens.copy()
         self.ends = np.where(self._stock == 0, CLOSED, self._ends)
@@ -73,6 +75,7 @@ class Eligibility:
         self.opens[rows] = np.where(started, since, self._opens[rows])
         ends = np.where(started & (ends <= since), FOREVER, ends)
         stock = np.where(live.stock[rows] == UNKNOWN, self._stock[rows], live.stock[rows])
+        self.stock[rows] = stock
         seller = self._seller[rows]
         closed = (live.open[rows] == 0) | (stock == 0) | (live.down[rows] == 1)
         if len(live.suspended):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from market.moments import decayed
 from supply.events import KINDS, Event
 from supply.journal import JOURNAL, Tail
 
@@ -31,6 +32,9 @@ class LiveState:
         open: int8[N], 1 started, 0 ended, -1 unknown.
         since: int64[N], when that was said (s since the epoch).
         viewers: float32[N], people in a room; NaN unknown.
+        usual: float32[N], the decayed mean of that number when it was last said (`market.moments`); NaN
+            unknown. A journal that was compacted has forgotten what it was before.
+        told: int64[N], when the number was last said (s since the epoch).
         showing: int64[N], row of the product that a room shows; -1 unknown.
         stock: int64[N], pieces left; -1 unknown.
         down: int8[N], 1 taken down.
@@ -63,12 +67,13 @@ class LiveState:
         contents, sellers = self._count["content"], self._count["seller"]
         self.open = np.full(contents, UNKNOWN, np.int8)
         self.viewers = np.full(contents, np.nan, np.float32)
+        self.usual = np.full(contents, np.nan, np.float32)
         self.showing = np.full(contents, UNKNOWN, np.int64)
         self.stock = np.full(contents, UNKNOWN, np.int64)
         self.down = np.zeros(contents, np.int8)
         self.suspended = np.zeros(sellers, np.int8)
         self._when = {kind.field: np.full(self._count[kind.subject], -1, np.int64) for kind in KINDS.values()}
-        self.since = self._when["open"]
+        self.since, self.told = self._when["open"], self._when["viewers"]
 
     def refresh(self) -> tuple[np.ndarray, np.ndarray]:
         """Take in what is new.
@@ -106,7 +111,16 @@ class LiveState:
         self.unknown += int((row < 0).sum())
         when = self._when[field]
         holds = (row >= 0) & (time >= when[np.maximum(row, 0)] if len(when) else False)
-        row = row[holds]
-        when[row] = time[holds]
-        getattr(self, field)[row] = value[holds]
+        row, time, value = row[holds], time[holds], value[holds]
+        if field == "viewers":
+            self._follow_viewers(row, time, value)
+        when[row] = time
+        getattr(self, field)[row] = value
         return row
+
+    def _follow_viewers(self, row: np.ndarray, time: np.ndarray, value: np.ndarray) -> None:
+        """Bring the decayed means up to new numbers, in the order of time."""
+        usual, level, told = self.usual, self.viewers.copy(), self.told.copy()
+        for one, at, said in zip(row.tolist(), time.tolist(), value.tolist()):
+            usual[one] = said if np.isnan(level[one]) else decayed(usual[one], level[one], at - told[one])
+            level[one], told[one] = said, at

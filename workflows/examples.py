@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,10 @@ from npy_append_array import NpyAppendArray
 
 from market.calendar import local_context
 from market.dataset import Dataset
+from market.moments import UNKNOWN, LoggedMoments, Timeline
+from market.offers import Offers
 from market.profiles import MARKETS
+from market.watch_time import WatchTime
 
 SPLITS = ("train", "valid", "test")
 TRAIN, VALID, TEST = range(3)
@@ -36,6 +40,9 @@ OUTCOME_NAMES = (*POSITIVE_OUTCOMES, "watch_s", "refund", "negative", "value", "
 
 #: Contract columns of a content that are also followed through a user's history; text attributes are too.
 HISTORY_COLUMNS = ("content_id", "category", "seller_id")
+
+#: Columns of a seller that are features of its contents.
+SIGNS = ("rating", "followers")
 
 NO_TIME = np.iinfo(np.int64).min
 
@@ -170,6 +177,7 @@ class Examples:
         latest_seen: int32[U, S], contents not to be shown to each user again, as of the end of the log.
         end: the first second after the log (s since the epoch); 0 where the data set has no time.
         has_time: whether `Queries.time` means anything.
+        moments: what was true of contents when.
     """
 
     name: str
@@ -186,6 +194,21 @@ class Examples:
     latest_seen: np.ndarray
     end: int
     has_time: bool
+    moments: LoggedMoments
+
+    @property
+    def durations(self) -> np.ndarray:
+        """Durations of the contents (s), float32[N], NaN where unknown."""
+        if "duration_s" not in self.contents:
+            return np.full(len(self.contents), np.nan, np.float32)
+        return self.contents["duration_s"].to_numpy(np.float32)
+
+    @cached_property
+    def watch_time(self) -> WatchTime:
+        """Watch times of the training part by groups of duration."""
+        rows = self.pairs.rows(TRAIN)
+        watch_s = np.asarray(self.pairs.outcomes["watch_s"][rows])
+        return WatchTime.fit(watch_s, self.durations[self.pairs.content[rows]])
 
 
 def _codes(values: pd.Series, index: pd.Index) -> np.ndarray:
@@ -406,7 +429,7 @@ def build_examples(
     """
     log = read_log(dataset, folder / "log", progress)
     split_of, order = assign_splits(log, dataset.split, split or SplitConfig(), seed)
-    users, contents = dataset.users(), dataset.contents()
+    users, contents = dataset.users(), _with_sellers(dataset.contents(), dataset.sellers())
     markets = tuple(dataset.markets)
     positive = log.positive
     user, market, content = np.asarray(log.user), np.asarray(log.market), np.asarray(log.content)
@@ -483,7 +506,44 @@ def build_examples(
         latest_seen=latest(np.flatnonzero(log.finished), seen_length, "seen"),
         end=int(log.time.max()) + 1 if log.time is not None and len(log.time) else 0,
         has_time=log.time is not None,
+        moments=read_moments(contents, dataset.moments()),
     )
+
+
+def read_moments(contents: pd.DataFrame, said: pd.DataFrame | None) -> LoggedMoments:
+    """What was true of contents when, by the catalogue and by statements where there are any."""
+    index = pd.Index(contents["content_id"])
+
+    def seconds(column: str, absent: int) -> np.ndarray:
+        if column not in contents:
+            return np.full(len(contents), absent, np.int64)
+        return contents[column].fillna(absent).to_numpy(np.int64)
+
+    def timeline(column: str) -> Timeline:
+        if said is None or column not in said:
+            return Timeline(*np.zeros((3, 0), np.int64))
+        given = said[said[column].notna()]
+        value = _codes(given[column], index) if column == "showing" else given[column].to_numpy(np.int64)
+        return Timeline(_codes(given["content_id"], index), given["time"].to_numpy(np.int64), value)
+
+    return LoggedMoments(
+        contents["kind"].to_numpy() == "live",
+        seconds("created_at", 0),
+        seconds("stock", UNKNOWN),
+        viewers=timeline("viewers"),
+        showing=timeline("showing"),
+        left=timeline("stock"),
+    )
+
+
+def _with_sellers(contents: pd.DataFrame, sellers: pd.DataFrame | None) -> pd.DataFrame:
+    """The contents with what is known of their sellers, `seller_rating` and `seller_followers`: it tells
+    sellers apart of whom no model has seen anything sold."""
+    if sellers is None or "seller_id" not in contents:
+        return contents
+    known = sellers.set_index("seller_id")
+    made = {f"seller_{name}": contents["seller_id"].map(known[name]) for name in SIGNS if name in known}
+    return contents.assign(**{name: column.astype("float32") for name, column in made.items()})
 
 
 def content_frame(contents: pd.DataFrame) -> pd.DataFrame:
@@ -498,6 +558,9 @@ def content_frame(contents: pd.DataFrame) -> pd.DataFrame:
         frame["duration_s"] = contents["duration_s"].astype("float32")
     if "price" in contents:
         frame["price_usd"] = (contents["price"] * contents["currency"].map(_usd_per_unit())).astype("float32")
+    for name in (f"seller_{sign}" for sign in SIGNS):
+        if name in contents:
+            frame[name] = contents[name]
     for name in _attributes(contents):
         frame[f"content_{name}"] = contents[name]
     return frame
@@ -516,6 +579,36 @@ def context_frame(markets: np.ndarray, times: np.ndarray) -> pd.DataFrame:
     """Raw features of the moment, local to the market: one row a query."""
     context = local_context(markets, times)
     return pd.DataFrame({field.name: getattr(context, field.name) for field in fields(context)})
+
+
+def language_codes(examples: Examples) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The languages of contents and users: BCP 47 codes; their places int64[N] and int64[U], -1 for null."""
+    tables = examples.contents, examples.users
+    said = [table["language"] if "language" in table else pd.Series(None, table.index) for table in tables]
+    known = sorted(pd.concat(said).dropna().unique())
+    content, user = (pd.Index(known, dtype=object).get_indexer(column) for column in said)
+    return known, content.astype(np.int64), user.astype(np.int64)
+
+
+def offers(examples: Examples) -> Offers:
+    """Prices and languages of the catalogue as each market sees them."""
+    contents = content_frame(examples.contents)
+    count = len(contents)
+    category = np.full(count, -1)
+    if "category" in contents:
+        category = pd.factorize(contents["category"], sort=True)[0]
+    price = (
+        contents["price_usd"].to_numpy() if "price_usd" in contents else np.full(count, np.nan, np.float32)
+    )
+    languages, language, _ = language_codes(examples)
+    return Offers.of(
+        examples.markets,
+        examples.available,
+        price_usd=price,
+        category=category.astype(np.int32),
+        language=language,
+        languages=languages,
+    )
 
 
 def followed(contents: pd.DataFrame) -> list[str]:
@@ -561,13 +654,3 @@ def query_tables(examples: Examples, rows: np.ndarray, chunk: int = 100_000) -> 
             lists = pa.ListArray.from_arrays(offsets, values.take(pa.array(history[there])))
             table = table.append_column(f"hist_{name}", lists)
         yield table
-
-
-def describe(examples: Examples) -> str:
-    """One line for people: how much there is of what."""
-    parts = {SPLITS[s]: int((examples.pairs.split == s).sum()) for s in range(3)}
-    return (
-        f"{examples.name}: {len(examples.users):,} users, {len(examples.contents):,} contents, "
-        f"{len(examples.markets)} markets, {len(examples.queries):,} queries, "
-        + ", ".join(f"{n:,} {name}" for name, n in parts.items())
-    )

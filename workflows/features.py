@@ -101,6 +101,8 @@ CONTENT_TAGS: dict[str, list] = {
     "content_language": [Tags.CATEGORICAL, Tags.ITEM],
     "duration_s": [Tags.CONTINUOUS, Tags.ITEM, LOG],
     "price_usd": [Tags.CONTINUOUS, Tags.ITEM, LOG],
+    "seller_rating": [Tags.CONTINUOUS, Tags.ITEM],
+    "seller_followers": [Tags.CONTINUOUS, Tags.ITEM, LOG],
 }
 QUERY_TAGS: dict[str, list] = {
     "user_id": [Tags.CATEGORICAL, Tags.USER, Tags.USER_ID],

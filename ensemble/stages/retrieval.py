@@ -21,9 +21,12 @@ from ensemble.release import Release
 from ensemble.search import read_index
 from ensemble.steering import NOTHING, Steering, eligibility
 from ensemble.steps import StageStep, TensorSpec
-from market.item_graph import ItemGraph
+from market.item_graph import ItemGraph, Reach
+from market.moments import Moments, moment_features
+from market.offers import Offers
 from market.statistics import pair_features
 from supply.eligibility import CLOSED
+from supply.moments import CurrentMoments
 
 CHANNELS: dict[Channel, Source] = {
     Channel.TWO_TOWER: two_tower,
@@ -64,10 +67,19 @@ class Retrieval:
             for m in range(len(self.plan.markets))
         ]
         self._update(np.arange(len(self.created_at)))
+        self.moments: Moments = CurrentMoments(self.eligibility, release.array("text_kind.npy") == "live")
         # A market without a log has its neighbours' popularity, which is no event of its own.
         self.popularity, self.world = popularity, release.array("popularity_world.npy")
         self.preranker = PreRanker.of(release)
         self.graph = ItemGraph(release.array("graph_neighbours.npy"), release.array("graph_weights.npy"))
+        self.offers = Offers(
+            price_usd=release.array("price_usd.npy"),
+            category=release.array("category_code.npy"),
+            language=release.array("language_code.npy"),
+            power=release.array("purchasing_power.npy"),
+            usual=release.array("price_usual.npy"),
+            fit=release.array("language_fit.npy"),
+        )
         self.channels = CHANNELS
         self.content_ids = release.array("content_ids.npy")
         self.content_numbers = release.array("content_numbers.npy")
@@ -86,6 +98,7 @@ class Retrieval:
                 TensorSpec("seen", np.int64, (-1,), pad=NONE),
                 TensorSpec("followed", np.int64, (-1,), pad=NONE),
                 TensorSpec("tired_sellers", np.int64, (-1,), pad=NONE),
+                TensorSpec("speaks", np.int64),
                 TensorSpec("explain", np.bool_),
             ),
             (
@@ -108,6 +121,7 @@ class Retrieval:
         seen: np.ndarray,
         followed: np.ndarray,
         tired_sellers: np.ndarray,
+        speaks: np.ndarray,
         explain: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """The candidates that pre-ranking leaves of those retrieved, best first; see `retrieve`.
@@ -117,7 +131,7 @@ class Retrieval:
             pre-ranker; funnel int64[B, F], see `ensemble.explanation.FUNNEL`, 0 where nobody asks for it.
         """
         began = monotonic_ns()
-        made = self.retrieve(query_vector, market_index, time, recent, seen, followed, tired_sellers)
+        made = self.retrieve(query_vector, market_index, time, recent, seen, followed, tired_sellers, speaks)
         kept = self._pre_rank(query_vector, made)
         kept["content_ids"] = self.ids(kept["candidates"])
         funnel = np.zeros((len(time), len(FUNNEL)), np.int64)
@@ -151,8 +165,14 @@ class Retrieval:
         seen: np.ndarray,
         followed: np.ndarray,
         tired_sellers: np.ndarray,
+        speaks: np.ndarray,
+        explain: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """All that the channels bring, in the order of the merge, with what pre-ranking reads of them.
+
+        Args:
+            speaks: int64[B], codes of the users' languages, -1 where unknown.
+            explain: taken so that the stage's tensors may be passed as they are; nothing here depends on it.
 
         Returns:
             candidates int64[B, R] (rows of the contents table, -1 fills), retrieval_score float32[B, R]
@@ -191,7 +211,7 @@ class Retrieval:
             "candidates": candidates,
             "retrieval_score": score,
             "channel": channel,
-            "content_numbers": self.numbers(candidates, market_index, time, affinity.at(candidates)),
+            "content_numbers": self.numbers(candidates, market_index, time, affinity, speaks),
         }
 
     def _update(self, changed: np.ndarray) -> None:
@@ -202,20 +222,26 @@ class Retrieval:
             shelf.update(changed, now.opens[changed], ends, now.viewers[changed])
 
     def describe(
-        self, candidates: np.ndarray, market_index: np.ndarray, time: np.ndarray, recent: np.ndarray
+        self,
+        candidates: np.ndarray,
+        market_index: np.ndarray,
+        time: np.ndarray,
+        recent: np.ndarray,
+        speaks: np.ndarray,
     ) -> dict[str, np.ndarray]:
         """Encoded features of candidates int64[B, C] as the ranker reads them; places with -1 get id 0.
 
         Args:
             recent: int64[B, L], what the users wanted last, rows of the contents table, -1 fills.
+            speaks: int64[B], codes of the users' languages, -1 where unknown.
 
         Returns:
             content_ids int64[B, C, Fi], content_numbers float32[B, C, Gi] with the pair features last.
         """
-        affinity = self.graph.reach(recent).at(candidates)
+        reach = self.graph.reach(recent)
         return {
             "content_ids": self.ids(candidates),
-            "content_numbers": self.numbers(candidates, market_index, time, affinity),
+            "content_numbers": self.numbers(candidates, market_index, time, reach, speaks),
         }
 
     def ids(self, candidates: np.ndarray) -> np.ndarray:
@@ -223,12 +249,18 @@ class Retrieval:
         return np.where(candidates[..., None] >= 0, self.content_ids[np.maximum(candidates, 0)], 0)
 
     def numbers(
-        self, candidates: np.ndarray, market_index: np.ndarray, time: np.ndarray, affinity: np.ndarray
+        self,
+        candidates: np.ndarray,
+        market_index: np.ndarray,
+        time: np.ndarray,
+        reach: Reach,
+        speaks: np.ndarray,
     ) -> np.ndarray:
         """Numbers of candidates int64[B, C], the pair features last, float32[B, C, Gi].
 
         Args:
-            affinity: float32[B, C], what the item graph says of them.
+            reach: what the item graph says of all contents.
+            speaks: int64[B], codes of the users' languages, -1 where unknown.
         """
         rows = np.maximum(candidates, 0)
         known = self.plan.as_of > 0
@@ -237,7 +269,11 @@ class Retrieval:
             self.world[rows],
             self.created_at[rows] if known else None,
             time[:, None] if known else None,
-            affinity,
+            reach.at(candidates),
+            self.offers(market_index[:, None], rows, speaks[:, None]),
+            moment_features(
+                self.moments, rows, np.broadcast_to(time[:, None] if known else 0, rows.shape), reach.at
+            ),
         )
         return np.concatenate([self.content_numbers[rows], pairs], axis=-1)
 

@@ -57,6 +57,7 @@ class UserState:
         self.history = release.array("user_history.npy")
         self.seen = release.array("user_seen.npy")
         self.sellers = release.array("user_followed.npy")
+        self.language = release.array("user_language.npy")
         self.tired = {
             name: release.array(f"user_tired_{name}.npy")
             for name in ("contents", "contents_until", "sellers", "sellers_until")
@@ -87,6 +88,7 @@ class UserState:
             TensorSpec("followed", np.int64, (-1,), pad=-1),
             TensorSpec("exposed", np.int64, (-1,), pad=-1),
             TensorSpec("tired_sellers", np.int64, (-1,), pad=-1),
+            TensorSpec("speaks", np.int64),
             TensorSpec("clock", np.int64, (2,)),
         )
         inputs = tuple(spec for spec in REQUEST if spec.name not in _FOR_LATER)
@@ -104,7 +106,8 @@ class UserState:
         """Raw query columns by name (`raw_…`), market_index int64[B], and rows of the contents table with -1
         fills: recent int64[B, L], the latest wanted ones, seen int64[B, S], not to be shown again, and
         exposed int64[B, H], shown lately. Codes of sellers: followed int64[B, F], those that the user follows
-        or bought from, and tired_sellers int64[B, T], those that the user has been shown too often.
+        or bought from, and tired_sellers int64[B, T], those that the user has been shown too often. Also
+        speaks int64[B], the code of the user's language, -1 where unknown.
 
         Raises:
             RequestError: an unknown market, or a time outside 1970 to 2100.
@@ -151,6 +154,7 @@ class UserState:
             "followed": _stored(self.sellers, row),
             "exposed": self.contents(shown),
             "tired_sellers": self._tired("sellers", row, time),
+            "speaks": _stored(self.language[:, None], row)[:, 0],
             "clock": np.tile([began, monotonic_ns()], (len(row), 1)),
         }
 

@@ -23,6 +23,10 @@ REFUND = -2.4
 NEGATIVE = -4.6
 TASTE = 5.5
 """Click logit of a perfect match over no match: by far the strongest force in the world."""
+HEAT = 0.9
+"""Click logit of a unit of a room's heat; of buying 0.3 times that."""
+FEW, SCARCITY = 10, 0.5
+"""Cart logit of what has at most so many pieces left: last pieces sell."""
 POSITION_DECAY = 0.2
 """Position p (from 0) is examined with probability (1 + p) ** -POSITION_DECAY."""
 CATEGORY_FATIGUE, SELLER_FATIGUE = 0.06, 0.2
@@ -134,6 +138,7 @@ def respond(
     moment: CalendarContext,
     position: Ints,
     fatigue: Floats,
+    stock: Ints,
 ) -> Response:
     """The law of what users do with contents at a time.
 
@@ -141,8 +146,10 @@ def respond(
         user: [B] indices. content: [B, S] indices, -1 = empty. time: [B] s since epoch.
         moment: the local calendar of each row. position: [S] or [1], from 0 at the top.
         fatigue: [B, S] click logit lost to recent exposures.
+        stock: [N] pieces left.
 
-    A content that is not on (empty, not sold in the user's market, not yet created, ended) is never examined.
+    People take to a room for what it is or for the product that it shows, whichever they like better. A
+    content that is not on (empty, not sold in the user's market, not yet created, ended) is never examined.
     """
     culture, users, sellers, contents = world.culture, world.users, world.sellers, world.contents
     market = users.market[user]
@@ -153,12 +160,20 @@ def respond(
 
     vectors = contents.vector[content]
     match = np.matmul(users.interests[user], vectors.transpose(0, 2, 1)).max(axis=1)
+    heat = np.zeros(content.shape, np.float32)
+    row, column = np.nonzero(on & (kind == LIVE))
+    if len(row):
+        rooms, then = content[row, column], time[row]
+        heat[row, column] = world.rooms.heat(rooms, then)
+        shown = world.rooms.showing(rooms, then)
+        of_shown = np.einsum("kid,kd->ki", users.interests[user[row]], vectors_of(contents.vector, shown))
+        match[row, column] = np.maximum(match[row, column], of_shown.max(axis=1))
     taste = np.square(np.maximum(match, 0))
     foreign = culture.foreign[market[:, None], users.language[user][:, None], contents.language[content]]
     hour = moment.hour.astype(np.float32) - culture.hour_shift[market]
     evening = np.cos(2 * np.pi * (hour - 21) / 24)[:, None]
     mood = 0.25 * np.cos((2 * np.pi / 24) * (hour[:, None] - CATEGORY_PEAK[category]))
-    live = np.where(kind == LIVE, users.live[user][:, None] + 0.3 * evening, np.float32(0))
+    live = np.where(kind == LIVE, users.live[user][:, None] + 0.3 * evening + HEAT * heat, np.float32(0))
     age = np.maximum(now - created, 0).astype(np.float32) / np.float32(DAY)
     appeal = np.where(kind == VIDEO, -0.35 * np.log1p(age / 3), np.float32(0))
     liking = contents.quality[content] + foreign + mood + live + appeal
@@ -171,13 +186,14 @@ def respond(
     )
     buying = buying.astype(np.float32)[:, None]
     trust = sellers.quality[seller]
+    urge = np.where(stock[content] <= FEW, np.float32(SCARCITY), np.float32(0))
 
     usual = np.where(kind == VIDEO, contents.duration[content] * np.float32(WATCH_PART), WATCH_MEDIAN[kind])
     rest = np.where(kind == LIVE, ended - now, CARD_CAP_S).astype(np.float32)
     return Response(
         examined=on * ((1.0 + position) ** -POSITION_DECAY).astype(np.float32),
         click=expit(CLICK[kind] + TASTE * taste + liking + 0.2 * price - fatigue),
-        cart=expit(CART[kind] + 1.2 * taste + price + 0.3 * trust + 0.3 * live + buying),
+        cart=expit(CART[kind] + 1.2 * taste + price + 0.3 * trust + 0.3 * live + buying + urge),
         order=expit(ORDER[kind] + 0.6 * taste + 0.6 * price + 0.3 * trust + 0.5 * buying),
         refund=expit(REFUND - 0.5 * trust - 0.3 * contents.quality[content] + 0.2 * dear),
         negative=expit(NEGATIVE - 1.5 * taste - 0.5 * liking + fatigue),
@@ -186,6 +202,11 @@ def respond(
         watch_cap=np.where(kind == VIDEO, 3 * contents.duration[content], np.maximum(rest, 0)),
         price_usd=contents.price_usd[content],
     )
+
+
+def vectors_of(vectors: Floats, content: Ints) -> Floats:
+    """Vectors [K, D] of contents [K]; zero of -1."""
+    return np.where(content[:, None] >= 0, vectors[content], np.float32(0))
 
 
 class Memory:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from market.profiles import Market, profile
 from market.world.config import DAY, WorldConfig
+from market.world.rooms import Rooms, draw_rooms
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -120,6 +121,7 @@ class Population:
     users: Users
     sellers: Sellers
     contents: Contents
+    rooms: Rooms
 
 
 def _unit(vectors: NDArray[np.floating]) -> Floats:
@@ -150,7 +152,15 @@ def draw_population(config: WorldConfig) -> Population:
     users = _draw_users(rng, config, profiles, culture, topics)
     sellers = _draw_sellers(rng, config, profiles, culture)
     contents = _draw_contents(rng, config, profiles, culture, sellers, topics)
-    return Population(culture, users, sellers, contents)
+    rooms = draw_rooms(
+        np.random.default_rng(np.random.SeedSequence([config.seed, 5])),
+        contents.kind == LIVE,
+        contents.kind == PRODUCT,
+        contents.seller,
+        contents.created_at,
+        contents.ended_at,
+    )
+    return Population(culture, users, sellers, contents, rooms)
 
 
 def _draw_culture(rng: Generator, profiles: list[Market]) -> Culture:

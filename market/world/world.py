@@ -11,7 +11,7 @@ from market.calendar import CalendarContext, local_context
 from market.dataset import Dataset, write_dataset
 from market.profiles import profile
 from market.world.behaviour import Memory, Outcomes, respond
-from market.world.config import WorldConfig
+from market.world.config import DAY, WorldConfig
 from market.world.policy import LoggingPolicy
 from market.world.population import (
     AGE_BANDS,
@@ -19,6 +19,7 @@ from market.world.population import (
     FOREVER,
     GENDERS,
     KINDS,
+    LIVE,
     TOPICS,
     Bools,
     Floats,
@@ -26,6 +27,9 @@ from market.world.population import (
     draw_population,
 )
 from market.world.traffic import Traffic
+
+#: Columns of an order that `World.moments` reads.
+ORDERED = ["content_id", "time"]
 
 
 class World:
@@ -142,7 +146,7 @@ class World:
             self._memory.remember(user[rows], content[rows], when[rows])
         position = np.arange(content.shape[1])
         moment = self._calendar(user, when)
-        response = respond(self._truth, user, content, when, moment, position, fatigue)
+        response = respond(self._truth, user, content, when, moment, position, fatigue, self._stock)
         drawn = response.draw(self._rng, content, self._stock)
         np.subtract.at(self._stock, content[drawn.order == 1], 1)
         as_given = np.argsort(in_time)
@@ -170,7 +174,7 @@ class World:
             fatigue += self._memory.slate_fatigue(user, content)
         position = np.arange(content.shape[1]) if slate else np.zeros(1, np.int64)
         moment = self._calendar(user, when)
-        return respond(self._truth, user, content, when, moment, position, fatigue).expected()
+        return respond(self._truth, user, content, when, moment, position, fatigue, self._stock).expected()
 
     def simulate(self) -> Iterator[pd.DataFrame]:
         """The log of the world's own feed: impressions in order of time, one frame per four hours.
@@ -190,6 +194,32 @@ class World:
             if len(frame):
                 yield frame
 
+    def moments(self, orders: pd.DataFrame) -> pd.DataFrame:
+        """What was true of contents when: people in rooms and products shown, from a day before the log to
+        its end, and pieces left after each of the log's orders (`content_id`, `time`), in order of time."""
+        truth = self._truth
+        near = (truth.contents.ended_at > self.config.begin - DAY) & (
+            truth.contents.created_at < self.config.end
+        )
+        rooms = np.flatnonzero((truth.contents.kind == LIVE) & near)
+        said = truth.rooms.statements(rooms, self._stream(6))
+        content = said["content"].to_numpy(np.int64)
+        product = said["showing"].fillna(-1).to_numpy(np.int64)
+        told = pd.DataFrame(
+            {
+                "content_id": self._content_id[content],
+                "time": said["time"].to_numpy(np.int64),
+                "viewers": said["viewers"],
+                "showing": np.array([*self._content_id, None], dtype=object)[product],
+            }
+        )
+        sold = orders.groupby("content_id").cumcount() + 1
+        before = pd.Series(truth.contents.stock, self._content_id)
+        left = orders.assign(stock=orders["content_id"].map(before) - sold)
+        made = pd.concat([told, left.astype({"time": np.int64})], ignore_index=True)
+        made = made[made["time"] < self.config.end]
+        return made.sort_values("time", kind="stable", ignore_index=True)
+
     def write(
         self, path: Path, progress: Callable[[int], None] | None = None, overwrite: bool = False
     ) -> Dataset:
@@ -199,6 +229,13 @@ class World:
             progress: called after each block with the number of impressions logged so far.
             overwrite: replace a data set that is there.
         """
+        orders: list[pd.DataFrame] = []
+
+        def noted(frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+            for frame in frames:
+                orders.append(frame.loc[frame["order"] == 1, ORDERED])
+                yield frame
+
         return write_dataset(
             path,
             name="world",
@@ -207,7 +244,8 @@ class World:
             users=self.users(),
             contents=self.contents(),
             sellers=self.sellers(),
-            impressions=_counted(self.simulate(), progress),
+            impressions=noted(_counted(self.simulate(), progress)),
+            moments=lambda: self.moments(pd.concat([pd.DataFrame(columns=ORDERED), *orders])),
             overwrite=overwrite,
         )
 

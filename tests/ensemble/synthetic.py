@@ -99,6 +99,11 @@ def release(folder: Path, seed: int) -> Release:
         "price_usd": np.where(others.random(contents) < 0.2, np.nan, others.random(contents) * 40).astype(
             np.float32
         ),
+        "price_usual": others.exponential(20, (len(MARKETS), 5)).astype(np.float32),
+        "purchasing_power": np.array([2, 1, 3], np.float32),
+        "language_code": others.integers(-1, 2, contents).astype(np.int32),
+        "language_fit": others.integers(0, 3, (len(MARKETS), 3, 3)).astype(np.float32) / 2,
+        "user_language": others.integers(-1, 2, users).astype(np.int32),
         "text_content_id": np.array([f"content-{i}" for i in random.permutation(contents)], str),
         "text_kind": np.where(random.random(contents) < 0.4, "live", "video"),
         "text_category": np.full(contents, "toys"),

@@ -75,6 +75,7 @@ def test_the_graphs_say_what_the_ranker_says_from_raw_columns_on(
         data.examples.queries.market[query].astype(np.int64),
         data.examples.queries.time[query],
         data.examples.queries.history[query].astype(np.int64),
+        data.speaks[data.examples.queries.user[query]],
     )
     # What a pair knows of popularity is that of its own moment while training, the latest while serving.
     pairs = data.pair_arrays(query, content, np.zeros(len(rows), bool))
@@ -120,6 +121,7 @@ def test_a_served_user_is_the_user_of_the_examples(small_build, small_release):
     for column in (column for column in plan.columns if column.source == "user"):
         assert column.kind == "string"
         assert made[f"raw_{column.name}"].tolist() == frame[column.name].fillna("").tolist()
+    np.testing.assert_array_equal(made["speaks"], small_build.built.data.speaks[:20])
     contents = small_release.array("text_content_id.npy")
     for row, history in enumerate(examples.latest_history[:20]):
         known = history[history >= 0]
@@ -156,7 +158,7 @@ def test_every_market_is_indexed_with_its_contents_and_tuned_with_queries_logged
     monkeypatch.setattr(
         MarketIndex, "build", lambda vectors, queries, *, k: given.append((vectors, queries, k))
     )
-    search_indexes(models[0], data, vectors, 10)
+    search_indexes(models[0], data, data.examples.available, vectors, 10)
     assert len(given) == len(data.examples.markets)
     for market, (contents, queries, k) in enumerate(given):
         np.testing.assert_array_equal(contents, vectors[data.examples.available[market]])

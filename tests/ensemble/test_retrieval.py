@@ -10,6 +10,7 @@ from ensemble.plan import Plan
 from ensemble.preranking import PreRanker
 from ensemble.stages.retrieval import CHANNELS, Retrieval, merge
 from market.item_graph import ItemGraph
+from market.moments import moment_features
 from market.statistics import pair_features
 from tests.ensemble import synthetic
 
@@ -37,6 +38,7 @@ def ask(release, seed, rows):
             [np.where(random.random(3) < 0.6, random.permutation(6)[:3], -1) for _ in range(rows)]
         ),
         "tired_sellers": random.choice([-1, -1, -1, 0, 1, 2, 3], (rows, 2)),
+        "speaks": random.integers(-1, 2, rows),
     }
 
 
@@ -145,7 +147,20 @@ def test_candidates_carry_their_stored_features_and_the_pairs(worlds):
     here, world = popularity[market, [content]], release.array("popularity_world.npy")[[content]]
     graph = ItemGraph(release.array("graph_neighbours.npy"), release.array("graph_weights.npy"))
     affinity = everywhere(graph, request["recent"])
-    pair = pair_features(here, world, opens[[content]], request["time"][[row]], affinity[row, [content]])[0]
+    pair = pair_features(
+        here,
+        world,
+        opens[[content]],
+        request["time"][[row]],
+        affinity[row, [content]],
+        stage.offers(np.array([market]), np.array([content]), request["speaks"][[row]]),
+        moment_features(
+            stage.moments,
+            np.array([content]),
+            request["time"][[row]],
+            lambda shown: affinity[row, shown],
+        ),
+    )[0]
     expected = [*release.array("content_numbers.npy")[content], *pair]
     np.testing.assert_allclose(made["content_numbers"][row, place], expected, rtol=1e-6)
 

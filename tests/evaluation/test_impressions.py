@@ -55,6 +55,7 @@ def test_popularity_is_that_of_the_training_part_for_each_logged_impression(ever
 
 def test_the_ranker_is_asked_for_each_impression_as_if_alone(every, errors, small_build, small_release):
     data, cascade = small_build.built.data, Cascade(small_build.built.release)
+    cascade.run["retrieval"].moments = data.examples.moments
     pairs, queries = data.examples.pairs, data.examples.queries
     click = cascade.plan.tasks.index("click")
     for market in data.examples.markets:
@@ -68,7 +69,8 @@ def test_the_ranker_is_asked_for_each_impression_as_if_alone(every, errors, smal
             place = queries.market[query].astype(np.int64)
             retrieval = cascade.run["retrieval"]
             history = queries.history[query].astype(np.int64)
-            made |= retrieval.describe(contents, place, queries.time[query], history)
+            speaks = data.speaks[queries.user[query]]
+            made |= retrieval.describe(contents, place, queries.time[query], history, speaks)
             made["market_index"] = place
             made |= cascade.run["ranking"](**{s.name: made[s.name] for s in cascade.steps[3].inputs})
             chance.append(made["probabilities"][:, 0, click])

@@ -88,6 +88,40 @@ def test_a_data_set_without_sellers_has_none(tmp_path):
     assert write(tmp_path / "d", impressions=[part([1])]).sellers() is None
 
 
+def test_moments_are_asked_for_last_and_read_in_the_order_of_time(tmp_path):
+    order = []
+
+    def parts():
+        yield part([1])
+        order.append("impressions")
+
+    def moments():
+        order.append("moments")
+        return pd.DataFrame({"content_id": ["c1", "c0", "c1"], "time": [9, 4, 5], "viewers": [3, None, 7]})
+
+    made = write(tmp_path / "d", impressions=parts(), moments=moments)
+    assert order == ["impressions", "moments"]
+    assert made.moments()["time"].tolist() == [4, 5, 9]
+    assert made.moments()["viewers"].fillna(-1).tolist() == [-1, 7, 3]
+    assert write(tmp_path / "e", impressions=[part([1])]).moments() is None
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "text"),
+    [
+        ("content_id", "c9", "moments.content_id"),
+        ("showing", "c9", "moments.showing"),
+        ("viewers", -1, "moments.viewers"),
+        ("time", None, "moments.time"),
+    ],
+)
+def test_moments_that_break_the_contract_are_refused_by_column(tmp_path, column, value, text):
+    row = {"content_id": "c1", "time": 5, "viewers": 1, "showing": "c0"} | {column: value}
+    with pytest.raises(ContractError, match=text):
+        write(tmp_path / "d", impressions=[part([1])], moments=lambda: pd.DataFrame([row]))
+    assert not (tmp_path / "d").exists()
+
+
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.integers(0, 4_000_000_000), min_size=1, max_size=20), st.integers(1, 5))
 def test_impressions_are_on_disk_in_the_order_of_time(tmp_path_factory, times, size):

@@ -5,6 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from market.moments import MOMENT_FEATURES
+from market.offers import OFFER_FEATURES
 from market.statistics import DAY_S, PAIR_FEATURES, EventCounts, counts, pair_features, trend
 
 MARKETS, CONTENTS = 2, 3
@@ -39,10 +41,12 @@ def test_what_comes_later_changes_no_count(log, now):
 @pytest.mark.parametrize("shape", [(), (4,), (2, 5)])
 def test_pair_features_are_the_last_axis(shape):
     count, time = np.full(shape, 7.0, np.float32), np.full(shape, 1_770_000_000)
-    made = pair_features(count, count + 1, time - 3 * DAY_S, time, count / 100)
+    offer = np.broadcast_to(np.arange(3, dtype=np.float32), (*shape, 3))
+    moment = np.broadcast_to(np.arange(5, dtype=np.float32), (*shape, 5))
+    made = pair_features(count, count + 1, time - 3 * DAY_S, time, count / 100, offer, moment)
     assert made.shape == (*shape, len(PAIR_FEATURES))
     assert made.dtype == np.float32
-    expected = [np.log1p(7) / 3, np.log1p(8) / 3, np.log1p(3) / 2, np.log1p(7) / 2]
+    expected = [np.log1p(7) / 3, np.log1p(8) / 3, np.log1p(3) / 2, np.log1p(7) / 2, *range(3), *range(5)]
     np.testing.assert_allclose(made, np.broadcast_to(expected, made.shape), rtol=1e-6)
 
 
@@ -50,11 +54,14 @@ def test_an_unknown_age_is_zero():
     count, time = np.ones(3, np.float32), np.full(3, 1_770_000_000)
     created_at = np.array([0, 1_770_000_000 - DAY_S, 1_770_000_000 + DAY_S])
     age = PAIR_FEATURES.index("age")
+    others = np.ones((3, len(OFFER_FEATURES)), np.float32), np.ones((3, len(MOMENT_FEATURES)), np.float32)
     np.testing.assert_allclose(
-        pair_features(count, count, created_at, time, count)[:, age], [0, np.log1p(1) / 2, 0], rtol=1e-6
+        pair_features(count, count, created_at, time, count, *others)[:, age],
+        [0, np.log1p(1) / 2, 0],
+        rtol=1e-6,
     )
-    assert not pair_features(count, count, None, time, count)[:, age].any()
-    assert not pair_features(count, count, created_at, None, count)[:, age].any()
+    assert not pair_features(count, count, None, time, count, *others)[:, age].any()
+    assert not pair_features(count, count, created_at, None, count, *others)[:, age].any()
 
 
 WANTED = np.array([[0, 0, 0, 0], [8, 2, 0, 0], [0, 0, 6, 4]])

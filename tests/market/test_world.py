@@ -403,6 +403,89 @@ def test_a_world_is_written_as_a_data_set(tmp_path):
     assert len(seen) == len(dataset.impression_files) == SMALL.days * 6
 
 
+def test_rooms_of_a_data_set_say_who_is_there_what_they_show_and_what_is_left(tmp_path):
+    world = World(SMALL)
+    dataset = world.write(tmp_path / "world")
+    said, contents = dataset.moments(), world.contents().set_index("content_id")
+    assert said["time"].is_monotonic_increasing
+    assert said["time"].max() < SMALL.end
+    told = said[said["viewers"].notna() | said["showing"].notna()]
+    rooms = contents.loc[told["content_id"]]
+    assert set(rooms["kind"]) == {"live"}
+    open_ = (rooms["created_at"].to_numpy() <= told["time"]) & (told["time"] < rooms["ended_at"].to_numpy())
+    assert open_.all()
+    shown = said[said["showing"].notna()]
+    cards = contents.loc[shown["showing"]]
+    assert set(cards["kind"]) == {"product"}
+    assert (cards["seller_id"].to_numpy() == contents.loc[shown["content_id"], "seller_id"].to_numpy()).all()
+    left = said[said["stock"].notna()]
+    orders = dataset.impressions(["content_id", "order"]).groupby("content_id")["order"].sum()
+    assert len(left) == orders.sum() > 20
+    last = left.groupby("content_id")["stock"].last()
+    assert (last == contents.loc[last.index, "stock"] - orders[last.index]).all()
+
+
+def test_a_room_is_liked_better_while_it_is_hot_and_its_people_tell(crowd):
+    truth = draw_population(CROWD)
+    rooms = np.flatnonzero(crowd.contents()["kind"] == "live")
+    opened, ended = truth.contents.created_at[rooms], truth.contents.ended_at[rooms]
+    time = np.random.default_rng(0).integers(opened, ended)
+    heat = truth.rooms.heat(rooms, time)
+    assert abs(heat.mean()) < 0.1
+    home = truth.contents.markets[:, rooms].argmax(axis=0)
+    user = np.array([np.flatnonzero(truth.users.market == market)[0] for market in home])
+    click = crowd.expected_value(user, rooms[:, None], time).click[:, 0]
+    hot = heat > np.median(heat)
+    assert np.log(click[hot]).mean() > np.log(click[~hot]).mean() + 0.5
+    said = truth.rooms.statements(rooms, np.random.default_rng(1))
+    counted = said[said["viewers"].notna()]
+    now = truth.rooms.heat(counted["content"].to_numpy(), counted["time"].to_numpy())
+    usual = counted.groupby("content")["viewers"].transform("mean")
+    assert np.corrcoef(now, np.log1p(counted["viewers"]) - np.log1p(usual))[0, 1] > 0.6
+
+
+def test_people_take_to_a_room_for_the_product_that_it_shows(crowd):
+    truth = draw_population(CROWD)
+    selling = np.flatnonzero((crowd.contents()["kind"] == "live") & (truth.rooms.shown > 1))[0]
+    opened = truth.contents.created_at[selling]
+    first, second = truth.rooms.products[selling, :2]
+    turn = truth.rooms.turn_s[selling]
+    assert truth.rooms.showing(np.full(2, selling), opened + np.array([0, turn])).tolist() == [first, second]
+    home = truth.contents.markets[:, selling].argmax()
+    fans = np.flatnonzero(truth.users.market == home)
+    taste = {
+        c: (truth.users.interests[fans] @ truth.contents.vector[c]).max(axis=1) for c in (selling, first)
+    }
+    likes = taste[first] > np.maximum(taste[selling], 0)
+    assert likes.any()
+    with_it, without = (
+        crowd.expected_value(fans, np.full((len(fans), 1), selling), np.full(len(fans), opened)).click[:, 0]
+        for crowd in (crowd, _silent(crowd, selling))
+    )
+    assert (with_it[likes] > without[likes]).all()
+    np.testing.assert_allclose(with_it[~likes], without[~likes], rtol=1e-5)
+
+
+def _silent(world: World, room: int) -> World:
+    """The same world, but a room shows nothing."""
+    made = World(world.config)
+    made._truth.rooms.products[room] = -1
+    return made
+
+
+def test_last_pieces_sell(crowd):
+    card = np.flatnonzero(crowd.contents()["kind"] == "product")[:1]
+    home = draw_population(CROWD).contents.markets[:, card[0]].argmax()
+    user = np.flatnonzero(crowd.users()["market"] == CROWD.markets[home])[:5]
+    asked = user, np.tile(card, (5, 1)), np.full(5, _noon(CROWD))
+    crowd._stock[card] = 500
+    plenty = crowd.expected_value(*asked)
+    crowd._stock[card] = 2
+    few = crowd.expected_value(*asked)
+    assert (few.cart > plenty.cart).all()
+    np.testing.assert_array_equal(few.click, plenty.click)
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [

@@ -71,7 +71,8 @@ def test_a_world_is_simulated_into_a_data_set_that_stays(pasar, tmp_path):
     assert "300 impressions" in out
     dataset = Dataset.open(tmp_path / "data")
     assert dataset.markets == ["GB", "ID"]
-    assert dataset.description.rows == {"users": 40, "contents": 60, "sellers": 8, "impressions": 300}
+    rows = {"users": 40, "contents": 60, "sellers": 8, "impressions": 300}
+    assert dataset.description.rows == rows | {"moments": len(dataset.moments())}
     code, _, err = pasar(*command)
     assert code == 1
     assert "exists; choose another folder" in one_line(err)

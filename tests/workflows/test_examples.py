@@ -28,7 +28,6 @@ from workflows.examples import (
     build_examples,
     build_history,
     content_frame,
-    describe,
     followed,
     query_tables,
     read_log,
@@ -314,6 +313,27 @@ def test_queries_and_pairs_of_a_part_lie_side_by_side(small_examples):
             assert table.rows(split).stop - table.rows(split).start == (table.split == split).sum()
 
 
+def test_what_was_true_of_contents_is_read_by_row(small_world_dataset, small_examples):
+    said, contents = small_world_dataset.moments(), small_examples.contents
+    index = pd.Index(contents["content_id"])
+    for column in ("viewers", "showing", "stock"):
+        row = said[said[column].notna()].iloc[-1]
+        content, time = index.get_indexer([row["content_id"]]), np.array([row["time"] + 1])
+        if column == "stock":
+            found = small_examples.moments.stock(content, time)[0]
+        else:
+            found = getattr(small_examples.moments(content, time), column)[0]
+        assert found == (index.get_loc(row[column]) if column == "showing" else row[column])
+    assert (small_examples.moments.room == (contents["kind"] == "live")).all()
+
+
+def test_a_content_carries_what_is_known_of_its_seller(small_world_dataset, small_examples):
+    sellers = small_world_dataset.sellers().set_index("seller_id")
+    for name in ("rating", "followers"):
+        expected = sellers.loc[small_examples.contents["seller_id"], name].to_numpy(np.float32)
+        np.testing.assert_array_equal(content_frame(small_examples.contents)[f"seller_{name}"], expected)
+
+
 def test_a_content_is_available_where_its_markets_say(small_examples):
     for place, market in enumerate(small_examples.markets):
         expected = [market in markets for markets in small_examples.contents["markets"]]
@@ -407,7 +427,7 @@ def test_raw_queries_equal_the_tables(small_examples):
 def test_a_history_lists_only_what_is_known_of_its_contents(small_examples):
     contents = small_examples.contents.copy()
     contents.loc[::2, "category"] = None
-    blind = Examples(**(vars(small_examples) | {"contents": contents}))
+    blind = replace(small_examples, contents=contents)
     rows = np.arange(100)
     [table] = query_tables(blind, rows)
     values = contents["category"].to_numpy()
@@ -417,12 +437,6 @@ def test_a_history_lists_only_what_is_known_of_its_contents(small_examples):
     ]
     assert table["hist_category"].to_pylist() == expected
     assert 0 < sum(map(len, expected)) < (small_examples.queries.history[rows] >= 0).sum()
-
-
-def test_a_data_set_describes_itself_in_one_line(small_examples):
-    said = describe(small_examples)
-    assert said.startswith("world: 400 users, 300 contents, 2 markets, 800 queries, ")
-    assert f"{(small_examples.pairs.split == TEST).sum():,} test" in said
 
 
 def test_what_is_only_in_the_cart_may_be_shown_again():
