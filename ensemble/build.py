@@ -60,6 +60,7 @@ def build_release(
     folder: Path,
     config: BuildConfig,
     *,
+    see: Callable[[TrainingSet], TrainingSet] = lambda data: data,
     progress: Progress = quiet,
     step: Callable[[str], None] = lambda name: None,
 ) -> Built:
@@ -70,6 +71,7 @@ def build_release(
     the new one is complete.
 
     Args:
+        see: what models may see of the training set; a comparison hides things from them.
         progress: told of every batch of training.
         step: told the name of each step as it begins.
     """
@@ -95,7 +97,7 @@ def build_release(
     )
     step("item graph")
     graph = fit_item_graph(examples, config.item_graph)
-    data = make_training_set(examples, features, graph, int(config.popularity_window_h * 3600))
+    data = see(make_training_set(examples, features, graph, int(config.popularity_window_h * 3600)))
     step("two-tower")
     two_tower, retrieval = train_two_tower(data, config.two_tower, work / "two_tower", config.seed, progress)
     step("ranker")

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from ensemble.channels import Channel
 from ensemble.release import Release
-from evaluation.closed_loop import Player, Requests, play
+from ensemble.stages.reordering import Reordering
+from evaluation.closed_loop import Player, Policy, Requests, play
 from evaluation.runs import Row
 from market.world import World
 from models.calibration import FILE, Calibration
@@ -63,22 +64,43 @@ def no_diversity(player: Player) -> None:
     player.diversity = 0.0
 
 
+def no_variety(player: Player) -> None:
+    """The slate in the order of value, caps and all."""
+    reordering = player.cascade.run["reordering"]
+    assert isinstance(reordering, Reordering)
+    reordering.gain = reordering.tired = None
+    reordering.groups, reordering.bits = reordering.groups[:0], reordering.bits[:0]
+    reordering.most = reordering.most[:, :0]
+
+
 ABLATIONS: Mapping[str, Callable[[Player], None]] = {
-    "no pre-ranking, 500 ranked": no_preranking,
+    "no pre-ranking, all ranked": no_preranking,
     "two-tower channel alone": only(Channel.TWO_TOWER),
     "item graph channel alone": only(Channel.ITEM_GRAPH),
     "trending channel alone": only(Channel.TRENDING),
     **{f"without {str(c.name).lower().replace('_', ' ')}": without(c) for c in Channel},
     "no calibration": no_calibration,
-    "no diversity": no_diversity,
+    "no diversity by vectors": no_diversity,
+    "no diversity, no caps": no_variety,
 }
 
 
-def ablate(release: Release, examples: Examples, world: World, requests: Requests, *, seed: int) -> list[Row]:
+def ablate(
+    release: Release,
+    examples: Examples,
+    world: World,
+    requests: Requests,
+    *,
+    seed: int,
+    others: Mapping[str, Policy] | None = None,
+) -> list[Row]:
     """Rows of `evaluation.closed_loop.play` for the whole cascade and for every ablation of it.
 
     Of each ablation "expected value (USD) over cascade" is the difference, request by request, with the
     interval that says whether the part matters.
+
+    Args:
+        others: policies beside the ablations, by name, such as those of `evaluation.adaptation`.
     """
 
     def player(change: Callable[[Player], None] | None = None) -> Player:
@@ -89,4 +111,5 @@ def ablate(release: Release, examples: Examples, world: World, requests: Request
 
     policies = {FULL: player().cascade_slate}
     policies |= {name: player(change).cascade_slate for name, change in ABLATIONS.items()}
+    policies |= others or {}
     return play(world, policies, requests, data_set=examples.name, seed=seed)

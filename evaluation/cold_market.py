@@ -8,32 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.build import BuildConfig, build_release
+from evaluation.adaptation import select_markets
 from evaluation.closed_loop import Player, Requests, held_out_requests, play
 from evaluation.runs import Row
-from market.dataset import Dataset, write_dataset
+from market.dataset import Dataset
 from market.world import World, WorldConfig
 from models.training import Progress, quiet
-
-
-def without_market(dataset: Dataset, market: str, path: Path) -> Dataset:
-    """The data set without the impressions of a market; its users and contents stay.
-
-    Raises:
-        ValueError: the data set has no such market.
-    """
-    if market not in dataset.markets:
-        raise ValueError(f"no market {market!r} in {dataset.name}; there are {', '.join(dataset.markets)}")
-    impressions = dataset.impressions()
-    return write_dataset(
-        path,
-        name=dataset.name,
-        feedback=dataset.feedback,
-        split=dataset.split,
-        users=dataset.users(),
-        contents=dataset.contents(),
-        sellers=dataset.sellers(),
-        impressions=[impressions[impressions["market"] != market]],
-    )
 
 
 def cold_market(
@@ -58,13 +38,16 @@ def cold_market(
         requests: at most so many (requests); the market's own on the test days.
         seed: of the choice of requests.
     """
+    if market not in world.markets:
+        raise ValueError(f"no market {market!r} in the world; there are {', '.join(world.markets)}")
     if world.markets == (market,):
         raise ValueError(f"{market} is the only market of the world; there is nobody to learn from")
     played = World(world)
     if not (folder / "data").exists():
         played.write(folder / "data")
     if not (folder / "data-cold").exists():
-        without_market(Dataset.open(folder / "data"), market, folder / "data-cold")
+        others = tuple(code for code in world.markets if code != market)
+        select_markets(Dataset.open(folder / "data"), others, folder / "data-cold")
     full, cold = (
         build_release(Dataset.open(folder / data), folder / build, config, progress=progress, step=step)
         for data, build in (("data", "full"), ("data-cold", "cold"))

@@ -45,11 +45,32 @@ def only_markets(benchmark: Benchmark, markets: Sequence[str]) -> Benchmark:
     return replace(benchmark, exams=tuple(exam for exam in benchmark.exams if exam.market in markets))
 
 
+def alone(tables: Tables, market: str) -> Tables:
+    """What one market's own tables would be: its users, its outcomes, and the contents that it sells.
+
+    Raises:
+        ValueError: a market without users.
+    """
+    users = tables.users[tables.users["market"] == market]
+    if users.empty:
+        known = ", ".join(sorted(tables.users["market"].unique()))
+        raise ValueError(f"no users in market {market!r}; there are {known}")
+    contents = tables.contents[[market in sold for sold in tables.contents["markets"]]]
+    impressions = tables.impressions[tables.impressions["market"] == market]
+    return replace(
+        tables,
+        users=users.reset_index(drop=True),
+        contents=contents.assign(markets=[[market]] * len(contents)).reset_index(drop=True),
+        impressions=impressions.reset_index(drop=True),
+    )
+
+
 def run_protocol(
     protocol: str,
     path: Path,
     *,
     markets: Sequence[str] = (),
+    each_alone: bool = False,
     seeds: Sequence[int] = (0,),
     build: Any | None = None,
     step: Callable[[str], None] = lambda name: None,
@@ -60,11 +81,29 @@ def run_protocol(
     Args:
         protocol: name of a public data set, or "dataset".
         markets: report these alone; all where empty.
+        each_alone: learn each of `markets` from nothing but itself.
         seeds: of models and of sampled negatives.
         build: a `BuildConfig`; None leaves our models out.
     """
     step(f"reading {protocol}")
     tables = load_tables(protocol, path)
+    rows: list[Row] = []
+    if each_alone:
+        for market in markets or sorted(tables.users["market"].unique()):
+            step(f"{market} alone")
+            rows += _run(alone(tables, market), (market,), seeds, build, step, training)
+        return rows
+    return _run(tables, markets, seeds, build, step, training)
+
+
+def _run(
+    tables: Tables,
+    markets: Sequence[str],
+    seeds: Sequence[int],
+    build: Any | None,
+    step: Callable[[str], None],
+    training: Callable[..., None] | None,
+) -> list[Row]:
     rows: list[Row] = []
     for benchmark in benchmarks(tables):
         benchmark = only_markets(benchmark, markets) if markets else benchmark

@@ -426,6 +426,7 @@ def evaluate(
     protocol: Annotated[str, typer.Argument(help="xmarket, taobao, tiktok, kuairand, gowalla, or dataset.")],
     path: Annotated[Path, typer.Option("--path", help="Folder of the public files, or of a data set.")],
     market: Annotated[list[str] | None, typer.Option(help="Only this market; may be given again.")] = None,
+    alone: Annotated[bool, typer.Option("--alone", help="Learn each market from itself alone.")] = False,
     seed: Annotated[list[int] | None, typer.Option(help="May be given again.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
     baselines_only: Annotated[bool, typer.Option(help="Leave our models out.")] = False,
@@ -442,6 +443,7 @@ def evaluate(
             protocol,
             path,
             markets=tuple(market or ()),
+            each_alone=alone,
             seeds=tuple(seed or (0,)),
             build=None if baselines_only else load(config).build,
             step=report.step,
@@ -480,44 +482,103 @@ def bench(
 
 @app.command()
 def ablate(
-    out: Annotated[Path, typer.Option("--out", help="Folder of the log and the release.")] = Path(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the log and the releases.")] = Path(
         "runs/ablation"
     ),
     requests: Annotated[int, typer.Option(help="Held-out requests that are played.", min=1)] = 4000,
+    validation: Annotated[
+        bool, typer.Option("--validation", help="Play the validation days, on which choices are made.")
+    ] = False,
+    markets: Annotated[
+        bool, typer.Option(help="Also build a release that is blind to markets, and one for each market.")
+    ] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
     config: ConfigOption = None,
 ) -> None:
     """What each part of the cascade is worth in the simulated world, with confidence intervals."""
     from evaluation.ablations import FULL, ablate
-    from evaluation.closed_loop import ALL, EXPECTED, held_out_requests
+    from evaluation.adaptation import build_alone, build_blind, each_its_own
+    from evaluation.closed_loop import Player, held_out_requests
     from evaluation.runs import write_rows
     from market.world import World
     from pasar.settings import load
-    from pasar.show import console, rows_table
+    from pasar.show import console, reporter
+    from workflows.examples import TEST, VALID
 
     settings = load(config)
     dataset = _simulate(settings.world, out / "data", overwrite=True)
     built = _build(dataset, out, settings.build)
-    examples, seed = built.data.examples, settings.build.seed
-    asked = held_out_requests(examples, requests, seed=seed)
+    examples, seed, world = built.data.examples, settings.build.seed, World(settings.world)
+    asked = held_out_requests(examples, requests, seed=seed, split=VALID if validation else TEST)
+    others: dict[str, Any] = {}
+    if markets:
+        with reporter() as report:
+            blind = build_blind(
+                dataset, out / "blind", settings.build, progress=report.training, step=report.step
+            )
+            own = build_alone(
+                dataset, out / "alone", settings.build, progress=report.training, step=report.step
+            )
+        player = Player(blind.release, examples, world, asked.begin, seed=seed)
+        others["no market adaptation"] = player.cascade_slate
+        others["one model a market"] = each_its_own(own, examples, world, asked.begin, seed=seed)
     with console.status(f"playing {len(asked):,} requests, once for each ablation"):
-        rows = ablate(built.release, examples, World(settings.world), asked, seed=seed)
+        rows = ablate(built.release, examples, world, asked, seed=seed, others=others)
     if json_file:
         write_rows(json_file, rows)
+    days = "validation" if validation else "test"
+    console.print(_compared(f"{len(asked):,} requests of the {days} days", rows, FULL))
+
+
+def _compared(title: str, rows: list, base: str) -> Any:
+    """A table of what slates are worth, and of the differences from the first policy."""
+    from evaluation.closed_loop import ALL, EXPECTED
+    from pasar.show import rows_table
+
     found = {(row.system, row.metric): row for row in rows if row.market == ALL}
     table = []
     for system in dict.fromkeys(row.system for row in rows):
-        figures = [found[system, EXPECTED], found.get((system, f"{EXPECTED} over {FULL}"))]
+        figures = [found[system, EXPECTED], found.get((system, f"{EXPECTED} over {base}"))]
         table.append(
             [system, *(f"{f.value:+.3f} ({f.low:+.3f} to {f.high:+.3f})" if f else "" for f in figures)]
         )
-    console.print(
-        rows_table(
-            f"{len(asked):,} requests of held-out days, {EXPECTED} of a slate, 95 % intervals",
-            ["cascade", "of its own", "over the whole cascade"],
-            table,
-        )
+    return rows_table(
+        f"{title}, {EXPECTED} of a slate, 95 % intervals", ["policy", "of its own", f"over {base}"], table
     )
+
+
+@app.command("cold-market")
+def cold_market(
+    market: Annotated[str, typer.Argument(help="Code of the market whose log is taken away.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the logs and the releases.")] = Path(
+        "runs/cold-market"
+    ),
+    requests: Annotated[int, typer.Option(help="Held-out requests that are played.", min=1)] = 4000,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """What a market is worth that training never saw, beside itself with its log, in the simulated world."""
+    from evaluation.cold_market import cold_market
+    from evaluation.runs import write_rows
+    from pasar.settings import load
+    from pasar.show import console, reporter
+
+    settings = load(config)
+    with reporter() as report:
+        rows = cold_market(
+            settings.world,
+            market,
+            settings.build,
+            out,
+            requests=requests,
+            seed=settings.build.seed,
+            progress=report.training,
+            step=report.step,
+        )
+    if json_file:
+        write_rows(json_file, rows)
+    played = max(row.users for row in rows)
+    console.print(_compared(f"{market}, {played:,} requests of the test days", rows, rows[0].system))
 
 
 @app.command()

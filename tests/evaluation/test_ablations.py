@@ -32,7 +32,7 @@ def retrieved(player, small_build):
 
 def test_without_pre_ranking_everything_retrieved_is_ranked(player, small_build):
     before = retrieved(player, small_build)["candidates"]
-    ABLATIONS["no pre-ranking, 500 ranked"](player)
+    ABLATIONS["no pre-ranking, all ranked"](player)
     after = retrieved(player, small_build)["candidates"]
     config = small_build.config.cascade
     assert before.shape[1] == config.candidates < after.shape[1] == config.retrieved
@@ -55,6 +55,25 @@ def test_one_channel_alone_brings_what_it_proposes(player, small_build, channel)
 def test_a_channel_left_out_brings_nothing(player, small_build, channel):
     ABLATIONS[f"without {channel.name.lower().replace('_', ' ')}"](player)
     assert not (retrieved(player, small_build)["channel"] & channel).any()
+
+
+def test_without_caps_and_diversity_a_slate_is_the_best_by_value(player, small_build):
+    ABLATIONS["no diversity, no caps"](player)
+    reordering = player.cascade.run["reordering"]
+    made = retrieved(player, small_build)
+    count = len(made["candidates"])
+    random = np.random.default_rng(0)
+    shape = (*made["candidates"].shape, len(player.cascade.plan.tasks))
+    asked = made | {
+        "probabilities": random.random(shape).astype(np.float32),
+        "exposed": np.repeat(made["candidates"][:, :3], 3, axis=1),
+        "diversity": np.full(count, 0.5, np.float32),
+    }
+    names = [spec.name for spec in reordering.step(player.cascade.plan).inputs]
+    value = reordering(**{name: asked[name] for name in names})
+    greedy = value["slate_propensity"] == 1
+    for row in range(count):
+        assert (np.diff(value["slate_value"][row][greedy[row] & (value["content_id"][row] != "")]) <= 0).all()
 
 
 def test_every_ablation_is_played_beside_the_whole_cascade(small_build, small_release, world):

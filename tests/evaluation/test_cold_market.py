@@ -7,8 +7,9 @@ import pytest
 
 from ensemble.cascade import Cascade
 from ensemble.release import Release
+from evaluation.adaptation import select_markets
 from evaluation.closed_loop import ALL, EXPECTED
-from evaluation.cold_market import cold_market, without_market
+from evaluation.cold_market import cold_market
 from market.dataset import Dataset
 from market.world import WorldConfig
 from models.calibration import FILE, Calibration
@@ -19,18 +20,19 @@ WORLD = WorldConfig(
 
 
 def test_the_log_without_a_market_has_all_else(small_world_dataset, tmp_path):
-    made = without_market(small_world_dataset, "GB", tmp_path / "data")
+    made = select_markets(small_world_dataset, ("ID",), tmp_path / "data")
     before, after = small_world_dataset.impressions(), made.impressions()
     assert set(after["market"]) == {"ID"}
     assert len(after) == (before["market"] == "ID").sum()
     assert made.markets == small_world_dataset.markets
     assert made.users().equals(small_world_dataset.users())
     assert made.contents().equals(small_world_dataset.contents())
+    assert made.moments().equals(small_world_dataset.moments())
 
 
-def test_a_market_that_is_not_there_cannot_be_removed(small_world_dataset, tmp_path):
+def test_a_market_that_is_not_there_cannot_be_selected(small_world_dataset, tmp_path):
     with pytest.raises(ValueError, match="'BR'"):
-        without_market(small_world_dataset, "BR", tmp_path / "data")
+        select_markets(small_world_dataset, ("GB", "BR"), tmp_path / "data")
 
 
 def test_an_only_market_has_no_neighbours(small_build, tmp_path):

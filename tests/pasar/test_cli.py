@@ -102,6 +102,12 @@ def test_a_folder_that_is_not_what_a_command_needs_is_named(pasar, tmp_path, com
     assert str(tmp_path) in one_line(err)
 
 
+def test_a_market_that_is_not_in_the_world_cannot_be_taken_away(pasar, tmp_path):
+    code, _, err = pasar("cold-market", "MX", "--out", tmp_path / "cold")
+    assert code == 1
+    assert "no market 'MX' in the world; there are ID, VN, GB, DE, BR" in one_line(err)
+
+
 def test_a_folder_that_cannot_be_written_is_said_in_one_line(pasar, tmp_path):
     (tmp_path / "file").write_text("")
     code, _, err = pasar("data", "simulate", "--out", tmp_path / "file" / "data", "--impressions", "100")

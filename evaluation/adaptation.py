@@ -1,0 +1,141 @@
+"""What adaptation to markets is worth: beside the release, one that is blind to them and one for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ensemble.build import BuildConfig, Built, build_release
+from evaluation.closed_loop import Asked, Player, Policy
+from market.dataset import Dataset, write_dataset
+from market.world import World
+from models.batches import Popularity, TrainingSet
+from models.training import Progress, quiet
+from workflows.examples import Examples
+
+MUCH = 1e9
+"""Outcomes of a prior that leaves nothing of a market's own."""
+
+
+def select_markets(dataset: Dataset, markets: tuple[str, ...], path: Path) -> Dataset:
+    """The data set with the impressions of some markets alone; its users and contents stay.
+
+    Raises:
+        ValueError: the data set lacks one of them.
+    """
+    for market in markets:
+        if market not in dataset.markets:
+            raise ValueError(
+                f"no market {market!r} in {dataset.name}; there are {', '.join(dataset.markets)}"
+            )
+    impressions, moments = dataset.impressions(), dataset.moments()
+    return write_dataset(
+        path,
+        name=dataset.name,
+        feedback=dataset.feedback,
+        split=dataset.split,
+        users=dataset.users(),
+        contents=dataset.contents(),
+        sellers=dataset.sellers(),
+        impressions=[impressions[impressions["market"].isin(markets)]],
+        moments=None if moments is None else lambda: moments,
+    )
+
+
+@dataclass(frozen=True)
+class BlindPopularity(Popularity):
+    """Popularity in the world, an equal part of it for each market."""
+
+    def __call__(
+        self, market: np.ndarray, content: np.ndarray, time: np.ndarray, own: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        world = super().__call__(market, content, time, own)[1]
+        return world / len(self.totals), world
+
+
+def blind(data: TrainingSet) -> TrainingSet:
+    """What a model sees that is not told the market: no such column, the world's popularity and prices.
+
+    The moment stays local, and people keep their languages: both are known without a market.
+    """
+    query = data.features.query
+    seen = replace(
+        query,
+        schema=query.schema.excluding_by_name(["market"]),
+        arrays={name: array for name, array in query.arrays.items() if name != "market"},
+    )
+    offers = data.offers
+    # What is usual nowhere stays unknown.
+    known = ~np.isnan(offers.usual)
+    usual = np.nansum(offers.usual, axis=0) / np.where(known.any(axis=0), known.sum(axis=0), np.nan)
+    return replace(
+        data,
+        features=replace(data.features, query=seen),
+        popularity=BlindPopularity(data.popularity.totals, data.popularity.events),
+        latest=np.broadcast_to(data.latest.mean(axis=0), data.latest.shape).copy(),
+        offers=replace(
+            offers,
+            power=np.full_like(offers.power, offers.power.mean()),
+            usual=np.tile(usual.astype(np.float32), (len(offers.power), 1)),
+        ),
+    )
+
+
+def build_blind(
+    dataset: Dataset,
+    folder: Path,
+    config: BuildConfig,
+    *,
+    progress: Progress = quiet,
+    step: Callable[[str], None] = lambda name: None,
+) -> Built:
+    """One release for all markets that does not tell them apart; what each sells it still knows."""
+    flat = replace(
+        config,
+        calibration=replace(config.calibration, shrinkage=MUCH),
+        cascade=replace(config.cascade, trending_prior=MUCH),
+    )
+    return build_release(dataset, folder, flat, see=blind, progress=progress, step=step)
+
+
+def build_alone(
+    dataset: Dataset,
+    folder: Path,
+    config: BuildConfig,
+    *,
+    progress: Progress = quiet,
+    step: Callable[[str], None] = lambda name: None,
+) -> dict[str, Built]:
+    """A release for each market, from its own log alone, by market."""
+    made = {}
+    for market in dataset.markets:
+        data = folder / f"data-{market}"
+        if not data.exists():
+            select_markets(dataset, (market,), data)
+        step(f"{market} alone")
+        made[market] = build_release(Dataset.open(data), folder / market, config, progress=progress)
+    return made
+
+
+def each_its_own(
+    releases: Mapping[str, Built], examples: Examples, world: World, begin: int, *, seed: int
+) -> Policy:
+    """The slates of whichever release is a request's market's, as a policy of `evaluation.closed_loop`."""
+    players = {
+        market: Player(built.release, examples, world, begin, seed=seed) for market, built in releases.items()
+    }
+
+    def slates(asked: Asked) -> np.ndarray:
+        made = np.full((len(asked.user), next(iter(players.values())).slate), -1)
+        for market in np.unique(asked.market):
+            rows = np.flatnonzero(asked.market == market)
+            part = Asked(
+                asked.user[rows], asked.market[rows], asked.time[rows], asked.clicked[rows], asked.shown[rows]
+            )
+            made[rows] = players[market].cascade_slate(part)
+        return made
+
+    return slates
