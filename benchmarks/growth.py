@@ -217,12 +217,16 @@ def plot(results: list[Grown], file: Path) -> None:
             lambda r: r.cpu * 1e3,
             f"{users} user{'s' * (users > 1)}",
         )
+    for axes in (times, requests):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+    memories.set_ylim(0)
     for axes, title, x, y in (
         (times, "Simulating and building", "impressions", "CPU minutes"),
         (memories, "Memory of a build", "impressions", "GiB"),
         (requests, "A request in process", "contents", "CPU ms"),
     ):
-        axes.set(title=title, xlabel=x, ylabel=y, xscale="log", yscale="log")
+        axes.set(title=title, xlabel=x, ylabel=y, xscale="log")
         axes.legend(frameon=False)
         axes.grid(alpha=0.3)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ import numpy as np
 
 from .batches import LOG_Q, RetrievalBatches, TrainingSet
 from .blocks import EmbeddingTable, InputVector
+from .row_adam import RowAdam
 from .training import Progress, TrainingState, quiet, set_seed, train
 from .unseen import fill_unseen
 
@@ -45,7 +46,7 @@ class TwoTowerConfig:
     temperature: float = 0.12
     user_dropout: float = 0.5
     batch_size: int = 1024
-    learning_rate: float = 2e-3
+    learning_rate: float = 1.4e-3
     epochs: int = 8
     patience: int = 2
     logq: float = 1.0
@@ -136,7 +137,7 @@ def build_two_tower(query: Schema, content: Schema, config: TwoTowerConfig, seed
     model = mm.TwoTowerModelV2(
         tower(query), tower(content), outputs=output, schema=query + content + Schema([log_q])
     )
-    model.compile(optimizer=mm.LazyAdam(config.learning_rate), metrics=[])
+    model.compile(optimizer=RowAdam(config.learning_rate), metrics=[])
     return model
 
 
