@@ -21,6 +21,7 @@ class WorldConfig:
         slate: contents shown per request.
         start: first day of the log, a UTC date (YYYY-MM-DD).
         taste_dim: dimensions of the latent taste space.
+        images: whether contents have `v_image`, what an image encoder would say of them; the log is the same.
         seed: of everything drawn.
 
     Raises:
@@ -36,6 +37,7 @@ class WorldConfig:
     slate: int = 10
     start: str = "2026-03-02"
     taste_dim: int = 16
+    images: bool = False
     seed: int = 7
 
     def __post_init__(self) -> None:

@@ -33,6 +33,7 @@ AGE_BANDS = ("18-24", "25-34", "35-44", "45-54", "55+")
 GENDERS = ("female", "male", "undisclosed")
 KINDS = ("video", "live", "product")
 VIDEO, LIVE, PRODUCT = range(3)
+IMAGE_DIM = 32
 INTEREST_WEIGHTS = np.array([1.0, 0.9, 0.8], np.float32)
 CHRONOTYPE_SHIFT = np.array([-2.5, 0.0, 2.5])
 """Hours by which the day of early, usual and late people is moved."""
@@ -110,6 +111,7 @@ class Contents:
     ended_at: Ints  # FOREVER where there is no end
     stock: Ints
     vector: Floats  # [N, D] unit vectors
+    image: Floats  # [N, V] unit vectors, what can be seen of `vector`
     quality: Floats
 
 
@@ -305,6 +307,8 @@ def _draw_contents(
 
     created, ended = _draw_life(rng, config, profiles, culture, home, kind)
     duration = np.clip(np.exp(rng.normal(np.log(28), 0.7, count)), 5, 240)
+    stock = 1 + np.exp(rng.normal(4, 1.2, count)).astype(np.int64)
+    vector = _unit(topics[topic] + 0.35 * _unit(rng.normal(size=(count, config.taste_dim))))
     return Contents(
         kind=kind,
         seller=seller,
@@ -318,10 +322,19 @@ def _draw_contents(
         duration=np.where(kind == VIDEO, duration, np.nan).astype(np.float32).round(1),
         created_at=created,
         ended_at=ended,
-        stock=1 + np.exp(rng.normal(4, 1.2, count)).astype(np.int64),
-        vector=_unit(topics[topic] + 0.35 * _unit(rng.normal(size=(count, config.taste_dim)))),
+        stock=stock,
+        vector=vector,
+        image=_see(config, vector),
         quality=rng.normal(0, 0.45, count).astype(np.float32),
     )
+
+
+def _see(config: WorldConfig, vector: Floats) -> Floats:
+    """What an encoder of pictures says of contents: their vectors from its own angle, under noise about as
+    large as what sets contents of one topic apart."""
+    rng = np.random.default_rng(np.random.SeedSequence([config.seed, 4]))
+    angle = rng.normal(size=(config.taste_dim, IMAGE_DIM)) / np.sqrt(IMAGE_DIM)
+    return _unit(vector @ angle + 0.5 * _unit(rng.normal(size=(len(vector), IMAGE_DIM))))
 
 
 def _round_price(price: NDArray[np.floating]) -> NDArray[np.floating]:

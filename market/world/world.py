@@ -76,6 +76,7 @@ class World:
         """The contents' visible attributes, in order of index; `stock` is that before the log."""
         contents = self._truth.contents
         currencies = [profile(code).currency for code in self.config.markets]
+        images = {"v_image": list(contents.image)} if self.config.images else {}
         return pd.DataFrame(
             {
                 "content_id": self._content_id,
@@ -91,6 +92,7 @@ class World:
                 "created_at": contents.created_at,
                 "ended_at": np.where(contents.ended_at == FOREVER, np.nan, contents.ended_at),
                 "stock": contents.stock.astype(np.int32),
+                **images,
             }
         )
 

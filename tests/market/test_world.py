@@ -59,6 +59,21 @@ def test_equal_configurations_give_equal_worlds_and_logs(logged):
     pd.testing.assert_frame_equal(log, pd.concat(again.simulate(), ignore_index=True))
 
 
+def test_images_show_what_contents_are_about_and_change_nothing_else(logged):
+    world, log = logged
+    seen = World(replace(SMALL, images=True))
+    contents = seen.contents()
+    pd.testing.assert_frame_equal(contents.drop(columns="v_image"), world.contents())
+    pd.testing.assert_frame_equal(pd.concat(seen.simulate(), ignore_index=True), log)
+    images, taste = np.stack(contents["v_image"]), draw_population(SMALL).contents.vector
+    np.testing.assert_allclose(np.linalg.norm(images, axis=1), 1, atol=1e-5)
+    # Of contents of one topic, too, an image tells which are alike; but it is no copy of the truth.
+    topic = contents["x_topic"].to_numpy()
+    alike = (topic[:, None] == topic) & ~np.eye(len(topic), dtype=bool)
+    assert (images @ images.T)[alike].mean() > (images @ images.T).mean() + 0.3
+    assert 0.1 < np.corrcoef((images @ images.T)[alike], (taste @ taste.T)[alike])[0, 1] < 0.9
+
+
 def test_simulating_twice_gives_the_same_log(logged):
     world, log = logged
     pd.testing.assert_frame_equal(log, pd.concat(world.simulate(), ignore_index=True))
