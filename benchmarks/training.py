@@ -128,7 +128,7 @@ def ranker(data: TrainingSet, seed: int, folder: Path) -> Case:
         }
 
     set_seed(seed)
-    model = build_ranker(data.features.query.schema, data.features.content.schema, tasks, config, seed)
+    model = build_ranker(data.features, tasks, config, seed)
     passes = iter(range(10**6))
 
     def batches(split: int, **options: Any) -> RankingBatches:

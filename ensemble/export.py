@@ -30,7 +30,12 @@ from workflows.compile import feature_name, join
 from workflows.examples import TRAIN, Examples, content_frame, language_codes, user_frame
 from workflows.features import Encoded
 from workflows.habits import followed_sellers, shown
+from workflows.vectors import raw_vectors, vector_columns
 
+from merlin.schema import Tags  # isort: skip
+
+ROWS = ("candidates", "recent")
+"""Tensors of the cascade that hold rows of the contents table, of which a ranker may read some."""
 TIRED = 32
 """Contents and sellers kept for each user that are not shown for a while."""
 NEVER_ENDS = np.iinfo(np.int64).max
@@ -61,9 +66,9 @@ def write_release(
     layout = Layout.of(features.query.schema, features.content.schema)
     query_tower = query_tower_to_onnx(two_tower, features.query.schema, layout)
     query = _with_workflow(features.query, query_tower, "query")
-    content = _with_workflow(
-        features.content, content_tower_to_onnx(two_tower, features.content.schema, layout), "content"
-    )
+    content_tower = content_tower_to_onnx(two_tower, features.content.schema, layout, features.spaces)
+    content = _with_workflow(features.content, content_tower, "content")
+    ranking = ranker_to_onnx(ranker, layout, tasks)
     raw_names = {value.name: f"raw_{value.name}" for value in query.graph.input}
     ids, numbers = layout.pack_contents(features.content.arrays)
     plan = Plan(
@@ -79,6 +84,7 @@ def write_release(
         content_numbers=len(layout.content_numbers) + len(PAIR_FEATURES),
         as_of=examples.end,
         config=config,
+        ranking_rows=tuple(value.name for value in ranking.graph.input if value.name in ROWS),
     )
     contents = content_frame(examples.contents)
     known = known_markets(examples)
@@ -88,12 +94,10 @@ def write_release(
     with ReleaseWriter(path, name=name, info=said) as release:
         onnx.save(rename(query, raw_names), str(release.path("query.onnx")))
         onnx.save(content, str(release.path("content.onnx")))
-        onnx.save(
-            _calibrated(ranker_to_onnx(ranker, layout, tasks), calibration), str(release.path("ranking.onnx"))
-        )
+        onnx.save(_calibrated(ranking, calibration), str(release.path("ranking.onnx")))
         release.array(CALIBRATION, calibration.to_array())
         release.json(FILE, plan.to_json())
-        vectors = content_vectors(content, contents)
+        vectors = content_vectors(content, raw_contents(examples))
         release.array("content_vectors.npy", vectors)
         most = round(SEARCHED * config.retrieved)
         available = shown_where(examples, known)
@@ -221,8 +225,10 @@ def tired(
 
 
 def _with_workflow(encoded: Encoded, tower: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """The compiled workflow with a tower behind it: raw columns in, the tower's tensors out."""
-    connect = {feature_name(value.name): value.name for value in tower.graph.input}
+    """The compiled workflow with a tower behind it: raw columns and vectors in, the tower's tensors out."""
+    vectors = encoded.schema.select_by_tag(Tags.EMBEDDING).column_names
+    names = (value.name for value in tower.graph.input)
+    connect = {feature_name(name): name for name in names if name not in vectors}
     return join(encoded.graph, tower, connect=connect, name=name)
 
 
@@ -232,19 +238,28 @@ def _calibrated(ranker: onnx.ModelProto, calibration: Calibration) -> onnx.Model
     return join(ranker, calibration.to_onnx(), connect={"uncalibrated": "uncalibrated"}, name="ranking")
 
 
-def content_vectors(graph: onnx.ModelProto, contents: pd.DataFrame, batch: int = 8192) -> np.ndarray:
-    """Vectors of contents from their raw columns through the served graph, float32[N, D]."""
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    names = [tensor.name for tensor in session.get_inputs()]
-    arrays = {
-        name: contents[name].fillna("").to_numpy(object)
-        if contents[name].dtype == object
-        else contents[name].to_numpy()
-        for name in names
+def raw_contents(examples: Examples) -> dict[str, np.ndarray]:
+    """Raw columns of contents as the content graph reads them, [N] each and vectors [N, V]."""
+    frame = content_frame(examples.contents)
+    columns = {
+        str(name): column.fillna("").to_numpy(object) if column.dtype == object else column.to_numpy()
+        for name, column in frame.items()
     }
+    return columns | {
+        name: raw_vectors(examples.contents, name) for name in vector_columns(examples.contents)
+    }
+
+
+def content_vectors(
+    graph: onnx.ModelProto, columns: Mapping[str, np.ndarray], batch: int = 8192
+) -> np.ndarray:
+    """Vectors of contents from their raw columns, `raw_contents`, through the served graph, float32[N, D]."""
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    arrays = {tensor.name: columns[tensor.name] for tensor in session.get_inputs()}
+    rows = len(next(iter(arrays.values())))
     parts = [
         session.run(["content_vector"], {name: a[start : start + batch] for name, a in arrays.items()})[0]
-        for start in range(0, len(contents), batch)
+        for start in range(0, rows, batch)
     ]
     return np.concatenate(parts)
 

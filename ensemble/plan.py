@@ -223,6 +223,8 @@ class Plan:
         query_ids, query_lists, query_numbers, content_ids, content_numbers: widths of the packed tensors;
             `content_numbers` counts the pair features too.
         as_of: end of the log that the release was built from (s since the epoch); 0 where it had no time.
+        ranking_rows: tensors of rows of the contents table that the ranker reads beside encoded features: of
+            `candidates`, whose vectors are in its graph, and of `recent`, the history that they attend to.
     """
 
     markets: tuple[str, ...]
@@ -237,6 +239,7 @@ class Plan:
     content_numbers: int
     as_of: int
     config: CascadeConfig
+    ranking_rows: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -250,6 +253,7 @@ class Plan:
                 **body,
                 "markets": tuple(body["markets"]),
                 "tasks": tuple(body["tasks"]),
+                "ranking_rows": tuple(body["ranking_rows"]),
                 "columns": tuple(Column(**column) for column in body["columns"]),
                 "config": CascadeConfig(
                     **body["config"] | {"fatigue": FatigueConfig(**body["config"]["fatigue"])}

@@ -110,12 +110,13 @@ class Released:
     def rank(self, made: dict[str, np.ndarray], candidates: np.ndarray) -> np.ndarray:
         """The ranker's blended value of candidates int64[B, C], float32[B, C]; where the task asks for watch
         time, the seconds it expects."""
-        names = ("query_ids", "query_lists", "query_numbers", "market_index")
-        packed = {name: made[name] for name in names}
         contents = self.retrieval.describe(
             candidates, made["market_index"], made["time"], made["recent"], made["speaks"]
         )
-        probabilities = self.cascade.run["ranking"](**packed, **contents)["probabilities"]
+        asked = made | contents | {"candidates": candidates}
+        ranking = self.cascade.steps[3]
+        inputs = {spec.name: asked[spec.name] for spec in ranking.inputs}
+        probabilities = self.cascade.run[ranking.name](**inputs)["probabilities"]
         if not self.amount:
             return self.cascade.blend(probabilities, candidates, made["market_index"])
         rank = probabilities[..., self.cascade.plan.tasks.index("watch")]

@@ -18,6 +18,8 @@ from workflows.features import Features
 from .item_graph import FittedGraph
 
 LOG_Q = "log_q"
+HISTORY = "history_rows"
+"""Column of a batch: a query's history as rows of the contents table, counted from 1, 0 pads."""
 UNSEEN = 2
 """Encoded id of what training did not know; below it are padding and null."""
 
@@ -90,6 +92,10 @@ class TrainingSet:
 
     def query_arrays(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return {name: _column(array[rows]) for name, array in self.features.query.arrays.items()}
+
+    def history_rows(self, query: np.ndarray) -> dict[str, np.ndarray]:
+        """Histories of queries as `HISTORY`, int32[P, L]."""
+        return {HISTORY: self.examples.queries.history[query] + 1}
 
     def content_arrays(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return {name: _column(array[rows]) for name, array in self.features.content.arrays.items()}
@@ -243,7 +249,7 @@ class RankingBatches:
     def __getitem__(self, place: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
         part = slice(place * self.batch_size, (place + 1) * self.batch_size)
         query, content = self.query[part], self.content[part]
-        x = self.data.query_arrays(query) | self.data.content_arrays(content)
+        x = self.data.query_arrays(query) | self.data.content_arrays(content) | self.data.history_rows(query)
         x |= self._pair_arrays(part)
         x |= forget_ids(x, self.id_dropout, np.random.default_rng([self.seed, place]))
         if self.log_q is not None:

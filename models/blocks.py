@@ -118,22 +118,26 @@ class Lookup(mm.Block):
 
 
 class InputVector(mm.Block):
-    """Embeddings and continuous columns of a schema side by side: float32[B, F * D + numbers]."""
+    """Embeddings, continuous columns and vectors of a schema side by side: float32[B, F * D + numbers]."""
 
     def __init__(self, schema: Schema, table: EmbeddingTable, **kwargs) -> None:
         super().__init__(**kwargs)
         self.set_schema(schema)
         self.lookup = Lookup(schema, table)
-        self.numbers = tuple(schema.select_by_tag(Tags.CONTINUOUS).column_names)
+        self.widths = {name: 1 for name in schema.select_by_tag(Tags.CONTINUOUS).column_names}
+        for column in schema.select_by_tag(Tags.EMBEDDING):
+            self.widths[column.name] = int(column.shape.dims[1].max)
 
     def call(self, inputs: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         vectors = self.lookup(inputs, training=training)
         flat = tf.reshape(vectors, [-1, vectors.shape[1] * vectors.shape[2]])
-        return tf.concat([flat, *(inputs[name] for name in self.numbers)], axis=1)
+        # Merlin hands a vector over as [B, V, 1].
+        numbers = (tf.reshape(inputs[name], [-1, width]) for name, width in self.widths.items())
+        return tf.concat([flat, *numbers], axis=1)
 
     def compute_output_shape(self, input_shapes) -> tf.TensorShape:
         batch, fields, dim = self.lookup.compute_output_shape(input_shapes)
-        return tf.TensorShape([batch, fields * dim + len(self.numbers)])
+        return tf.TensorShape([batch, fields * dim + sum(self.widths.values())])
 
 
 class InteractionDense(tf.keras.layers.Layer):

@@ -7,11 +7,13 @@ Encoded features travel packed, a few tensors instead of a few dozen: `query_ids
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
+
+from workflows.vectors import VectorSpace
 
 from .batches import PAIR_FEATURES, UNSEEN, followed_column, match_name
 
@@ -139,20 +141,35 @@ def query_tower_to_onnx(model: mm.RetrievalModelV2, schema: Schema, layout: Layo
     return _convert(call, _specs(schema, layout), outputs)
 
 
-def content_tower_to_onnx(model: mm.RetrievalModelV2, schema: Schema, layout: Layout) -> onnx.ModelProto:
-    """Encoded content columns → content_vector float32[N, D]."""
+def content_tower_to_onnx(
+    model: mm.RetrievalModelV2, schema: Schema, layout: Layout, spaces: Sequence[VectorSpace] = ()
+) -> onnx.ModelProto:
+    """Encoded content columns, and raw content vectors, NaN where unknown → content_vector float32[N, D]."""
+    columns = schema.excluding_by_tag(Tags.EMBEDDING)
+    specs = _specs(columns, layout)
+    specs += [tf.TensorSpec([None, len(space.mean)], tf.float32, name=space.name) for space in spaces]
 
     def call(*arrays: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"content_vector": model.candidate_encoder(_columns(schema, arrays), training=False)}
+        inputs = _columns(columns, arrays[: len(columns)])
+        inputs |= {s.name: _turned(s, x) for s, x in zip(spaces, arrays[len(columns) :])}
+        return {"content_vector": model.candidate_encoder(inputs, training=False)}
 
-    return _convert(call, _specs(schema, layout), ("content_vector",))
+    return _convert(call, specs, ("content_vector",))
+
+
+def _turned(space: VectorSpace, vectors: tf.Tensor) -> tf.Tensor:
+    """A `VectorSpace` as a graph."""
+    centred = tf.where(tf.math.is_nan(vectors), tf.zeros_like(vectors), vectors - space.mean)
+    length = tf.sqrt(tf.reduce_sum(centred * centred, axis=1, keepdims=True))
+    return tf.matmul(centred / tf.maximum(length, 1e-9), space.directions)
 
 
 def ranker_to_onnx(model: mm.Model, layout: Layout, tasks: tuple[str, ...]) -> onnx.ModelProto:
     """Packed queries [B, ..] and candidates [B, C, ..] → probabilities float32[B, C, T].
 
     `content_numbers` holds the content's numbers and, after them, `PAIR_FEATURES`; the matches of contents
-    with the history are counted here.
+    with the history are counted here. A ranker that has `items` also reads rows of the contents table, -1
+    where there is none: `candidates` int64[B, C] and, where it attends to them, `recent` int64[B, L].
     """
     body, heads = model.blocks
     lookup = body.lookup
@@ -161,8 +178,9 @@ def ranker_to_onnx(model: mm.Model, layout: Layout, tasks: tuple[str, ...]) -> o
         raise ValueError("the ranker was built on other columns than the layout's")
     of_content_ids = range(len(layout.query_ids), len(layout.query_ids) + len(layout.content_ids))
     query_fields = [place for place in range(len(lookup.fields)) if place not in of_content_ids]
+    items = None if body.items is None else body.items.table()
 
-    def call(query_ids, query_lists, query_numbers, content_ids, content_numbers_) -> dict[str, tf.Tensor]:
+    def call(query_ids, query_lists, query_numbers, content_ids, content_numbers_, *rows):
         shape = tf.shape(content_ids)
         batch, candidates = shape[0], shape[1]
 
@@ -177,7 +195,15 @@ def ranker_to_onnx(model: mm.Model, layout: Layout, tasks: tuple[str, ...]) -> o
         ]
         of_query = tf.concat([lookup.scalar_vectors(query_ids, layout.query_ids), *lists], axis=1)
         flat_ids = tf.reshape(content_ids, [-1, len(layout.content_ids)])
-        of_content = lookup.scalar_vectors(flat_ids, layout.content_ids)
+        fields = [lookup.scalar_vectors(flat_ids, layout.content_ids)]
+        if items is not None:
+            table = tf.constant(items)
+            item = tf.gather(table, rows[0] + 1)
+            fields.append(item)
+            if body.attention is not None:
+                fields.append(body.attention(item, tf.gather(table, rows[1] + 1), rows[1] >= 0))
+        dim = lookup.table.dim
+        of_content = tf.concat([fields[0], *(tf.reshape(x, [-1, 1, dim]) for x in fields[1:])], axis=1)
 
         numbers = dict(zip(layout.query_numbers, tf.unstack(share(query_numbers), axis=1)))
         flat_numbers = tf.reshape(content_numbers_, [-1, len(content_numbers)])
@@ -188,7 +214,11 @@ def ranker_to_onnx(model: mm.Model, layout: Layout, tasks: tuple[str, ...]) -> o
             count_again = tf.reduce_sum(tf.cast(again, tf.float32), axis=-1)
             numbers[match_name(name)] = tf.reshape(tf.math.log(1.0 + count_again), [-1])
         of_pair = tf.stack([numbers[name] for name in body.numbers], axis=1)
-        mixed = body.mix_candidates(of_query, of_content, of_pair, query_fields)
+        gates = None
+        if body.gates is not None:
+            prior = {name: query_ids[:, layout.query_ids.index(name)] for name in body.gates.kernels}
+            gates = body.gates(prior)
+        mixed = body.mix_candidates(of_query, of_content, of_pair, query_fields, gates)
         made = heads(mixed, training=False)
         return {"probabilities": tf.reshape(made, [batch, candidates, len(tasks)])}
 
@@ -199,4 +229,8 @@ def ranker_to_onnx(model: mm.Model, layout: Layout, tasks: tuple[str, ...]) -> o
         tf.TensorSpec([None, None, len(layout.content_ids)], tf.int64, name="content_ids"),
         tf.TensorSpec([None, None, len(content_numbers)], tf.float32, name="content_numbers"),
     ]
+    if body.items is not None:
+        signature.append(tf.TensorSpec([None, None], tf.int64, name="candidates"))
+    if body.attention is not None:
+        signature.append(tf.TensorSpec([None, layout.history_length], tf.int64, name="recent"))
     return _convert(call, signature, ("probabilities",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,13 @@ from sklearn.metrics import roc_auc_score
 
 from market.statistics import PAIR_FEATURES
 from workflows.examples import TRAIN, VALID, Examples
+from workflows.features import Encoded, Features
 
-from .batches import LOG_Q, RankingBatches, TrainingSet, match_name
+from .batches import HISTORY, LOG_Q, RankingBatches, TrainingSet, match_name
 from .blocks import EmbeddingTable, InteractionDense, Lookup
+from .gates import PRIOR, Gates
+from .heads import TaskHeads
+from .history import HistoryAttention, Items, history_length, history_schema
 from .training import Progress, TrainingState, quiet, set_seed, train
 from .unseen import fill_unseen
 
@@ -47,6 +52,12 @@ class RankerConfig:
         negatives: contents drawn for each positive where only positives were logged (contents).
         popular_negatives: share of them drawn by popularity, the others uniformly (0 to 1).
         min_outcomes: training rows with an outcome that a task needs to be learned (rows).
+        vectors: whether content vectors are inputs, where contents have any.
+        attention: whether a candidate attends to the contents of the history.
+        experts: experts that tasks weigh each for itself, each as wide as the last layer of `top`; 0 for one
+            that all share alike.
+        gates: whether market and language say how much each field and hidden unit counts.
+        esmm: whether carts and orders are learned as given the outcome that they follow.
     """
 
     embedding_dim: int = 32
@@ -60,6 +71,18 @@ class RankerConfig:
     negatives: int = 8
     popular_negatives: float = 0.25
     min_outcomes: int = 100
+    vectors: bool = False
+    attention: bool = False
+    experts: int = 0
+    gates: bool = False
+    esmm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.experts and len(self.top) < 2:
+            raise ValueError(
+                f"ranker.experts is {self.experts}, but ranker.top = {list(self.top)} has no layer for them; "
+                "give it a second width, or 0 experts"
+            )
 
 
 def task_labels(examples: Examples, min_outcomes: int) -> dict[str, np.ndarray]:
@@ -104,42 +127,85 @@ def pair_schema(query: Schema) -> Schema:
 
 
 class RankerBody(mm.Block):
-    """DLRM up to its heads: embeddings and numbers → the top block's output, float32[B, top[-1]]."""
+    """DLRM up to its heads: embeddings and numbers → the last shared layer, float32[B, width].
 
-    def __init__(self, schema: Schema, table: EmbeddingTable, config: RankerConfig, **kwargs) -> None:
+    Beside the columns' embeddings two fields meet in the interactions: the content as one vector, in which
+    content vectors take part, and what attention finds for it in the history; see `models.history`.
+    """
+
+    def __init__(
+        self, schema: Schema, content: Encoded, table: EmbeddingTable, config: RankerConfig, **kwargs
+    ) -> None:
         super().__init__(**kwargs)
         self.set_schema(schema)
         self.lookup = Lookup(schema, table)
         self.numbers = tuple(schema.select_by_tag(Tags.CONTINUOUS).column_names)
         self.bottom = mm.MLPBlock([*config.bottom, config.embedding_dim])
+        self.history_length = history_length(schema)
+        self.attention = HistoryAttention() if config.attention and self.history_length else None
+        vectors = config.vectors and len(content.schema.select_by_tag(Tags.EMBEDDING)) > 0
+        self.items = Items(content, self.lookup, vectors) if self.attention or vectors else None
         self.interactions = InteractionDense(config.top[0])
-        self.top = [mm.MLPBlock([width]) for width in config.top[1:]]
+        fields = len(self.lookup.fields) + (self.items is not None) + (self.attention is not None)
+        self.gated = fields, config.top[0]
+        prior = config.gates and set(PRIOR) & set(schema.column_names)
+        self.gates = Gates(schema, sum(self.gated)) if prior else None
+        self.top = [mm.MLPBlock([width]) for width in config.top[1:-1]]
 
     def call(self, inputs: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         numbers = tf.concat([inputs[name] for name in self.numbers], axis=1)
-        return self.mix(self.lookup(inputs, training=training), numbers)
+        vectors = self.lookup(inputs, training=training)
+        if self.items is not None:
+            places = [self.lookup.fields.index(name) for name in self.items.columns]
+            given = [tf.reshape(inputs[name], [-1, width]) for name, width in self.items.vectors.items()]
+            item = self.items(tf.gather(vectors, places, axis=1), given)[:, tf.newaxis]
+            vectors = tf.concat([vectors, item], axis=1)
+            if self.attention is not None:
+                rows = tf.reshape(inputs[HISTORY], [-1, self.history_length])
+                found = self.attention(item, self.items.of_histories(rows), rows > 0)
+                vectors = tf.concat([vectors, found], axis=1)
+        gates = None if self.gates is None else self.gates(inputs)
+        return self.mix(vectors, numbers, gates)
 
-    def mix(self, vectors: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
+    def mix(self, vectors: tf.Tensor, numbers: tf.Tensor, gates: tf.Tensor | None) -> tf.Tensor:
         """The body behind its lookups.
 
         Args:
-            vectors: float32[B, F, D], as `Lookup.fields`.
+            vectors: float32[B, F, D], as `Lookup.fields`, then the item and what its history says.
             numbers: float32[B, G], as `numbers`.
+            gates: float32[B, F + units of the interactions], as `gates`.
         """
-        return self._rest(self.interactions((self.bottom(numbers), vectors)))
+        if gates is None:
+            return self._rest(self.interactions((self.bottom(numbers), vectors)))
+        of_fields, of_units = tf.split(gates, self.gated, axis=1)
+        made = self.interactions((self.bottom(numbers), vectors * of_fields[..., tf.newaxis]))
+        return self._rest(made * of_units)
 
     def mix_candidates(
-        self, of_query: tf.Tensor, of_content: tf.Tensor, numbers: tf.Tensor, query_fields: list[int]
+        self,
+        of_query: tf.Tensor,
+        of_content: tf.Tensor,
+        numbers: tf.Tensor,
+        query_fields: list[int],
+        gates: tf.Tensor | None,
     ) -> tf.Tensor:
         """As `mix` for the C candidates of each query; see `InteractionDense.for_candidates`.
 
         Args:
-            of_query: float32[B, Fq, D], `query_fields` of `Lookup.fields`.
-            of_content: float32[B * C, Fc, D], the other fields.
+            of_query: float32[B, Fq, D], `query_fields` of `mix`'s vectors.
+            of_content: float32[B * C, Fc, D], the other ones.
             numbers: float32[B * C, G], as `numbers`.
+            gates: float32[B, F + units of the interactions], as `gates`.
         """
         first = self.bottom(numbers)
-        return self._rest(self.interactions.for_candidates(first, of_query, of_content, query_fields))
+        if gates is None:
+            return self._rest(self.interactions.for_candidates(first, of_query, of_content, query_fields))
+        of_fields, of_units = tf.split(gates, self.gated, axis=1)
+        others = [place for place in range(self.gated[0]) if place not in query_fields]
+        of_query *= tf.gather(of_fields, query_fields, axis=1)[..., tf.newaxis]
+        of_content = _by_query(of_content, tf.gather(of_fields, others, axis=1)[..., tf.newaxis])
+        made = self.interactions.for_candidates(first, of_query, of_content, query_fields)
+        return self._rest(_by_query(made, of_units))
 
     def _rest(self, x: tf.Tensor) -> tf.Tensor:
         for layer in self.top:
@@ -151,16 +217,45 @@ class RankerBody(mm.Block):
         return tf.TensorShape([next(iter(input_shapes.values()))[0], width])
 
 
+def _by_query(x: tf.Tensor, gates: tf.Tensor) -> tf.Tensor:
+    """x [B * C, ...] times its query's gates [B, ...]."""
+    wide = tf.reshape(x, tf.concat([[tf.shape(gates)[0], -1], x.shape[1:]], 0))
+    return tf.reshape(wide * gates[:, tf.newaxis], tf.concat([[-1], x.shape[1:]], 0))
+
+
+#: Outcomes that come after another one, and those others, the nearest first.
+AFTER = {"cart": ("click",), "order": ("cart", "click")}
+
+
+def followed_tasks(labels: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+    """For each task the place of the one without which no row of the labels has it, -1 for none.
+
+    Args:
+        labels: of the training part, float32[P] by task.
+    """
+    tasks = list(labels)
+    found = []
+    for task in tasks:
+        before = [b for b in AFTER.get(task, ()) if b in labels and (labels[task] <= labels[b]).all()]
+        found.append(tasks.index(before[0]) if before else -1)
+    return tuple(found)
+
+
 def build_ranker(
-    query: Schema, content: Schema, tasks: tuple[str, ...], config: RankerConfig, seed: int
+    features: Features, tasks: tuple[str, ...], config: RankerConfig, seed: int, follows: Sequence[int] = ()
 ) -> mm.Model:
     """The DLRM, compiled: probabilities float32[B, T], in the order of `tasks`.
 
-    Watch time is a share and so binary too. All heads are one layer of T columns.
+    Watch time is a share and so binary too.
+
+    Args:
+        follows: `followed_tasks`; where it is empty no task follows another.
     """
-    schema = query + content + pair_schema(query)
-    body = RankerBody(schema, EmbeddingTable(schema, config.embedding_dim, seed), config)
-    heads = tf.keras.layers.Dense(len(tasks), activation="sigmoid", name="heads")
+    query, content = features.query.schema, features.content.schema
+    schema = query + content + pair_schema(query) + history_schema(query)
+    body = RankerBody(schema, features.content, EmbeddingTable(schema, config.embedding_dim, seed), config)
+    width = config.top[-1] if len(config.top) > 1 else 0
+    heads = TaskHeads(follows or [-1] * len(tasks), width, config.experts, name="heads")
     model = mm.Model(body, mm.BinaryOutput("outcomes", to_call=heads), schema=schema)
     model.compile(optimizer=mm.LazyAdam(config.learning_rate), metrics=[])
     return model
@@ -207,7 +302,9 @@ def train_ranker(
     set_seed(seed)
     labels = task_labels(data.examples, config.min_outcomes)
     tasks = tuple(labels)
-    model = build_ranker(data.features.query.schema, data.features.content.schema, tasks, config, seed)
+    train_rows = data.examples.pairs.rows(TRAIN)
+    follows = followed_tasks({task: y[train_rows] for task, y in labels.items()}) if config.esmm else ()
+    model = build_ranker(data.features, tasks, config, seed, follows)
     drawn = data.examples.feedback == "positives"
     pairs = data.examples.pairs
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from workflows.examples import TRAIN, Examples
 
 from .batches import UNSEEN, TrainingSet
 from .blocks import EmbeddingTable
+from .gates import Gates
 
 from merlin.schema import Tags  # isort: skip
 
@@ -26,19 +27,23 @@ def fill_unseen(model: tf.keras.Model, data: TrainingSet) -> None:
     """Give the embeddings that training never touched a meaning, in place.
 
     They are as they were drawn, which is noise. A market without training outcomes becomes the mean of its
-    neighbours (`market.neighbours`); of every other domain an id that training never showed, that of unseen
-    values first of all, becomes the mean of those it did, weighted by how often.
+    neighbours (`market.neighbours`), in its gates too; of every other domain an id that training never
+    showed, that of unseen values first of all, becomes the mean of those it did, weighted by how often.
     """
+    known = known_markets(data.examples)
+    codes = UNSEEN + 1 + np.arange(len(known))
+
+    def start_markets(rows: np.ndarray) -> None:
+        if known.any():
+            rows[codes] = neighbour_shares(data.examples.markets, known) @ rows[codes]
+
     [table] = [layer for layer in model.submodules if isinstance(layer, EmbeddingTable)]
     rows = table.embeddings.numpy()
     for domain, seen in _shown(data, table).items():
         first = table.first[domain]
         own = rows[first : first + len(seen)]
         if domain == "market":
-            codes = UNSEEN + 1 + np.arange(len(data.examples.markets))
-            known = known_markets(data.examples)
-            if known.any():
-                own[codes] = neighbour_shares(data.examples.markets, known) @ own[codes]
+            start_markets(own)
             seen[codes] = np.where(known, seen[codes], 0)
             unseen = np.isin(np.arange(len(seen)), codes, invert=True) & (seen == 0)
         else:
@@ -47,6 +52,11 @@ def fill_unseen(model: tf.keras.Model, data: TrainingSet) -> None:
         if domain not in FORGOTTEN and seen.any():
             own[unseen] = seen @ own / seen.sum()
     table.embeddings.assign(rows)
+    for layer in model.submodules:
+        if isinstance(layer, Gates) and "market" in layer.kernels:
+            kernel = layer.kernels["market"].numpy()
+            start_markets(kernel)
+            layer.kernels["market"].assign(kernel)
 
 
 def _shown(data: TrainingSet, table: EmbeddingTable) -> dict[str, np.ndarray]:

@@ -37,10 +37,12 @@ def data_root() -> Path:
 
 @pytest.fixture(scope="session")
 def small_world_dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Six days of a simulated world with two markets: 8,000 impressions in slates of ten, split by time."""
+    """Six days of a simulated world with two markets, its contents with images: 8,000 impressions in slates
+    of ten, split by time."""
     from market.world import World, WorldConfig
 
-    config = WorldConfig(users=400, contents=300, sellers=30, impressions=8000, days=6, markets=("ID", "GB"))
+    size = {"users": 400, "contents": 300, "sellers": 30, "impressions": 8000, "days": 6}
+    config = WorldConfig(**size, markets=("ID", "GB"), images=True)
     return World(config).write(tmp_path_factory.mktemp("world") / "data")
 
 
@@ -88,9 +90,14 @@ epochs = 1
 [build.ranker]
 embedding_dim = 8
 bottom = [8]
-top = [16]
+top = [16, 8]
 epochs = 1
 min_outcomes = 20
+vectors = true
+attention = true
+experts = 2
+gates = true
+esmm = true
 [build.cascade]
 retrieved = 120
 candidates = 60

@@ -42,6 +42,7 @@ from .bulk import BulkTransform
 from .cluster import gpu_cluster
 from .compile import compile_workflow
 from .examples import SPLITS, TRAIN, Examples, content_frame, followed, query_tables, user_frame
+from .vectors import VectorSpace, raw_vectors, vector_columns
 
 LOG = "log"
 
@@ -56,6 +57,7 @@ class FeatureConfig:
         content_min_count: training positives a content needs for an id of its own (events).
         user_min_count: training queries a user needs for an id of its own (queries).
         min_count: rows any other category needs for an id of its own (rows).
+        vector_dims: numbers that a column of content vectors becomes at most; 0 leaves content vectors out.
         partition_mb: size of one Dask partition (MB).
     """
 
@@ -64,6 +66,7 @@ class FeatureConfig:
     content_min_count: int = 2
     user_min_count: int = 10
     min_count: int = 2
+    vector_dims: int = 32
     partition_mb: int = 128
 
 
@@ -87,10 +90,16 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Features:
-    """Encoded queries (all splits, in the order of `Examples.queries`) and contents (in table order)."""
+    """Encoded queries (all splits, in the order of `Examples.queries`) and contents (in table order).
+
+    Attributes:
+        spaces: how content vectors were encoded, one a column; `content` has them under their names, tagged
+            `Tags.EMBEDDING`. The graph of `content` does not: they need no vocabulary and no null of a table.
+    """
 
     query: Encoded
     content: Encoded
+    spaces: tuple[VectorSpace, ...] = ()
 
 
 CONTENT_TAGS: dict[str, list] = {
@@ -252,6 +261,8 @@ def fit_features(
         workflow.fit(_dataset(raw / "contents-train", schema, config))
         progress("contents: transform")
         item = _transform(workflow, [raw / "contents"], folder / "encoded" / "contents", config, {})
+        out = folder / "encoded" / "contents"
+        item, spaces = _with_vectors(item, examples.contents, seen, config.vector_dims, out)
 
         progress("queries: write")
         for split, name in enumerate(SPLITS):
@@ -274,7 +285,23 @@ def fit_features(
         parts = [raw / f"queries-{name}" for name in SPLITS if any((raw / f"queries-{name}").iterdir())]
         lengths = {name: config.history_length for name in vocabularies}
         user = _transform(workflow, parts, folder / "encoded" / "queries", config, lengths)
-    return Features(query=user, content=item)
+    return Features(query=user, content=item, spaces=spaces)
+
+
+def _with_vectors(
+    encoded: Encoded, contents: pd.DataFrame, seen: np.ndarray, most: int, out: Path
+) -> tuple[Encoded, tuple[VectorSpace, ...]]:
+    """Encoded contents with their vectors, and the spaces of these, fitted on the contents bool[N] `seen`."""
+    arrays, schema, spaces = dict(encoded.arrays), encoded.schema, []
+    for name in vector_columns(contents) if most else ():
+        raw = raw_vectors(contents, name)
+        spaces.append(VectorSpace.fit(name, raw[seen], most))
+        np.save(out / f"{name}.npy", spaces[-1](raw))
+        arrays[name] = np.load(out / f"{name}.npy", mmap_mode="r")
+        width = arrays[name].shape[1]
+        tags = [Tags.EMBEDDING, Tags.ITEM]
+        schema += Schema([ColumnSchema(name, dtype=np.float32, tags=tags, dims=(None, width))])
+    return Encoded(arrays, schema, encoded.graph), tuple(spaces)
 
 
 def _empty(frame: pd.DataFrame) -> list[str]:

@@ -10,7 +10,7 @@ import ensemble.build
 import ensemble.export
 from ensemble.build import build_release
 from ensemble.cascade import Cascade, cascade_steps
-from ensemble.export import content_vectors, search_indexes, write_release
+from ensemble.export import content_vectors, raw_contents, search_indexes, write_release
 from ensemble.plan import Plan
 from ensemble.release import Release
 from ensemble.search import MOST_QUERIES, MarketIndex
@@ -22,7 +22,7 @@ from models.calibration import FILE as CALIBRATION
 from models.calibration import Calibration
 from models.ranker import predict, task_labels, train_ranker
 from models.two_tower import encode, train_two_tower
-from workflows.examples import TEST, content_frame, query_tables, user_frame
+from workflows.examples import TEST, query_tables, user_frame
 
 pytestmark = pytest.mark.slow
 
@@ -85,6 +85,11 @@ def test_the_graphs_say_what_the_ranker_says_from_raw_columns_on(
     )
     packed = {name: made[name] for name in ("query_ids", "query_lists", "query_numbers")}
     market = data.examples.queries.market[query].astype(np.int64)
+    rows_of = {
+        "candidates": content[:, None].astype(np.int64),
+        "recent": data.examples.queries.history[query].astype(np.int64),
+    }
+    packed |= {name: rows_of[name] for name in cascade.plan.ranking_rows}
     probabilities = cascade.run["ranking"](**packed, **served, market_index=market)["probabilities"]
     calibration = Calibration.from_array(small_release.array(CALIBRATION))
     assert np.abs(probabilities[:, 0] - expected).max() > 1e-3
@@ -97,7 +102,7 @@ def test_the_content_graph_reproduces_the_vectors_and_the_content_tower(small_bu
     data = small_build.built.data
     stored = small_release.array("content_vectors.npy")
     graph = onnx.load(str(small_release.onnx_path("content.onnx")))
-    made = content_vectors(graph, content_frame(data.examples.contents), batch=100)
+    made = content_vectors(graph, raw_contents(data.examples), batch=100)
     np.testing.assert_allclose(made, stored, atol=1e-6)
     tower = encode(models[0].candidate_encoder, data.content_arrays(np.arange(len(stored))))
     np.testing.assert_allclose(stored, tower, atol=1e-5)

@@ -137,7 +137,7 @@ def test_a_ranking_batch_holds_the_rows_features(small_training_set):
     for name, array in features.query.arrays.items():
         np.testing.assert_array_equal(x[name], array[query].reshape(3, -1))
     for name, array in features.content.arrays.items():
-        np.testing.assert_array_equal(x[name], array[content].reshape(3, 1))
+        np.testing.assert_array_equal(x[name], array[content].reshape(3, -1))
     assert all(x[name].shape == (3, 1) for name in PAIR_FEATURES)
     np.testing.assert_array_equal(y[:, 0], examples.pairs.outcomes["click"][rows])
 
@@ -350,7 +350,7 @@ def test_related_negatives_are_neighbours_of_the_history_that_were_not_wanted(sm
     # Uniform ones stand in now and then, and may be anything.
     assert (drawn[:, 4:] == content[:, None]).mean() < 0.01
     rich = (history >= 0).sum(axis=1) >= 3
-    assert close[rich, 4:].mean() > close[rich, :4].mean() + 0.1
+    assert close[rich, 4:].mean() > close[rich, :4].mean() + 0.05
     market = examples.queries.market[query]
     assert examples.available[market[:, None], drawn].all()
     plain = draw_negatives(examples, query, 8, np.random.default_rng(0))

@@ -101,16 +101,17 @@ def test_a_table_starts_alike_under_a_seed_and_no_two_domains_do(small_training_
     assert not (of_domain(first, "kind", [1]) == of_domain(first, "category", [1])).any()
 
 
-def test_numbers_stand_beside_embeddings(small_training_set):
+def test_numbers_and_vectors_stand_beside_embeddings(small_training_set):
     schema = small_training_set.features.content.schema
     arrays = small_training_set.content_arrays(np.arange(5))
     made = InputVector(schema, EmbeddingTable(schema, 4, seed=1))(
         {name: tf.constant(x) for name, x in arrays.items()}
     ).numpy()
     numbers = schema.select_by_tag(Tags.CONTINUOUS).column_names
-    assert made.shape == (5, 4 * (len(schema) - len(numbers)) + len(numbers))
-    for name in numbers:
-        assert (made == arrays[name]).all(axis=0).any()
+    vector = arrays["v_image"]
+    assert made.shape == (5, 4 * (len(schema) - len(numbers) - 1) + len(numbers) + vector.shape[1])
+    for column in [*(arrays[name][:, 0] for name in numbers), *vector.T]:
+        assert (made == column[:, None]).all(axis=0).any()
 
 
 def test_interactions_are_the_dense_layer_over_all_pairs_of_vectors():

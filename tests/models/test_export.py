@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from models.batches import TrainingSet
 from models.export import Layout, content_tower_to_onnx, query_tower_to_onnx, ranker_to_onnx
 from models.ranker import RankerConfig, build_ranker
 from models.two_tower import encode
+from workflows.vectors import raw_vectors
 
 DIM = 4
 TASKS = {"one task": ("relevant",), "two tasks": ("click", "order")}
@@ -34,22 +37,37 @@ def query_graph(small_two_tower, small_training_set, layout) -> onnx.ModelProto:
     return query_tower_to_onnx(small_two_tower.model, small_training_set.features.query.schema, layout)
 
 
-@pytest.fixture(scope="module", params=TASKS.values(), ids=TASKS)
+PARTS = {"vectors": False, "attention": False, "experts": 0, "gates": False}
+PLAIN = replace(RankerConfig(embedding_dim=DIM, bottom=(6,), top=(9, 5)), **PARTS)
+WHOLE = replace(PLAIN, vectors=True, attention=True, experts=3, gates=True)
+CONFIGS = {
+    "plain": PLAIN,
+    "vectors": replace(PLAIN, vectors=True),
+    "attention": replace(PLAIN, attention=True),
+    "whole": WHOLE,
+}
+
+
+@pytest.fixture(scope="module", params=product(CONFIGS, TASKS), ids=" with ".join)
 def ranker(request, small_training_set, layout) -> tuple[Any, tuple[str, ...], onnx.ModelProto]:
-    """A ranker whose weights are all drawn, and its graph."""
-    features = small_training_set.features
-    config = RankerConfig(embedding_dim=DIM, bottom=(6,), top=(9, 5))
-    model = build_ranker(features.query.schema, features.content.schema, request.param, config, seed=1)
-    keras_scores(model, request.param, small_training_set, np.array([0]), np.array([[0]]))  # builds it
+    """A ranker whose weights are all drawn, and its graph; an order follows a click."""
+    config, tasks = request.param
+    model = drawn_ranker(small_training_set, CONFIGS[config], TASKS[tasks])
+    return model, TASKS[tasks], ranker_to_onnx(model, layout, TASKS[tasks])
+
+
+def drawn_ranker(data: TrainingSet, config: RankerConfig, tasks: tuple[str, ...]) -> Any:
+    model = build_ranker(data.features, tasks, config, seed=1, follows=(-1, 0)[: len(tasks)])
+    keras_scores(model, tasks, data, np.array([0]), np.array([[0]]))  # builds it
     random = np.random.default_rng(2)
     model.set_weights([random.normal(scale=0.5, size=w.shape) for w in model.get_weights()])
-    return model, request.param, ranker_to_onnx(model, layout, request.param)
+    return model
 
 
 def keras_scores(model, tasks, data: TrainingSet, query: np.ndarray, content: np.ndarray) -> np.ndarray:
     """The model's own predictions for every (query, candidate), one row each: float32[B, C, T]."""
     flat_query, flat = np.repeat(query, content.shape[1]), content.ravel()
-    x = data.query_arrays(flat_query) | data.content_arrays(flat)
+    x = data.query_arrays(flat_query) | data.content_arrays(flat) | data.history_rows(flat_query)
     x |= data.pair_arrays(flat_query, flat, np.zeros(len(flat), bool))
     return model(x, training=False).numpy().reshape(*content.shape, len(tasks))
 
@@ -70,7 +88,15 @@ def packed(
         "query_numbers": np.stack([encoded[name][query] for name in layout.query_numbers], axis=1),
         "content_ids": ids[content],
         "content_numbers": np.concatenate([numbers[content], pair_numbers], axis=-1),
+        "candidates": content,
+        "recent": data.examples.queries.history[query].astype(np.int64),
     }
+
+
+def scored(graph: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """Probabilities from those of the inputs that the graph takes."""
+    loaded = session(graph)
+    return loaded.run(None, {value.name: inputs[value.name] for value in loaded.get_inputs()})[0]
 
 
 def drawn(data: TrainingSet, batch: int, candidates: int) -> tuple[np.ndarray, np.ndarray]:
@@ -101,11 +127,20 @@ def test_the_query_tower_gives_keras_vectors_and_packs_what_it_read(
 
 def test_the_content_tower_gives_keras_vectors(small_two_tower, small_training_set, layout):
     features = small_training_set.features.content
-    graph = session(content_tower_to_onnx(small_two_tower.model, features.schema, layout))
+    spaces = small_training_set.features.spaces
+    graph = session(content_tower_to_onnx(small_two_tower.model, features.schema, layout, spaces))
+    raw = raw_vectors(small_training_set.examples.contents, "v_image")
+    columns = {**features.arrays, "v_image": raw}
     for rows in (np.array([7]), np.arange(len(features))):
-        [found] = graph.run(["content_vector"], {name: a[rows] for name, a in features.arrays.items()})
+        [found] = graph.run(["content_vector"], {name: a[rows] for name, a in columns.items()})
         expected = encode(small_two_tower.model.candidate_encoder, small_training_set.content_arrays(rows))
         np.testing.assert_allclose(found, expected, atol=1e-5)
+    without = {name: a[:2] for name, a in columns.items()} | {"v_image": np.full_like(raw[:2], np.nan)}
+    average = small_training_set.content_arrays(np.arange(2))
+    average["v_image"] = np.zeros_like(average["v_image"])
+    [found] = graph.run(["content_vector"], without)
+    expected = encode(small_two_tower.model.candidate_encoder, average)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("candidates", [1, 20])
@@ -113,7 +148,7 @@ def test_the_content_tower_gives_keras_vectors(small_two_tower, small_training_s
 def test_the_ranker_gives_keras_probabilities(batch, candidates, ranker, small_training_set, layout):
     model, tasks, graph = ranker
     query, content = drawn(small_training_set, batch, candidates)
-    [found] = session(graph).run(None, packed(small_training_set, layout, query, content))
+    found = scored(graph, packed(small_training_set, layout, query, content))
     expected = keras_scores(model, tasks, small_training_set, query, content)
     assert found.shape == (batch, candidates, len(tasks))
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -122,20 +157,38 @@ def test_the_ranker_gives_keras_probabilities(batch, candidates, ranker, small_t
 def test_trained_rankers_keep_their_tasks_in_order(small_ranker, small_training_set, layout):
     query, content = drawn(small_training_set, 4, 6)
     graph = ranker_to_onnx(small_ranker.model, layout, small_ranker.tasks)
-    [found] = session(graph).run(None, packed(small_training_set, layout, query, content))
+    found = scored(graph, packed(small_training_set, layout, query, content))
     expected = keras_scores(small_ranker.model, small_ranker.tasks, small_training_set, query, content)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert len(small_ranker.tasks) == 4
 
 
 def test_candidates_in_another_order_are_the_same_scores_in_that_order(ranker, small_training_set, layout):
-    graph = session(ranker[2])
     query, content = drawn(small_training_set, 4, 15)
     order = np.random.default_rng(0).permutation(15)
-    [straight] = graph.run(None, packed(small_training_set, layout, query, content))
-    [turned] = graph.run(None, packed(small_training_set, layout, query, content[:, order]))
+    straight = scored(ranker[2], packed(small_training_set, layout, query, content))
+    turned = scored(ranker[2], packed(small_training_set, layout, query, content[:, order]))
     np.testing.assert_allclose(turned, straight[:, order], atol=1e-6)
     assert straight.std(axis=1).min() > 1e-4
+
+
+def test_places_without_a_candidate_and_histories_without_an_end_are_nobody(small_training_set, layout):
+    """A place that is not filled changes no other, and what pads a history is no content."""
+    graph = ranker_to_onnx(
+        drawn_ranker(small_training_set, WHOLE, TASKS["two tasks"]), layout, TASKS["two tasks"]
+    )
+    query, content = drawn(small_training_set, 3, 6)
+    inputs = packed(small_training_set, layout, query, content)
+    inputs["recent"] = np.where(np.arange(layout.history_length) < 4, np.abs(inputs["recent"]), -1)
+    straight = scored(graph, inputs)
+    gaps = inputs | {"candidates": np.where(np.arange(6) == 2, -1, content)}
+    found = scored(graph, gaps)
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(np.delete(found, 2, axis=1), np.delete(straight, 2, axis=1))
+    turned = inputs | {"recent": inputs["recent"][:, ::-1]}
+    np.testing.assert_allclose(scored(graph, turned), straight, atol=1e-6)
+    other = inputs | {"recent": (inputs["recent"] >= 0) - 1}
+    assert np.abs(scored(graph, other) - straight).max() > 1e-4
 
 
 def test_a_query_is_embedded_once_for_all_its_candidates(ranker, small_training_set, layout):
@@ -147,18 +200,22 @@ def test_a_query_is_embedded_once_for_all_its_candidates(ranker, small_training_
     )
     batch, candidates = 2, 7
     query, content = drawn(small_training_set, batch, candidates)
-    made = session(graph).run(lookups, packed(small_training_set, layout, query, content))
+    loaded, inputs = session(graph), packed(small_training_set, layout, query, content)
+    taken = {value.name for value in loaded.get_inputs()}
+    made = loaded.run(lookups, {name: inputs[name] for name in taken})
     shapes = sorted(array.shape for array in made)
     expected = [(batch, len(layout.query_ids), DIM)]
     expected += [(batch, layout.history_length, DIM)] * len(layout.query_lists)
     expected += [(batch * candidates, len(layout.content_ids), DIM)]
+    expected += [(batch, candidates, DIM)] * ("candidates" in taken)
+    expected += [(batch, layout.history_length, DIM)] * ("recent" in taken)
     assert shapes == sorted(expected)
 
 
 def test_a_layout_names_every_column_once(small_training_set, layout):
     query, content = small_training_set.features.query, small_training_set.features.content
     assert sorted((*layout.query_ids, *layout.query_lists, *layout.query_numbers)) == sorted(query.arrays)
-    assert sorted((*layout.content_ids, *layout.content_numbers)) == sorted(content.arrays)
+    assert sorted((*layout.content_ids, *layout.content_numbers, "v_image")) == sorted(content.arrays)
     assert all(name.startswith("hist_") for name in layout.query_lists)
     assert layout.history_length == 10
 
@@ -184,6 +241,8 @@ def test_a_graph_takes_and_gives_what_its_signature_says(query_graph, ranker):
         "query_numbers",
         "content_ids",
         "content_numbers",
+        *(["candidates"] if ranker[0].blocks[0].items else []),
+        *(["recent"] if ranker[0].blocks[0].attention else []),
     ]
     assert [output.name for output in ranker[2].graph.output] == ["probabilities"]
     assert {entry.domain for entry in ranker[2].opset_import} == {""}

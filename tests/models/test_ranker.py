@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from models.batches import LOG_Q, RankingBatches
-from models.ranker import TASKS, RankerConfig, _ndcg, build_ranker, losses, predict, task_labels
+from models.ranker import (
+    TASKS,
+    RankerConfig,
+    _ndcg,
+    build_ranker,
+    followed_tasks,
+    losses,
+    predict,
+    task_labels,
+    train_ranker,
+)
 from tests.models.conftest import Trained
 from workflows.examples import TRAIN, VALID, Examples, Pairs
 
@@ -117,11 +127,39 @@ def test_popularity_age_history_and_content_all_reach_the_prediction(
 def test_one_task_makes_a_model_of_one_output(small_training_set):
     features = small_training_set.features
     config = RankerConfig(embedding_dim=4, bottom=(8,), top=(8,))
-    model = build_ranker(features.query.schema, features.content.schema, ("relevant",), config, seed=1)
+    model = build_ranker(features, ("relevant",), config, seed=1)
     labels = {"relevant": small_training_set.examples.pairs.positive.astype(np.float32)}
     batches = RankingBatches(small_training_set, np.arange(10), labels, batch_size=4, shuffle=False)
     predicted, truth = predict(model, batches)
     assert predicted.shape == truth.shape == (10, 1)
+
+
+def test_orders_follow_carts_and_carts_clicks_where_the_log_says_so_throughout():
+    click, cart, order = np.array([1, 1, 1, 0]), np.array([1, 1, 0, 0]), np.array([0, 1, 0, 0])
+    assert followed_tasks({"click": click, "watch": click, "cart": cart, "order": order}) == (-1, -1, 0, 2)
+    assert followed_tasks({"click": click, "order": order}) == (-1, 0)
+    assert followed_tasks({"cart": cart, "order": order}) == (-1, 0)
+    # An order without a cart, and one without a click.
+    assert followed_tasks({"click": click, "cart": cart, "order": np.array([0, 0, 1, 0])}) == (-1, 0, 0)
+    assert followed_tasks({"click": click, "order": np.array([0, 0, 0, 1])}) == (-1, -1)
+
+
+def test_with_esmm_no_order_is_likelier_than_its_click(small_training_set, tmp_path):
+    config = RankerConfig(
+        embedding_dim=4, bottom=(4,), top=(8,), epochs=1, min_outcomes=20, esmm=True, experts=0
+    )
+    model, tasks, _ = train_ranker(small_training_set, config, tmp_path, 1)
+    labels = task_labels(small_training_set.examples, config.min_outcomes)
+    batches = RankingBatches(small_training_set, np.arange(500), labels, batch_size=512, shuffle=False)
+    predicted, _ = predict(model, batches)
+    click, cart, order = (predicted[:, tasks.index(name)] for name in ("click", "cart", "order"))
+    assert (cart < click).all()
+    assert (order < cart).all()
+
+
+def test_experts_without_a_layer_for_them_are_refused():
+    with pytest.raises(ValueError, match=r"ranker.experts is 2, but ranker.top = \[8\].*second width"):
+        RankerConfig(top=(8,), experts=2)
 
 
 def test_the_validation_of_positives_is_their_ndcg_among_rivals():

@@ -124,7 +124,7 @@ def test_a_step_in_parts_is_a_step(small_training_set):
     def weights(parts: int) -> list[np.ndarray]:
         set_seed(3)
         config = RankerConfig(embedding_dim=4, bottom=(8,), top=(8, 6))
-        model = build_ranker(features.query.schema, features.content.schema, tuple(labels), config, seed=3)
+        model = build_ranker(features, tuple(labels), config, seed=3)
         loop = TrainingLoop(model, losses, batches[0], parts)
         before = model.get_weights()
         found = list(loop.run(batches))

@@ -27,11 +27,23 @@ def cold(small_world_dataset, tmp_path_factory):
     return make_training_set(examples, features, fit_item_graph(examples, ItemGraphConfig()), 3 * 86_400)
 
 
+def test_the_gates_of_a_market_without_a_log_are_its_neighbours(cold):
+    config = RankerConfig(embedding_dim=4, bottom=(4,), top=(4,), gates=True)
+    model = build_ranker(cold.features, ("click",), config, seed=1)
+    kernel = model.blocks[0].gates.kernels["market"]
+    drawn = np.random.default_rng(0).normal(size=kernel.shape).astype(np.float32)
+    kernel.assign(drawn)
+    fill_unseen(model, cold)
+    gb, indonesia = UNSEEN + 1, UNSEEN + 2
+    np.testing.assert_allclose(kernel[gb], drawn[indonesia], atol=1e-6)
+    np.testing.assert_allclose(np.delete(kernel, gb, axis=0), np.delete(drawn, gb, axis=0), atol=1e-6)
+
+
 def filled(data):
     """The ranker's table before and after, each by domain: float32[ids, D]."""
     features = data.features
     config = RankerConfig(embedding_dim=4, bottom=(4,), top=(4,))
-    model = build_ranker(features.query.schema, features.content.schema, ("click",), config, seed=1)
+    model = build_ranker(features, ("click",), config, seed=1)
     [table] = [layer for layer in model.submodules if isinstance(layer, EmbeddingTable)]
     ends = [*list(table.first.values())[1:], table.embeddings.shape[0]]
 

@@ -27,6 +27,7 @@ from workflows.examples import (
 )
 from workflows.features import (
     LOG,
+    Encoded,
     FeatureConfig,
     Features,
     build_workflow,
@@ -95,6 +96,12 @@ def raw_contents(examples: Examples) -> dict[str, np.ndarray]:
     }
 
 
+def columns_of(content: Encoded) -> dict[str, np.ndarray]:
+    """What the graph encodes: all but content vectors."""
+    vectors = content.schema.select_by_tag(Tags.EMBEDDING).column_names
+    return {name: array for name, array in content.arrays.items() if name not in vectors}
+
+
 def assert_same(served_: dict[str, np.ndarray], trained: dict[str, np.ndarray]) -> None:
     assert set(served_) == set(trained)
     for name, expected in trained.items():
@@ -116,7 +123,7 @@ def test_the_compiled_graph_encodes_every_query_as_training_did(world, split, re
 def test_the_compiled_graph_encodes_every_content_as_training_did(world, request):
     examples = request.getfixturevalue(f"{world}_examples")
     features = request.getfixturevalue(f"{world}_features")
-    assert_same(served(features.content.graph, raw_contents(examples)), dict(features.content.arrays))
+    assert_same(served(features.content.graph, raw_contents(examples)), columns_of(features.content))
 
 
 def test_a_missing_value_is_id_1_or_the_number_0(gappy_examples, gappy_features):
@@ -221,8 +228,10 @@ def test_encoded_arrays_are_memory_mapped_and_have_a_row_a_query(small_examples,
     for encoded in (small_features.query, small_features.content):
         for name, array in encoded.arrays.items():
             assert isinstance(array, np.memmap)
-            assert array.dtype == (np.float32 if Tags.CONTINUOUS in encoded.schema[name].tags else np.int64)
-            assert array.shape[1:] == ((10,) if name.startswith("hist_") else ())
+            tags = encoded.schema[name].tags
+            assert array.dtype == (np.int64 if Tags.CATEGORICAL in tags else np.float32)
+            width = (10,) if name.startswith("hist_") else (32,) if Tags.EMBEDDING in tags else ()
+            assert array.shape[1:] == width
 
 
 def test_nothing_to_learn_from_is_said_with_the_remedy(small_examples, tmp_path):
@@ -307,7 +316,7 @@ def test_an_attribute_that_training_does_not_know_is_left_out(small_examples, tm
     assert not {"gender", "hist_category"} & set(features.query.arrays)
     assert {"seller_id", "duration_s"} < set(features.content.arrays)
     assert {"age_band", "hist_seller_id"} < set(features.query.arrays)
-    assert_same(served(features.content.graph, raw_contents(blind)), dict(features.content.arrays))
+    assert_same(served(features.content.graph, raw_contents(blind)), columns_of(features.content))
 
 
 def test_an_attribute_without_a_common_value_is_not_followed(small_world_dataset, tmp_path):
