@@ -83,21 +83,7 @@ def build_release(
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         mark.write_text(fingerprint)
-    step("examples")
-    examples = build_examples(
-        dataset,
-        work,
-        history_length=config.features.history_length,
-        seen_length=config.features.seen_length,
-        split=config.split,
-        seed=config.seed,
-    )
-    features = fit_features(
-        examples, work / "features", config.features, progress=lambda name: step(f"features, {name}")
-    )
-    step("item graph")
-    graph = fit_item_graph(examples, config.item_graph)
-    data = see(make_training_set(examples, features, graph, int(config.popularity_window_h * 3600)))
+    data = see(build_training_set(dataset, work, config, step=step))
     step("two-tower")
     two_tower, retrieval = train_two_tower(data, config.two_tower, work / "two_tower", config.seed, progress)
     step("ranker")
@@ -135,6 +121,31 @@ def build_release(
     fresh.rename(target)
     shutil.rmtree(old, ignore_errors=True)
     return Built(Release.open(target), data)
+
+
+def build_training_set(
+    dataset: Dataset, work: Path, config: BuildConfig, *, step: Callable[[str], None] = lambda name: None
+) -> TrainingSet:
+    """What the models of a build are trained on; its arrays are files under `work`.
+
+    Args:
+        step: told the name of each step as it begins.
+    """
+    step("examples")
+    examples = build_examples(
+        dataset,
+        work,
+        history_length=config.features.history_length,
+        seen_length=config.features.seen_length,
+        split=config.split,
+        seed=config.seed,
+    )
+    features = fit_features(
+        examples, work / "features", config.features, progress=lambda name: step(f"features, {name}")
+    )
+    step("item graph")
+    graph = fit_item_graph(examples, config.item_graph)
+    return make_training_set(examples, features, graph, int(config.popularity_window_h * 3600))
 
 
 def _fingerprint(dataset: Dataset, config: BuildConfig) -> str:

@@ -581,6 +581,41 @@ def cold_market(
     console.print(_compared(f"{market}, {played:,} requests of the test days", rows, rows[0].system))
 
 
+@app.command("ablate-ranker")
+def ablate_ranker(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the log and its features.")] = Path(
+        "runs/ablation-ranker"
+    ),
+    seed: Annotated[list[int] | None, typer.Option(help="May be given again; 1, 2 and 3 by default.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """What each part of the ranker is worth: validation AUCs in the simulated world, over seeds."""
+    from ensemble.build import build_training_set
+    from evaluation.ranker_ablations import ablate_ranker
+    from evaluation.runs import write_rows
+    from pasar.settings import load
+    from pasar.show import console, reporter, rows_table
+
+    settings = load(config)
+    dataset = _simulate(settings.world, out / "data", overwrite=True)
+    with reporter() as report:
+        data = build_training_set(dataset, out / "work", settings.build, step=report.step)
+        report.step("rankers")
+        rows = list(ablate_ranker(data, settings.build.ranker, seed or (1, 2, 3), report.training))
+    if json_file:
+        write_rows(json_file, rows)
+    found = {(row.system, row.metric): row for row in rows}
+    metrics = [metric for system, metric in found if system == rows[0].system and " over " not in metric]
+    table = []
+    for system in dict.fromkeys(row.system for row in rows):
+        more = found[system, "auc over plain"]
+        means = (f"{found[system, metric].value:.4f}" for metric in metrics)
+        table.append([system, *means, f"{more.value:+.4f} ({more.low:+.4f} to {more.high:+.4f})"])
+    title = f"Validation AUC by task, mean of {rows[0].users} seeds"
+    console.print(rows_table(title, ["ranker", *metrics, "auc over plain"], table))
+
+
 @app.command()
 def doctor() -> None:
     """Say what was found on this machine, and what to do about what is missing."""

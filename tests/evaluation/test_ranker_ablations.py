@@ -1,0 +1,28 @@
+"""Parts of the ranker, each with and without."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from evaluation.ranker_ablations import VARIANTS, ablate_ranker
+from models.ranker import RankerConfig
+
+pytestmark = pytest.mark.slow
+
+
+def test_every_variant_is_measured_and_compared_with_the_first(small_training_set):
+    config = RankerConfig(embedding_dim=4, bottom=(4,), top=(8, 4), epochs=1, min_outcomes=60)
+    rows = list(ablate_ranker(small_training_set, config, (1, 2)))
+    found = {(row.system, row.metric): row for row in rows}
+    assert len(found) == len(rows)
+    assert {row.system for row in rows} == set(VARIANTS)
+    assert {(row.users, row.seed) for row in rows} == {(2, 1)}
+    for name in VARIANTS:
+        more = found[name, "auc over plain"].value
+        assert more == pytest.approx(found[name, "auc"].value - found["plain", "auc"].value)
+        assert found[name, "auc"].low <= found[name, "auc"].value <= found[name, "auc"].high
+        assert (name == "plain") == (more == 0)
+    tasks = [metric for system, metric in found if system == "plain" and metric.startswith("auc_")]
+    means = [found["plain", metric].value for metric in tasks if " over " not in metric]
+    assert found["plain", "auc"].value == pytest.approx(np.mean(means))
