@@ -121,6 +121,7 @@ def _rankings(cascade: Cascade, data: TrainingSet, pairs: np.ndarray) -> dict[st
         tired_sellers=np.full((len(seen), 0), -1),
         speaks=made["speaks"],
     )
+    made["recent"] = history
     made |= cascade.run["ranking"](**{s.name: made[s.name] for s in cascade.steps[3].inputs})
     value = cascade.blend(made["probabilities"], made["candidates"], market)
     value = np.where(made["candidates"] >= 0, value, -np.inf)
@@ -201,6 +202,7 @@ def _impression_scores(
         made, market, time = _asked(cascade, data, query[start : start + size])
         history = data.examples.queries.history[query[start : start + size]].astype(np.int64)
         made |= retrieval.describe(some, market, time, history, made["speaks"])
+        made |= {"candidates": some, "recent": history}
         made |= cascade.run["ranking"](**{s.name: made[s.name] for s in cascade.steps[3].inputs})
         cosine = np.einsum("bd,bcd->bc", made["query_vector"], vectors[np.maximum(some, 0)])
         parts.append(np.concatenate([cosine[..., None], made["probabilities"]], axis=-1))

@@ -71,7 +71,7 @@ def test_the_ranker_is_asked_for_each_impression_as_if_alone(every, errors, smal
             history = queries.history[query].astype(np.int64)
             speaks = data.speaks[queries.user[query]]
             made |= retrieval.describe(contents, place, queries.time[query], history, speaks)
-            made["market_index"] = place
+            made |= {"market_index": place, "candidates": contents, "recent": history}
             made |= cascade.run["ranking"](**{s.name: made[s.name] for s in cascade.steps[3].inputs})
             chance.append(made["probabilities"][:, 0, click])
         served, clicks = np.concatenate(chance), pairs.outcomes["click"][rows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluation.cold_market import without_market
+from evaluation.adaptation import select_markets
 from models.batches import UNSEEN, make_training_set
 from models.blocks import EmbeddingTable
 from models.item_graph import ItemGraphConfig, fit_item_graph
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 def cold(small_world_dataset, tmp_path_factory):
     """What the small world's models would train on had GB no log."""
     folder = tmp_path_factory.mktemp("cold")
-    dataset = without_market(small_world_dataset, "GB", folder / "data")
+    dataset = select_markets(small_world_dataset, ("ID",), folder / "data")
     examples = build_examples(dataset, folder / "work", history_length=10, seen_length=40)
     features = fit_features(examples, folder / "features", FeatureConfig(history_length=10, user_min_count=2))
     return make_training_set(examples, features, fit_item_graph(examples, ItemGraphConfig()), 3 * 86_400)
