@@ -66,7 +66,7 @@ class RankerConfig:
     id_dropout: float = 0.3
     batch_size: int = 2048
     learning_rate: float = 1e-3
-    epochs: int = 8
+    epochs: int = 24
     patience: int = 1
     negatives: int = 8
     popular_negatives: float = 0.25
