@@ -27,7 +27,14 @@ from models.two_tower import encode
 from models.unseen import known_markets
 from supply.fatigue import FatigueConfig, tired_of
 from workflows.compile import feature_name, join
-from workflows.examples import TRAIN, Examples, content_frame, language_codes, user_frame
+from workflows.examples import (
+    TRAIN,
+    Examples,
+    content_frame,
+    language_codes,
+    user_frame,
+    whole_numbers,
+)
 from workflows.features import Encoded
 from workflows.habits import followed_sellers, shown
 from workflows.vectors import raw_vectors, vector_columns
@@ -113,8 +120,8 @@ def write_release(
         release.array("popularity_world.npy", data.latest.sum(axis=0))
         release.array("trend.npy", market_trends(examples, config))
         release.array("exposures.npy", exposures(examples))
-        release.array("created_at.npy", _seconds(examples.contents, "created_at", 0))
-        release.array("ended_at.npy", _seconds(examples.contents, "ended_at", NEVER_ENDS))
+        release.array("created_at.npy", whole_numbers(examples.contents, "created_at", 0))
+        release.array("ended_at.npy", whole_numbers(examples.contents, "ended_at", NEVER_ENDS))
         every = np.arange(len(contents))
         release.array("stock.npy", examples.moments.stock(every, np.full(len(every), examples.end)))
         seller, sold_by = _codes(contents, "seller_id"), _text_column(contents, "seller_id")
@@ -336,11 +343,3 @@ def _prices(contents: pd.DataFrame) -> np.ndarray:
     if "price_usd" not in contents:
         return np.full(len(contents), np.nan, np.float32)
     return contents["price_usd"].to_numpy(np.float32)
-
-
-def _seconds(contents: pd.DataFrame, column: str, absent: int) -> np.ndarray:
-    if column not in contents:
-        return np.full(len(contents), absent, np.int64)
-    seconds = contents[column].fillna(0).to_numpy(np.int64)
-    seconds[contents[column].isna()] = absent
-    return seconds

@@ -514,11 +514,6 @@ def read_moments(contents: pd.DataFrame, said: pd.DataFrame | None) -> LoggedMom
     """What was true of contents when, by the catalogue and by statements where there are any."""
     index = pd.Index(contents["content_id"])
 
-    def seconds(column: str, absent: int) -> np.ndarray:
-        if column not in contents:
-            return np.full(len(contents), absent, np.int64)
-        return contents[column].fillna(absent).to_numpy(np.int64)
-
     def timeline(column: str) -> Timeline:
         if said is None or column not in said:
             return Timeline(*np.zeros((3, 0), np.int64))
@@ -528,12 +523,22 @@ def read_moments(contents: pd.DataFrame, said: pd.DataFrame | None) -> LoggedMom
 
     return LoggedMoments(
         contents["kind"].to_numpy() == "live",
-        seconds("created_at", 0),
-        seconds("stock", UNKNOWN),
+        whole_numbers(contents, "created_at", 0),
+        whole_numbers(contents, "stock", UNKNOWN),
         viewers=timeline("viewers"),
         showing=timeline("showing"),
         left=timeline("stock"),
     )
+
+
+def whole_numbers(contents: pd.DataFrame, column: str, absent: int) -> np.ndarray:
+    """A column of whole numbers, int64[N], `absent` where there is none or no such column."""
+    if column not in contents:
+        return np.full(len(contents), absent, np.int64)
+    # Filled with 0 first: the largest int64 has no float, and a column with gaps may be of floats.
+    numbers = contents[column].fillna(0).to_numpy(np.int64)
+    numbers[contents[column].isna()] = absent
+    return numbers
 
 
 def _with_sellers(contents: pd.DataFrame, sellers: pd.DataFrame | None) -> pd.DataFrame:

@@ -149,8 +149,8 @@ def test_nulls_of_users_are_stored_as_the_stage_writes_those_of_strangers(values
 
 def test_moments_and_groups_that_are_unknown_have_their_own_codes():
     contents = pd.DataFrame({"ended_at": pd.array([5, None], "Int64"), "seller_id": ["b", None]})
-    assert ensemble.export._seconds(contents, "ended_at", 99).tolist() == [5, 99]
-    assert ensemble.export._seconds(contents, "created_at", 0).tolist() == [0, 0]
+    assert ensemble.export.whole_numbers(contents, "ended_at", 99).tolist() == [5, 99]
+    assert ensemble.export.whole_numbers(contents, "created_at", 0).tolist() == [0, 0]
     assert ensemble.export._codes(contents, "seller_id").tolist() == [0, -1]
     assert ensemble.export._codes(contents, "category").tolist() == [-1, -1]
 
