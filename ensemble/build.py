@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ensemble.distil import with_preranker
+from ensemble.distil import with_preranker, with_stacking
 from ensemble.export import write_release
 from ensemble.plan import CascadeConfig
 from ensemble.release import Release
@@ -20,6 +20,7 @@ from models.calibration import CalibrationConfig, calibrate
 from models.item_graph import ItemGraphConfig, fit_item_graph
 from models.preranker import PreRankerConfig
 from models.ranker import RankerConfig, train_ranker
+from models.stacking import StackingConfig
 from models.training import Progress, quiet
 from models.two_tower import TwoTowerConfig, train_two_tower
 from workflows.examples import SplitConfig, build_examples
@@ -43,6 +44,7 @@ class BuildConfig:
     two_tower: TwoTowerConfig = field(default_factory=TwoTowerConfig)
     ranker: RankerConfig = field(default_factory=RankerConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    stacking: StackingConfig = field(default_factory=StackingConfig)
     preranker: PreRankerConfig = field(default_factory=PreRankerConfig)
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
 
@@ -92,8 +94,8 @@ def build_release(
     calibration = calibrate(ranker, data, tasks, config.ranker, config.calibration)
     step("release")
     fresh = folder / f".release.{os.getpid()}"
-    drafted = folder / f".draft.{os.getpid()}"
-    for unfinished in (fresh, drafted):
+    drafted, stacked = (folder / f".{draft}.{os.getpid()}" for draft in ("draft", "stacked"))
+    for unfinished in (fresh, drafted, stacked):
         shutil.rmtree(unfinished, ignore_errors=True)
     info = {
         "data_set": dataset.name,
@@ -112,9 +114,13 @@ def build_release(
         config=config.cascade,
         info=info,
     )
+    if data.examples.feedback == "positives":
+        step("stacking")
+        draft = with_stacking(draft, stacked, data, two_tower, config.stacking, config.seed)
     step("pre-ranker")
     with_preranker(draft, fresh, data, two_tower, config.preranker, config.seed)
-    shutil.rmtree(drafted)
+    for unfinished in (drafted, stacked):
+        shutil.rmtree(unfinished, ignore_errors=True)
     target, old = folder / "release", folder / f".release.{os.getpid()}.old"
     if target.exists():
         target.rename(old)

@@ -32,7 +32,7 @@ def cascade_steps(plan: Plan) -> tuple[Step, ...]:
     vector = TensorSpec("query_vector", np.float32, (plan.dim,))
     contents = tuple(s for s in retrieval.outputs if s.name in ("content_ids", "content_numbers"))
     market = TensorSpec("market_index", np.int64)
-    rows = tuple(s for s in (*user_state.outputs, *retrieval.outputs) if s.name in plan.ranking_rows)
+    also = tuple(s for s in (*user_state.outputs, *retrieval.outputs) if s.name in plan.ranking_reads)
     size, tasks = plan.config.candidates, len(plan.tasks)
     return (
         user_state,
@@ -41,7 +41,7 @@ def cascade_steps(plan: Plan) -> tuple[Step, ...]:
         OnnxStep(
             "ranking",
             "ranking.onnx",
-            (*packed, *contents, *rows, market),
+            (*packed, *contents, *also, market),
             (TensorSpec("probabilities", np.float32, (size, tasks)),),
         ),
         Reordering.step(plan),

@@ -1,25 +1,91 @@
-"""Teaches a release its pre-ranker: a light model learns what the ranker says of retrieved candidates."""
+"""What a draft of a release learns from the candidates that it retrieves: how to weigh the ranker against the
+signals of retrieval, and a pre-ranker, which says what the ranker would say."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import scipy.sparse as sp
 
 from ensemble.cascade import Cascade
+from ensemble.plan import FILE as PLAN
 from ensemble.preranking import BIAS, CONTENTS, HIDDEN, OUT, QUERY, PreRanker
 from ensemble.release import Release, ReleaseWriter
 from ensemble.stages.retrieval import Retrieval
 from models.batches import TrainingSet
-from models.export import Layout
+from models.export import Layout, rename
 from models.preranker import PreRankerConfig, train_preranker
+from models.stacking import FILE as STACKING
+from models.stacking import StackingConfig, fit_stacking, signals
 from models.two_tower import encode
-from workflows.examples import TRAIN
+from workflows.compile import join
+from workflows.examples import TRAIN, VALID
 
 BATCH = 64
 TOP = 10
+
+
+def with_stacking(
+    draft: Release, target: Path, data: TrainingSet, two_tower: Any, config: StackingConfig, seed: int
+) -> Release:
+    """Write the release `draft` again at `target`, its ranking graph ending in a stacking of the ranker with
+    the signals of retrieval, fitted to validation queries; without any the release is `draft` itself.
+
+    Each user is asked once, with the history of the first validation query; all that the user wants in the
+    validation part counts as wanted.
+    """
+    examples = data.examples
+    pairs, queries = examples.pairs, examples.queries
+    logged = np.arange(pairs.rows(VALID).start, pairs.rows(VALID).stop)
+    logged = logged[pairs.positive[logged]]
+    user, first = np.unique(queries.user[pairs.query[logged]], return_index=True)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(user))[: config.queries])
+    if not len(chosen):
+        return draft
+    user, rows = user[chosen], pairs.query[logged[first[chosen]]]
+    shape = len(examples.users), len(examples.contents)
+    place = queries.user[pairs.query[logged]], pairs.content[logged]
+    wanted = sp.csr_matrix((np.ones(len(logged), bool), place), shape=shape)
+    cascade = Cascade(draft, threads=2)
+    retrieval = cascade.run["retrieval"]
+    assert isinstance(retrieval, Retrieval)
+    retrieval.moments = examples.moments
+    parts = []
+    for part in _parts(np.arange(len(rows))):
+        target_of = wanted[user[part]].toarray()
+        seen = examples.latest_seen[user[part]].astype(np.int64)
+        held_out = np.take_along_axis(target_of, np.maximum(seen, 0), axis=1)
+        seen = np.where(held_out, -1, seen)
+        made = _ranked(cascade, retrieval, data, two_tower, rows[part], seen)
+        found = np.maximum(made["candidates"], 0)
+        signal, length = signals(
+            made["probabilities"][..., 0],
+            made["content_numbers"],
+            made["candidates"],
+            made["recent"],
+            made["retrieval_score"],
+        )
+        present = made["candidates"] >= 0
+        parts.append((signal, length, np.take_along_axis(target_of, found, axis=1) & present, present))
+    stacking = fit_stacking(*(np.concatenate(part) for part in zip(*parts)), config.strength)
+    if stacking is None:
+        return draft
+    plan = cascade.plan
+    graph = rename(onnx.load(str(draft.onnx_path("ranking.onnx"))), {"probabilities": "unstacked"})
+    behind = stacking.to_onnx(plan.history_length, plan.content_numbers)
+    share = {value.name for value in graph.graph.input} & {value.name for value in behind.graph.input}
+    stacked = join(graph, behind, connect={"unstacked": "unstacked"}, share=share, name="ranking")
+    with ReleaseWriter(target, name=draft.name, info=draft.info) as release:
+        release.copy(draft)
+        onnx.save(stacked, str(release.path("ranking.onnx")))
+        release.array(STACKING, stacking.to_array())
+        release.json(PLAN, replace(plan, ranking_reads=("candidates", "recent", "retrieval_score")).to_json())
+    return Release.open(target)
 
 
 def with_preranker(
@@ -37,7 +103,14 @@ def with_preranker(
     retrieval = cascade.run["retrieval"]
     assert isinstance(retrieval, Retrieval)
     retrieval.moments = data.examples.moments
-    lists = [_taught(cascade, retrieval, data, two_tower, part) for part in _parts(rows)]
+    lists = []
+    for part in _parts(rows):
+        # What they want is in none of these histories.
+        seen = data.examples.queries.history[part].astype(np.int64)
+        made = _ranked(cascade, retrieval, data, two_tower, part, seen)
+        value = cascade.blend(made["probabilities"], made["candidates"], made["market_index"])
+        value = np.where(made["candidates"] >= 0, value, -np.inf)
+        lists.append((made["query_vector"], made["candidates"], made["content_numbers"], value))
     query_vector, candidates, numbers, value = (np.concatenate(part) for part in zip(*lists))
     vectors = draft.array("content_vectors.npy")
     judged = np.arange(len(rows)) % 10 == 0
@@ -73,36 +146,38 @@ def _parts(rows: np.ndarray) -> Iterator[np.ndarray]:
         yield rows[start : start + BATCH]
 
 
-def _taught(
-    cascade: Cascade, retrieval: Retrieval, data: TrainingSet, two_tower: Any, rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Query vectors, retrieved candidates, their numbers and the ranker's values for queries int64[B]."""
+def _ranked(
+    cascade: Cascade,
+    retrieval: Retrieval,
+    data: TrainingSet,
+    two_tower: Any,
+    rows: np.ndarray,
+    seen: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """The cascade's tensors after ranking all that was retrieved for queries int64[B].
+
+    Args:
+        seen: int64[B, S], contents not to be shown to each, -1 fills.
+    """
     examples, encoded = data.examples, data.features.query
     layout = Layout.of(encoded.schema, data.features.content.schema)
-    history = examples.queries.history[rows].astype(np.int64)
     made = layout.pack_queries({name: array[rows] for name, array in encoded.arrays.items()})
     made |= {
         "query_vector": encode(two_tower.query_encoder, data.query_arrays(rows)),
         "market_index": examples.queries.market[rows].astype(np.int64),
         "time": np.maximum(examples.queries.time[rows], 0),
-        "recent": history,
-        "seen": history,
+        "recent": examples.queries.history[rows].astype(np.int64),
+        "seen": seen,
         # What a release says of users is of the end of the log, which these queries do not know.
         "followed": np.full((len(rows), 0), -1),
         "tired_sellers": np.full((len(rows), 0), -1),
         "speaks": data.speaks[examples.queries.user[rows]],
         "explain": np.zeros(len(rows), bool),
     }
-    ranking = next(step for step in cascade.steps if step.name == "ranking")
     made |= retrieval.retrieve(**{s.name: made[s.name] for s in Retrieval.step(cascade.plan).inputs})
     made["content_ids"] = retrieval.ids(made["candidates"])
-    probabilities = cascade.run["ranking"](**{s.name: made[s.name] for s in ranking.inputs})["probabilities"]
-    value = np.where(
-        made["candidates"] >= 0,
-        cascade.blend(probabilities, made["candidates"], made["market_index"]),
-        -np.inf,
-    )
-    return made["query_vector"], made["candidates"], made["content_numbers"], value
+    ranking = next(step for step in cascade.steps if step.name == "ranking")
+    return made | cascade.run["ranking"](**{s.name: made[s.name] for s in ranking.inputs})
 
 
 def kept_share(score: np.ndarray, value: np.ndarray, count: int) -> float:

@@ -41,8 +41,8 @@ from workflows.vectors import raw_vectors, vector_columns
 
 from merlin.schema import Tags  # isort: skip
 
-ROWS = ("candidates", "recent")
-"""Tensors of the cascade that hold rows of the contents table, of which a ranker may read some."""
+READS = ("candidates", "recent", "retrieval_score")
+"""Tensors of the cascade that a ranking graph may read beside encoded features."""
 TIRED = 32
 """Contents and sellers kept for each user that are not shown for a while."""
 NEVER_ENDS = np.iinfo(np.int64).max
@@ -91,7 +91,7 @@ def write_release(
         content_numbers=len(layout.content_numbers) + len(PAIR_FEATURES),
         as_of=examples.end,
         config=config,
-        ranking_rows=tuple(value.name for value in ranking.graph.input if value.name in ROWS),
+        ranking_reads=tuple(value.name for value in ranking.graph.input if value.name in READS),
     )
     contents = content_frame(examples.contents)
     known = known_markets(examples)

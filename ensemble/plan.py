@@ -33,7 +33,15 @@ WEIGHTS = {
 }
 
 #: Default quota of every retrieval channel.
-QUOTAS = {"two_tower": 180, "item_graph": 120, "trending": 60, "fresh": 80, "live": 40, "followed": 20}
+QUOTAS = {
+    "two_tower": 160,
+    "item_graph": 120,
+    "trending": 60,
+    "fresh": 80,
+    "live": 40,
+    "followed": 20,
+    "cart": 20,
+}
 
 
 #: Rules of the slate, by name; `ensemble.rules` has a file for each.
@@ -223,8 +231,8 @@ class Plan:
         query_ids, query_lists, query_numbers, content_ids, content_numbers: widths of the packed tensors;
             `content_numbers` counts the pair features too.
         as_of: end of the log that the release was built from (s since the epoch); 0 where it had no time.
-        ranking_rows: tensors of rows of the contents table that the ranker reads beside encoded features: of
-            `candidates`, whose vectors are in its graph, and of `recent`, the history that they attend to.
+        ranking_reads: tensors that the ranking graph reads beside encoded features: `candidates` and `recent`,
+            rows of the contents table, and `retrieval_score`.
     """
 
     markets: tuple[str, ...]
@@ -239,7 +247,7 @@ class Plan:
     content_numbers: int
     as_of: int
     config: CascadeConfig
-    ranking_rows: tuple[str, ...] = ()
+    ranking_reads: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -253,7 +261,7 @@ class Plan:
                 **body,
                 "markets": tuple(body["markets"]),
                 "tasks": tuple(body["tasks"]),
-                "ranking_rows": tuple(body["ranking_rows"]),
+                "ranking_reads": tuple(body["ranking_reads"]),
                 "columns": tuple(Column(**column) for column in body["columns"]),
                 "config": CascadeConfig(
                     **body["config"] | {"fatigue": FatigueConfig(**body["config"]["fatigue"])}

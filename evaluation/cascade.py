@@ -113,7 +113,8 @@ class Released:
         contents = self.retrieval.describe(
             candidates, made["market_index"], made["time"], made["recent"], made["speaks"]
         )
-        asked = made | contents | {"candidates": candidates}
+        cosine = np.einsum("bd,bcd->bc", made["query_vector"], self.vectors[candidates])
+        asked = made | contents | {"candidates": candidates, "retrieval_score": cosine}
         ranking = self.cascade.steps[3]
         inputs = {spec.name: asked[spec.name] for spec in ranking.inputs}
         probabilities = self.cascade.run[ranking.name](**inputs)["probabilities"]

@@ -32,6 +32,7 @@ class Channel(IntFlag):
     FRESH = 8
     LIVE = 16
     FOLLOWED = 32
+    CART = 64
 
 
 class Shelf:
@@ -147,7 +148,8 @@ class Asked:
         shelf: the market's contents.
         query_vector: float32[b, D].
         time: int64[b], s since the epoch.
-        affinity: what the item graph says of contents, after what the users wanted last.
+        recent: int64[b, L], what the users wanted last, rows of the contents table, the newest last, -1 fills.
+        affinity: what the item graph says of contents after these.
         seen: int64[b, S], contents not to be shown again, rows of the contents table, -1 fills.
         followed: int64[b, F], sellers that the user follows or bought from, each once, -1 fills.
         tired: int64[b, T], sellers that the user has been shown too often, -1 fills.
@@ -156,6 +158,7 @@ class Asked:
     shelf: Shelf
     query_vector: np.ndarray
     time: np.ndarray
+    recent: np.ndarray
     affinity: Reach
     seen: np.ndarray
     followed: np.ndarray

@@ -8,6 +8,7 @@ from time import monotonic_ns
 import numpy as np
 
 from ensemble.channels import NONE, Asked, Channel, Shelf, Source
+from ensemble.channels.cart import cart
 from ensemble.channels.followed import followed as followed_sellers
 from ensemble.channels.fresh import fresh
 from ensemble.channels.item_graph import item_graph
@@ -35,6 +36,7 @@ CHANNELS: dict[Channel, Source] = {
     Channel.FRESH: fresh,
     Channel.LIVE: live,
     Channel.FOLLOWED: followed_sellers,
+    Channel.CART: cart,
 }
 """Every channel, in the order in which they are merged."""
 
@@ -196,6 +198,7 @@ class Retrieval:
                 shelf,
                 query_vector[here],
                 time[here],
+                recent[here],
                 affinity.of(here),
                 seen[here],
                 followed[here],

@@ -89,7 +89,7 @@ def test_the_graphs_say_what_the_ranker_says_from_raw_columns_on(
         "candidates": content[:, None].astype(np.int64),
         "recent": data.examples.queries.history[query].astype(np.int64),
     }
-    packed |= {name: rows_of[name] for name in cascade.plan.ranking_rows}
+    packed |= {name: rows_of[name] for name in cascade.plan.ranking_reads}
     probabilities = cascade.run["ranking"](**packed, **served, market_index=market)["probabilities"]
     calibration = Calibration.from_array(small_release.array(CALIBRATION))
     assert np.abs(probabilities[:, 0] - expected).max() > 1e-3

@@ -27,6 +27,7 @@ def ask(release, seed, rows):
     random, plan = np.random.default_rng(seed), Plan.of(release)
     opens, ends = release.array("created_at.npy"), release.array("ended_at.npy")
     anywhere = random.integers(synthetic.START, synthetic.END + 50_000, len(opens))
+    sellers = np.r_[np.unique(release.array("seller_code.npy")), -1, -1]
     moments = np.concatenate([opens, ends[ends < synthetic.NEVER], anywhere])
     return {
         "query_vector": random.integers(-2, 3, (rows, plan.dim)).astype(np.float32),
@@ -35,9 +36,9 @@ def ask(release, seed, rows):
         "recent": random.integers(-1, len(opens), (rows, synthetic.HISTORY)),
         "seen": random.integers(-1, len(opens), (rows, int(random.integers(0, 12)))),
         "followed": np.array(
-            [np.where(random.random(3) < 0.6, random.permutation(6)[:3], -1) for _ in range(rows)]
+            [np.where(random.random(3) < 0.6, random.permutation(sellers)[:3], -1) for _ in range(rows)]
         ),
-        "tired_sellers": random.choice([-1, -1, -1, 0, 1, 2, 3], (rows, 2)),
+        "tired_sellers": random.choice(sellers, (rows, 2)),
         "speaks": random.integers(-1, 2, rows),
     }
 
@@ -92,6 +93,7 @@ def test_candidates_are_what_a_search_one_by_one_finds(worlds, world, seed, rows
             "fresh": [c for c in newest if exposures[market, c] <= plan.config.fresh_exposures][:size],
             "live": [c for c in newest if rooms[c]][:size],
             "followed": [c for c in newest if seller[c] in followed][:size],
+            "cart": [c for c in dict.fromkeys(request["recent"][row, ::-1].tolist()) if c in may],
         }
         heads = [c for name, found in by_channel.items() for c in found[: plan.config.quotas[name]]]
         rests = [c for name, found in by_channel.items() for c in found[plan.config.quotas[name] :]]

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, checker, helper
 
 
-def join(first: ModelProto, second: ModelProto, *, connect: Mapping[str, str], name: str) -> ModelProto:
+def join(
+    first: ModelProto,
+    second: ModelProto,
+    *,
+    connect: Mapping[str, str],
+    name: str,
+    share: Collection[str] = (),
+) -> ModelProto:
     """One model: `second` reads what `first` makes.
 
     Connected outputs and inputs disappear inside. All others stay, under their own names: the inputs of
@@ -20,6 +27,7 @@ def join(first: ModelProto, second: ModelProto, *, connect: Mapping[str, str], n
         second: the model that runs on it.
         connect: output of `first` → input of `second`.
         name: the joined graph's name.
+        share: inputs that both have and that are one input of the joined graph.
 
     Raises:
         ValueError: `connect` names a tensor that is not there, or two of different type or rank; the models
@@ -29,16 +37,19 @@ def join(first: ModelProto, second: ModelProto, *, connect: Mapping[str, str], n
     inputs = {value.name: value for value in second.graph.input}
     for output, target in connect.items():
         _check_pair(output, outputs, target, inputs, first.graph.name, second.graph.name)
+    for shared in share:
+        _check_pair(shared, {v.name: v for v in first.graph.input}, shared, inputs, first.graph.name, second.graph.name)
     if len(set(connect.values())) < len(connect):
         raise ValueError(f"an input of {second.graph.name!r} is connected twice: {dict(connect)}")
 
-    kept_inputs = [*first.graph.input, *(v for v in second.graph.input if v.name not in connect.values())]
+    inside = {*connect.values(), *share}
+    kept_inputs = [*first.graph.input, *(v for v in second.graph.input if v.name not in inside)]
     kept_outputs = [*(v for v in first.graph.output if v.name not in connect), *second.graph.output]
     stays = Counter(value.name for value in [*kept_inputs, *kept_outputs])
     if twice := sorted(n for n, count in stays.items() if count > 1):
         raise ValueError(
             f"{first.graph.name!r} and {second.graph.name!r} both have inputs or outputs {twice}; "
-            "connect them or rename one"
+            "connect or share them, or rename one"
         )
 
     tag_1, tag_2 = first.graph.name, second.graph.name

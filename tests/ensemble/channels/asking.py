@@ -30,10 +30,16 @@ def shelf(contents: int, index: MarketIndex | None = None, **given: object) -> S
 
 
 def asked(
-    of: Shelf, *, seen: object = ((),), followed: object = ((),), tired: object = ((),), time: int = NOW
+    of: Shelf,
+    *,
+    recent: object = ((),),
+    seen: object = ((),),
+    followed: object = ((),),
+    tired: object = ((),),
+    time: int = NOW,
 ) -> Asked:
     """Requests of a market at one moment, as many as one of the tables has rows."""
-    rows = max(len(seen), len(followed), len(tired))
+    rows = max(len(recent), len(seen), len(followed), len(tired))
 
     def table(values: object) -> np.ndarray:
         return np.broadcast_to(np.array(values, np.int64), (rows, len(values[0])))
@@ -43,6 +49,7 @@ def asked(
         of,
         np.zeros((rows, 2), np.float32),
         np.full(rows, time),
+        table(recent),
         nothing.reach(np.full((rows, 1), -1)),
         table(seen),
         table(followed),
