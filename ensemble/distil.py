@@ -72,7 +72,8 @@ def with_stacking(
         )
         present = made["candidates"] >= 0
         parts.append((signal, length, np.take_along_axis(target_of, found, axis=1) & present, present))
-    stacking = fit_stacking(*(np.concatenate(part) for part in zip(*parts)), config.strength)
+    signal, length, hit, present = (np.concatenate(part) for part in zip(*parts))
+    stacking = fit_stacking(signal, length, hit, present, config.strength)
     if stacking is None:
         return draft
     plan = cascade.plan

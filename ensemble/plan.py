@@ -231,7 +231,7 @@ class Plan:
         query_ids, query_lists, query_numbers, content_ids, content_numbers: widths of the packed tensors;
             `content_numbers` counts the pair features too.
         as_of: end of the log that the release was built from (s since the epoch); 0 where it had no time.
-        ranking_reads: tensors that the ranking graph reads beside encoded features: `candidates` and `recent`,
+        ranking_reads: what the ranking graph reads beside encoded features: of `candidates` and `recent`,
             rows of the contents table, and `retrieval_score`.
     """
 

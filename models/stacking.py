@@ -1,9 +1,10 @@
-"""Stacking: the ranker and the signals of retrieval become one score, weighed by what validation rows say.
+"""Stacking: the ranker and the signals of retrieval become one score, as validation rows weigh them.
 
-Where only positives were logged, a ranker learns from negatives that were drawn, and from histories that are
-longer than those it is asked with. What it adds to the item graph and the two-tower differs from log to log, so
-a linear model over their scores (Wolpert, "Stacked generalization", Neural Networks 1992) is fitted to the lists
-that retrieval brings, with the likelihood of a choice from each list (McFadden, 1974).
+Where only positives were logged, a ranker learns from negatives that were drawn, and often from other
+histories than those it is asked with. What it adds to the item graph and the two-tower differs from log to
+log, so a linear model over their scores (Wolpert, "Stacked generalization", Neural Networks 1992) is fitted
+to the lists that retrieval brings, with the likelihood of a choice from each (McFadden, "Conditional logit
+analysis of qualitative choice behavior", 1974).
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from .calibration import TINY
 
 FILE = "stacking.npy"
 #: What is weighed: the logit of the ranker; the item graph's affinity as a sum of edges and as its logarithm;
-#: the log of the content's popularity in the market; the cosine of query and content; whether the content is in
-#: the history.
+#: the log of the content's popularity in the market; the cosine of query and content; whether the content is
+#: in the history.
 SIGNALS = ("ranker", "affinity", "log_affinity", "popularity", "cosine", "again")
 AFFINITY, POPULARITY = PAIR_FEATURES.index("affinity"), PAIR_FEATURES.index("popularity_market")
 
@@ -33,10 +34,10 @@ class StackingConfig:
     """Knobs of the stacking, where only positives were logged.
 
     Attributes:
-        queries: validation queries whose retrieved candidates are weighed; 0 leaves the order to the ranker
-            (queries).
-        strength: how many queries the order of the ranker alone counts as, per squared standard deviation of a
-            signal (queries).
+        queries: validation queries whose retrieved candidates are weighed; 0 leaves the order to the
+            ranker (queries).
+        strength: of the prior, which is the order of the ranker alone; 1 lets each weight be off by one
+            standard deviation of its signal.
     """
 
     queries: int = 4000

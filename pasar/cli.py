@@ -435,7 +435,7 @@ def evaluate(
     """Judge baselines and the cascade by a benchmark's protocol, beside its published figures."""
     from evaluation.command import run_protocol
     from evaluation.runs import table, write_rows
-    from pasar.settings import load
+    from pasar.settings import load_build
     from pasar.show import reporter, say
 
     with reporter() as report:
@@ -445,7 +445,7 @@ def evaluate(
             markets=tuple(market or ()),
             each_alone=alone,
             seeds=tuple(seed or (0,)),
-            build=None if baselines_only else load(config).build,
+            build=None if baselines_only else load_build(protocol, config),
             step=report.step,
             training=report.training,
         )

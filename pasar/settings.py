@@ -27,6 +27,7 @@ if typing.TYPE_CHECKING:
     from market.world import WorldConfig
 
 FILE = "pasar.toml"
+DATA_SETS = Path(__file__).parents[1] / "evaluation" / "data_sets.toml"
 SECTIONS = ("world", "build", "serve")
 
 
@@ -105,6 +106,21 @@ def load(path: Path | None = None) -> Settings:
     return Settings(
         **{name: _read(kind, content.get(name, {}), where, name) for name, kind in schema().items()}
     )
+
+
+def load_build(data_set: str, path: Path | None = None) -> BuildConfig:
+    """How a public data set is built: as `path` says; without one as the working folder's file does and, of
+    what the data set's shape asks for, `evaluation/data_sets.toml`.
+
+    Raises:
+        SettingsError: as `load`.
+    """
+    content, where = _content(path)
+    build = content.get("build", {})
+    if path is None:
+        shape = tomllib.loads(DATA_SETS.read_text(encoding="utf-8")).get(data_set, {})
+        build = build | {section: {**build.get(section, {}), **knobs} for section, knobs in shape.items()}
+    return _read(schema()["build"], build, where, "build")
 
 
 def load_serve(path: Path | None = None) -> ServeConfig:

@@ -148,7 +148,7 @@ class Asked:
         shelf: the market's contents.
         query_vector: float32[b, D].
         time: int64[b], s since the epoch.
-        recent: int64[b, L], what the users wanted last, rows of the contents table, the newest last, -1 fills.
+        recent: int64[b, L], what the users wanted last, rows of the contents table, oldest first, -1 fills.
         affinity: what the item graph says of contents after these.
         seen: int64[b, S], contents not to be shown again, rows of the contents table, -1 fills.
         followed: int64[b, F], sellers that the user follows or bought from, each once, -1 fills.

@@ -38,7 +38,14 @@ def join(
     for output, target in connect.items():
         _check_pair(output, outputs, target, inputs, first.graph.name, second.graph.name)
     for shared in share:
-        _check_pair(shared, {v.name: v for v in first.graph.input}, shared, inputs, first.graph.name, second.graph.name)
+        _check_pair(
+            shared,
+            {v.name: v for v in first.graph.input},
+            shared,
+            inputs,
+            first.graph.name,
+            second.graph.name,
+        )
     if len(set(connect.values())) < len(connect):
         raise ValueError(f"an input of {second.graph.name!r} is connected twice: {dict(connect)}")
 
