@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pasar.settings import FILE, ServeConfig, SettingsError, load, load_serve, render, schema
+from pasar.settings import FILE, ServeConfig, SettingsError, load, load_build, load_serve, render, schema
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -126,3 +126,15 @@ def test_rules_of_markets_are_read_and_a_wrong_one_is_said(tmp_path):
     ):
         with pytest.raises(SettingsError, match=said):
             load_serve(written(tmp_path, f"[serve.rules]\n{wrong}\n"))
+
+
+def test_what_a_data_sets_shape_asks_for_joins_the_working_folders_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    default = load().build
+    assert load_build("xmarket") == default
+    Path(FILE).write_text("[build.features]\nseen_length = 7\n")
+    made = load_build("gowalla")
+    assert (made.features.seen_length, made.features.history_length) == (7, 50)
+    assert made.item_graph.events == 500
+    named = load_build("gowalla", written(tmp_path, "[build.features]\nseen_length = 9\n"))
+    assert named.features == dataclasses.replace(default.features, seen_length=9)
