@@ -37,12 +37,14 @@ def with_stacking(
     the signals of retrieval, fitted to validation queries; without any the release is `draft` itself.
 
     Each user is asked once, with the history of the first validation query; all that the user wants in the
-    validation part counts as wanted.
+    validation part counts as wanted, of a log with orders all that is ordered.
     """
     examples = data.examples
     pairs, queries = examples.pairs, examples.queries
     logged = np.arange(pairs.rows(VALID).start, pairs.rows(VALID).stop)
     logged = logged[pairs.positive[logged]]
+    if "order" in pairs.outcomes and (ordered := pairs.outcomes["order"][logged] > 0).any():
+        logged = logged[ordered]
     user, first = np.unique(queries.user[pairs.query[logged]], return_index=True)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(user))[: config.queries])
     if not len(chosen):
