@@ -67,7 +67,7 @@ class RankerConfig:
     batch_size: int = 2048
     learning_rate: float = 1e-3
     epochs: int = 24
-    patience: int = 1
+    patience: int = 2
     negatives: int = 8
     popular_negatives: float = 0.25
     min_outcomes: int = 100

@@ -47,8 +47,8 @@ class TwoTowerConfig:
     user_dropout: float = 0.5
     batch_size: int = 1024
     learning_rate: float = 1.4e-3
-    epochs: int = 8
-    patience: int = 2
+    epochs: int = 12
+    patience: int = 4
     logq: float = 1.0
     validation_queries: int = 4_000
 
