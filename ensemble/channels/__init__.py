@@ -46,7 +46,7 @@ class Shelf:
         by_trend: int64[n], the same by `market.statistics.trend`.
         turn: int64[n], how many contents are newer than each, of equal age those before it.
         fresh: int64[*], places of little exposed contents of known age, newest first.
-        rooms: int64[*], places of live rooms, newest first.
+        rooms: int64[*], places of live rooms, newest first; see `rooms_after`.
         viewers: float32[n], people in each room now; NaN where that is not known.
         of_sellers: int64[*], places by seller and, of one seller, newest first; those of the seller s are
             `of_sellers[first_of[s]:first_of[s + 1]]`.
@@ -84,6 +84,7 @@ class Shelf:
         self.turn = np.argsort(newest)
         self.fresh = newest[(fresh[self.rows] & (self.opens > 0))[newest]]
         self.rooms = newest[live[self.rows][newest]]
+        self._hour, self._running = NONE, self.rooms
         self.viewers = np.full(len(self.rows), np.nan, np.float32)
         of = seller[self.rows][newest]
         self.of_sellers = newest[np.argsort(of, kind="stable")]
@@ -94,6 +95,17 @@ class Shelf:
         here = self.place[rows] < len(self.rows)
         place = self.place[rows[here]]
         self.opens[place], self.ends[place], self.viewers[place] = opens[here], ends[here], viewers[here]
+        self._hour = NONE
+
+    def rooms_after(self, time: int) -> np.ndarray:
+        """Rooms, as in `rooms`, without those that had ended when the hour of a time (s) began.
+
+        Of all rooms that there ever were, few are left, and an hour's requests need not look for them anew.
+        """
+        hour = time // 3600
+        if hour != self._hour:
+            self._hour, self._running = hour, self.rooms[self.ends[self.rooms] > hour * 3600]
+        return self._running
 
     def of(self, sellers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Contents of sellers int64[b, F], -1 fills: rows of `sellers` int64[*] and places int64[*]."""
