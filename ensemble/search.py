@@ -195,6 +195,15 @@ class MarketIndex:
         best = np.take_along_axis(scores, np.maximum(places, 0), axis=1)
         return places, np.where(places >= 0, best, np.float32(-np.inf))
 
+    def products(self, queries: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Inner products of queries float32[b, D] with contents at places int64[b, c] of their own, float32[b,
+        c]; -inf at -1.
+        """
+        made = np.empty(places.shape, np.float32)
+        arrays = made, np.ascontiguousarray(queries, np.float32), self.vectors, np.ascontiguousarray(places)
+        faiss.fvec_inner_products_by_idx(*map(faiss.swig_ptr, arrays), self.vectors.shape[1], *places.shape)
+        return made
+
     def scores(self, queries: np.ndarray) -> np.ndarray:
         """Inner products of queries float32[b, D] with all contents, float32[b, n]."""
         made = np.empty((len(queries), len(self)), np.float32)
@@ -241,18 +250,8 @@ def _scanned(
     As `faiss.IndexRefine`, but the candidates of a query are sorted once instead of going through two heaps.
     """
     faiss.omp_set_num_threads(1)
-    queries = np.ascontiguousarray(queries, np.float32)
     places = scan.search(queries, min(int(k * refine), len(index)))[1]
-    scores = np.empty(places.shape, np.float32)
-    faiss.fvec_inner_products_by_idx(
-        faiss.swig_ptr(scores),
-        faiss.swig_ptr(queries),
-        faiss.swig_ptr(index.vectors),
-        faiss.swig_ptr(places),
-        queries.shape[1],
-        *places.shape,
-    )
-    return _best(places, scores, k)
+    return _best(places, index.products(queries, places), k)
 
 
 def _best(places: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

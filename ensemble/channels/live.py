@@ -17,7 +17,7 @@ def live(asked: Asked, count: int) -> np.ndarray:
     the market's open rooms, the more the shorter it has been open. A room of unknown number has the mean.
     """
     shelf = asked.shelf
-    rooms = shelf.rooms_after(int(asked.time.min()))
+    rooms = shelf.running(asked.time)[1]
     open_ = asked.may(rooms)
     some = np.flatnonzero(open_.any(axis=0))
     rooms, open_ = rooms[some], open_[:, some]
