@@ -196,9 +196,7 @@ class MarketIndex:
         return places, np.where(places >= 0, best, np.float32(-np.inf))
 
     def products(self, queries: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Inner products of queries float32[b, D] with contents at places int64[b, c] of their own, float32[b,
-        c]; -inf at -1.
-        """
+        """Inner products of each query float32[b, D] with its contents at places int64[b, c]; -inf at -1."""
         made = np.empty(places.shape, np.float32)
         arrays = made, np.ascontiguousarray(queries, np.float32), self.vectors, np.ascontiguousarray(places)
         faiss.fvec_inner_products_by_idx(*map(faiss.swig_ptr, arrays), self.vectors.shape[1], *places.shape)
@@ -244,10 +242,10 @@ def read_index(release: Release, market: int, vectors: np.ndarray) -> MarketInde
 def _scanned(
     scan: faiss.IndexIVFPQFastScan, index: MarketIndex, queries: np.ndarray, k: int, refine: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best of the scan, scored anew: places int64[b, k] and scores of that shape, best first, equal ones by
-    place; -1 and -inf fill the end where the lists scanned hold fewer.
+    """The best of the scan, scored anew: places int64[b, k] and scores of that shape, best first.
 
-    As `faiss.IndexRefine`, but the candidates of a query are sorted once instead of going through two heaps.
+    Of equal ones the lower place is first; -1 and -inf fill the end where the lists scanned hold fewer. As
+    `faiss.IndexRefine`, but the candidates of a query are sorted once instead of going through two heaps.
     """
     faiss.omp_set_num_threads(1)
     places = scan.search(queries, min(int(k * refine), len(index)))[1]
@@ -300,4 +298,3 @@ def shares(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
     offset = np.arange(len(truth))[:, None] * (max(int(truth.max()), int(found.max())) + 1)
     inside = np.isin(truth + offset, np.where(found >= 0, found + offset, -1))
     return inside.mean(axis=1)
-

@@ -101,7 +101,8 @@ class Shelf:
     def running(self, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`fresh` and `rooms` without what had ended when the hour of the first of these times began.
 
-        Of all rooms that there ever were few are left, and the requests of an hour need not look for them anew.
+        Of all rooms that there ever were few are left, and the requests of an hour need not look for them
+        anew.
         """
         hour = int(time.min()) // 3600
         if hour != self._hour:
