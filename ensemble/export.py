@@ -193,7 +193,7 @@ def market_trends(examples: Examples, config: CascadeConfig) -> np.ndarray:
 def exposures(examples: Examples) -> np.ndarray:
     """How often each content was logged by market in the training part, float32[M, N]."""
     pairs = examples.pairs
-    rows = np.flatnonzero(pairs.split == TRAIN)
+    rows = pairs.rows(TRAIN)
     market = examples.queries.market[pairs.query[rows]]
     return counts(market, pairs.content[rows], None, examples.available.shape).astype(np.float32)
 
@@ -211,7 +211,8 @@ def tired(
         contents, sellers: int32[U, T], rows and codes, -1 fills; contents_until, sellers_until: int64[U, T],
         the second from which each may be shown again.
     """
-    user, content, time, wanted = shown(examples)
+    window_s = int(config.window_h * 3600)
+    user, content, time, wanted = shown(examples, before - window_s, before)
     made: dict[str, np.ndarray] = {}
     for name, what, shows in (
         ("contents", content, config.content_shows),
@@ -224,7 +225,7 @@ def tired(
             wanted,
             users=len(examples.users),
             shows=shows,
-            window_s=int(config.window_h * 3600),
+            window_s=window_s,
             end=before,
             most=TIRED,
         )
