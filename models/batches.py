@@ -219,7 +219,9 @@ class RankingBatches:
         self._rows, self._labels, self._negatives = rows, tuple(labels.values()), negatives
         random = np.random.default_rng(seed)
         if negatives:
-            query, content = (array[rows] for array in (data.examples.pairs.query, data.examples.pairs.content))
+            query, content = (
+                array[rows] for array in (data.examples.pairs.query, data.examples.pairs.content)
+            )
             drawn = draw_negatives(
                 data.examples,
                 query,
@@ -277,7 +279,9 @@ class RankingBatches:
         """Query, content, own and labels of pairs at some places; a log may be larger than memory."""
         pairs, count = self.data.examples.pairs, len(self._rows)
         logged = place < count
-        row = self._rows[place if logged.all() else np.where(logged, place, (place - count) // self._negatives)]
+        row = self._rows[
+            place if logged.all() else np.where(logged, place, (place - count) // self._negatives)
+        ]
         content, own = pairs.content[row], pairs.positive[row] & (pairs.split[row] == TRAIN)
         labels = np.empty((len(row), len(self._labels)), np.float32)
         for column, values in enumerate(self._labels):

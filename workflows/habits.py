@@ -46,9 +46,7 @@ def followed_sellers(examples: Examples, seller: np.ndarray, before: int | None 
     return build_history(user[last], last, sold_by[last], everyone, end, FOLLOWED)
 
 
-def shown(
-    examples: Examples, start: int, end: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def shown(examples: Examples, start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The logged exposures from one second to before another: user int32[P], content int32[P], time int64[P],
     and whether it was wanted.
 
