@@ -124,7 +124,9 @@ def ranker(data: TrainingSet, seed: int, folder: Path) -> Case:
             "pair_query": pairs.query[rows[split]],
             "pair_content": pairs.content[rows[split]],
             "pair_numbers": np.array(logged[split]),
-            "labels": np.stack([values[rows[split]] for values in labels.values()], axis=1),
+            "labels": np.stack([values[rows[split]] for values in labels.values()], axis=1).astype(
+                np.float32
+            ),
         }
 
     set_seed(seed)

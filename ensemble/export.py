@@ -71,40 +71,47 @@ def write_release(
     """
     examples, features = data.examples, data.features
     layout = Layout.of(features.query.schema, features.content.schema)
-    query_tower = query_tower_to_onnx(two_tower, features.query.schema, layout)
-    query = _with_workflow(features.query, query_tower, "query")
-    content_tower = content_tower_to_onnx(two_tower, features.content.schema, layout, features.spaces)
-    content = _with_workflow(features.content, content_tower, "content")
-    ranking = ranker_to_onnx(ranker, layout, tasks)
-    raw_names = {value.name: f"raw_{value.name}" for value in query.graph.input}
     ids, numbers = layout.pack_contents(features.content.arrays)
-    plan = Plan(
-        markets=examples.markets,
-        tasks=tasks,
-        columns=_columns(query, examples),
-        history_length=layout.history_length,
-        dim=query_tower.graph.output[0].type.tensor_type.shape.dim[1].dim_value,
-        query_ids=len(layout.query_ids),
-        query_lists=len(layout.query_lists),
-        query_numbers=max(len(layout.query_numbers), 1),
-        content_ids=len(layout.content_ids),
-        content_numbers=len(layout.content_numbers) + len(PAIR_FEATURES),
-        as_of=examples.end,
-        config=config,
-        ranking_reads=tuple(value.name for value in ranking.graph.input if value.name in READS),
-    )
     contents = content_frame(examples.contents)
     known = known_markets(examples)
     shares = neighbour_shares(examples.markets, known)
     # The client reads the tasks of a reply from what the served `feed` says of itself.
     said = {**(info or {}), "feed": {"tasks": ",".join(tasks)}}
     with ReleaseWriter(path, name=name, info=said) as release:
+        # One graph after another: each holds all embeddings of its model.
+        query = _with_workflow(
+            features.query, query_tower_to_onnx(two_tower, features.query.schema, layout), "query"
+        )
+        columns, dim = _columns(query, examples), _width(query, "query_vector")
+        raw_names = {value.name: f"raw_{value.name}" for value in query.graph.input}
         onnx.save(rename(query, raw_names), str(release.path("query.onnx")))
+        del query
+        ranking = _calibrated(ranker_to_onnx(ranker, layout, tasks), calibration)
+        ranking_reads = tuple(value.name for value in ranking.graph.input if value.name in READS)
+        onnx.save(ranking, str(release.path("ranking.onnx")))
+        del ranking
+        content_tower = content_tower_to_onnx(two_tower, features.content.schema, layout, features.spaces)
+        content = _with_workflow(features.content, content_tower, "content")
         onnx.save(content, str(release.path("content.onnx")))
-        onnx.save(_calibrated(ranking, calibration), str(release.path("ranking.onnx")))
+        vectors = content_vectors(content, raw_contents(examples))
+        del content, content_tower
+        plan = Plan(
+            markets=examples.markets,
+            tasks=tasks,
+            columns=columns,
+            history_length=layout.history_length,
+            dim=dim,
+            query_ids=len(layout.query_ids),
+            query_lists=len(layout.query_lists),
+            query_numbers=max(len(layout.query_numbers), 1),
+            content_ids=len(layout.content_ids),
+            content_numbers=len(layout.content_numbers) + len(PAIR_FEATURES),
+            as_of=examples.end,
+            config=config,
+            ranking_reads=ranking_reads,
+        )
         release.array(CALIBRATION, calibration.to_array())
         release.json(FILE, plan.to_json())
-        vectors = content_vectors(content, raw_contents(examples))
         release.array("content_vectors.npy", vectors)
         most = round(SEARCHED * config.retrieved)
         available = shown_where(examples, known)
@@ -193,7 +200,7 @@ def market_trends(examples: Examples, config: CascadeConfig) -> np.ndarray:
 def exposures(examples: Examples) -> np.ndarray:
     """How often each content was logged by market in the training part, float32[M, N]."""
     pairs = examples.pairs
-    rows = np.flatnonzero(pairs.split == TRAIN)
+    rows = pairs.rows(TRAIN)
     market = examples.queries.market[pairs.query[rows]]
     return counts(market, pairs.content[rows], None, examples.available.shape).astype(np.float32)
 
@@ -211,7 +218,8 @@ def tired(
         contents, sellers: int32[U, T], rows and codes, -1 fills; contents_until, sellers_until: int64[U, T],
         the second from which each may be shown again.
     """
-    user, content, time, wanted = shown(examples)
+    window_s = int(config.window_h * 3600)
+    user, content, time, wanted = shown(examples, before - window_s, before)
     made: dict[str, np.ndarray] = {}
     for name, what, shows in (
         ("contents", content, config.content_shows),
@@ -224,7 +232,7 @@ def tired(
             wanted,
             users=len(examples.users),
             shows=shows,
-            window_s=int(config.window_h * 3600),
+            window_s=window_s,
             end=before,
             most=TIRED,
         )
@@ -237,6 +245,12 @@ def _with_workflow(encoded: Encoded, tower: onnx.ModelProto, name: str) -> onnx.
     names = (value.name for value in tower.graph.input)
     connect = {feature_name(name): name for name in names if name not in vectors}
     return join(encoded.graph, tower, connect=connect, name=name)
+
+
+def _width(graph: onnx.ModelProto, name: str) -> int:
+    """Last dimension of an output of a graph."""
+    [output] = [value for value in graph.graph.output if value.name == name]
+    return output.type.tensor_type.shape.dim[-1].dim_value
 
 
 def _calibrated(ranker: onnx.ModelProto, calibration: Calibration) -> onnx.ModelProto:

@@ -161,7 +161,7 @@ def _impression_rows(
     turn = np.random.default_rng(seed).permutation(len(queries))
     logged = logged[np.argsort(turn[pairs.query[logged]], kind="stable")][:count]
     known = task_labels(examples, 1)
-    labels = {task: known[task][logged] for task in cascade.plan.tasks}
+    labels = {task: known[task][logged].astype(np.float32) for task in cascade.plan.tasks}
     labels = {n: y for n, y in labels.items() if min(y.sum(), (1 - y).sum()) >= LEAST_OUTCOMES}
     if not labels:
         return

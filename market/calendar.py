@@ -1,7 +1,7 @@
 """What time and what kind of day it is where each person is: local hour, weekend, holiday, pay-day, campaign.
 
 Runs on whole batches while a request is served: numpy, zoneinfo and `holidays` alone, with the facts of each
-(market, local day) worked out once and kept.
+(market, quarter of an hour) worked out once and kept.
 """
 
 import calendar
@@ -22,12 +22,9 @@ PAYDAY_WINDOW_DAYS = 3
 NO_PAYDAY = 31.0
 """`days_to_payday` of a market without declared pay-days: as far away as one can be."""
 
-_DAY_S = 86_400
-# Clocks change on a quarter of an hour in every zone that has a profile, so an offset holds for a quarter.
-_OFFSET_STEP_S = 900
+# Clocks change, and hours begin, on a quarter of an hour in every zone that has a profile.
+_QUARTER_S = 900
 _YEAR_2100 = 4_102_444_800
-_EPOCH = datetime.date(1970, 1, 1)
-_EPOCH_WEEKDAY = 3  # a Thursday
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,18 @@ class _Day(NamedTuple):
     days_to_payday: float
 
 
+class _Quarter(NamedTuple):
+    """As the fields of `CalendarContext`, in their order."""
+
+    hour: int
+    weekday: int
+    weekend: bool
+    holiday: bool
+    payday_window: bool
+    shopping_day: bool
+    days_to_payday: float
+
+
 def local_context(markets: NDArray[np.str_], times: NDArray[np.int64]) -> CalendarContext:
     """The local calendar at `times` (int64 [B], s since 1970 UTC) in `markets` (codes [B]).
 
@@ -72,26 +81,14 @@ def local_context(markets: NDArray[np.str_], times: NDArray[np.int64]) -> Calend
             "Divide milliseconds by 1,000."
         )
     codes, market = np.unique(markets.astype(str), return_inverse=True)
-    profiles = [profile(code) for code in codes]
-    local = times.astype(np.int64) + _offsets(profiles, market, times)
-    day, second = np.divmod(local, _DAY_S)
-    weekday = (day + _EPOCH_WEEKDAY) % 7
-
-    first, back = _distinct_pairs(market, day)
-    known = [_day(profiles[market[i]].code, int(day[i])) for i in first]
-    flags = np.array([row[:3] for row in known], np.int64).reshape(-1, 3)[back]
-    weekend = np.zeros((len(profiles), 7), np.int64)
-    for row, place in zip(weekend, profiles):
-        row[list(place.weekend)] = 1
-    return CalendarContext(
-        hour=second // 3600,
-        weekday=weekday,
-        is_weekend=weekend[market, weekday],
-        is_holiday=flags[:, 0],
-        is_payday_window=flags[:, 1],
-        is_shopping_day=flags[:, 2],
-        days_to_payday=np.array([row.days_to_payday for row in known], np.float32)[back],
-    )
+    quarter = times.astype(np.int64) // _QUARTER_S
+    low = quarter.min(initial=0)
+    pair = market * (quarter.max(initial=0) - low + 1) + (quarter - low)
+    _, first, back = np.unique(pair, return_index=True, return_inverse=True)
+    known = [_quarter(codes[market[i]], int(quarter[i])) for i in first]
+    facts = np.array(known, np.float64).reshape(-1, len(_Quarter._fields))[back]
+    *whole, days_to_payday = facts.T
+    return CalendarContext(*(column.astype(np.int64) for column in whole), days_to_payday.astype(np.float32))
 
 
 def shopping_dates(market: Market, year: int) -> frozenset[datetime.date]:
@@ -103,38 +100,18 @@ def shopping_dates(market: Market, year: int) -> frozenset[datetime.date]:
     return frozenset(date for date in dates if date.year == year)
 
 
-def _offsets(
-    profiles: list[Market], market: NDArray[np.int64], times: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Seconds east of UTC of each row [B]."""
-    quarter = times // _OFFSET_STEP_S
-    first, back = _distinct_pairs(market, quarter)
-    known = [_offset(profiles[market[i]].timezone, int(quarter[i])) for i in first]
-    return np.array(known, np.int64)[back]
-
-
-def _distinct_pairs(
-    group: NDArray[np.int64], value: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """A row [D] of each distinct (group, value), and for each row the number of its pair [B]."""
-    low = value.min(initial=0)
-    pair = group * (value.max(initial=0) - low + 1) + (value - low)
-    _, first, back = np.unique(pair, return_index=True, return_inverse=True)
-    return first, back
-
-
 @lru_cache(maxsize=1 << 16)
-def _offset(timezone: str, quarter: int) -> int:
-    moment = datetime.datetime.fromtimestamp(quarter * _OFFSET_STEP_S, ZoneInfo(timezone))
-    offset = moment.utcoffset()
-    assert offset is not None  # an aware datetime has one
-    return int(offset.total_seconds())
-
-
-@lru_cache(maxsize=1 << 16)
-def _day(code: str, local_day: int) -> _Day:
+def _quarter(code: str, quarter: int) -> _Quarter:
     market = profile(code)
-    date = _EPOCH + datetime.timedelta(local_day)
+    moment = datetime.datetime.fromtimestamp(quarter * _QUARTER_S, ZoneInfo(market.timezone))
+    return _Quarter(
+        moment.hour, moment.weekday(), moment.weekday() in market.weekend, *_day(code, moment.date())
+    )
+
+
+@lru_cache(maxsize=1 << 16)
+def _day(code: str, date: datetime.date) -> _Day:
+    market = profile(code)
     return _Day(
         holiday=date in _holidays(market.country, date.year),
         payday_window=any(

@@ -16,7 +16,7 @@ class Reach:
     """What the edges from a batch of histories add up to, at the contents that they reach.
 
     A history reaches some hundred contents of a market that may have a million, so nothing here is as long as
-    the contents table but the scratch space of `at`.
+    the contents table but the scratch space of `at`, of which little is touched.
 
     Attributes:
         row: int64[E], rows of the batch, ascending.
@@ -34,15 +34,17 @@ class Reach:
     def at(self, content: np.ndarray) -> np.ndarray:
         """The sums at contents int64[B, C], float32[B, C]; 0 where nothing reaches, and at -1."""
         found = np.zeros(content.shape, np.float32)
-        scratch = np.zeros(self.contents, np.float32)
+        # Never filled: whatever number stands at a content that is not reached leads to another one.
+        number = np.empty(self.contents, np.uint32)
         ends = np.searchsorted(self.row, np.arange(self.rows + 1))
         for row, (start, end) in enumerate(pairwise(ends)):
+            if start == end:
+                continue
             reached = self.content[start:end]
-            scratch[reached] = self.weight[start:end]
-            # -1 reads the last place of the scratch space, and means nothing.
-            found[row] = scratch[content[row]]
-            scratch[reached] = 0
-        return np.where(content >= 0, found, np.float32(0))
+            number[reached] = np.arange(end - start)
+            place = np.minimum(number[content[row]], end - start - 1)
+            found[row] = np.where(reached[place] == content[row], self.weight[start:end][place], 0)
+        return found
 
     def of(self, rows: np.ndarray) -> Reach:
         """The same for some rows of the batch, int64[b], ascending."""

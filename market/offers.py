@@ -85,11 +85,14 @@ class Offers:
             what is usual there, both as logarithms, and the fit of the language.
         """
         price = self.price_usd[content]
-        local = np.log1p(price * self.power[market]) / 3
-        relative = np.log(np.maximum(price, 0.01) / self.usual[market, self.category[content]])
+        relative = np.log(np.maximum(price, np.float32(0.01)) / self.usual[market, self.category[content]])
         fit = self.fit[market, speaks, self.language[content]]
-        made = np.stack(np.broadcast_arrays(local, np.clip(relative, -2, 2), fit), axis=-1)
-        return np.nan_to_num(made, copy=False).astype(np.float32, copy=False)
+        made = np.empty((*fit.shape, len(OFFER_FEATURES)), np.float32)
+        made[..., 0] = np.log1p(price * self.power[market]) / 3
+        made[..., 1] = np.minimum(np.maximum(relative, -2), 2)
+        made[..., 2] = fit
+        made[np.isnan(made)] = 0
+        return made
 
 
 def language_fit(spoken: Sequence[str], languages: Sequence[str]) -> np.ndarray:

@@ -22,6 +22,10 @@ PAIR_FEATURES = (
 )
 
 
+#: Events that are counted at once.
+BLOCK = 1 << 22
+
+
 class EventCounts:
     """How often each (market, content) was wanted before a given time, by binary search in sorted events.
 
@@ -60,8 +64,12 @@ def counts(
     market: np.ndarray, content: np.ndarray, weight: np.ndarray | None, shape: tuple[int, ...]
 ) -> np.ndarray:
     """Summed weights (1 each where None) of events by market and content, float64[M, N]."""
-    cell = market.astype(np.int64) * shape[1] + content
-    return np.bincount(cell, weight, shape[0] * shape[1]).reshape(shape).astype(np.float64)
+    made = np.zeros(shape, np.float64)
+    for part in range(0, len(market), BLOCK):
+        here = slice(part, part + BLOCK)
+        cell = market[here].astype(np.int64) * shape[1] + content[here]
+        made += np.bincount(cell, None if weight is None else weight[here], made.size).reshape(shape)
+    return made
 
 
 def trend(wanted: np.ndarray, available: np.ndarray, region: np.ndarray, prior: float) -> np.ndarray:

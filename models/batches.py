@@ -190,7 +190,7 @@ class RankingBatches:
 
     Args:
         rows: int64[P], rows of `Examples.pairs`.
-        labels: float32[P] by task; a batch has them as float32[B, T], in this order.
+        labels: bool or float32[P] by task, of all pairs; a batch has them as float32[B, T], in this order.
         negatives: contents drawn for each positive from those shown in its market, a share
             `popular_negatives` of them by popularity and a share `related_negatives` from the item graph; 0
             keeps the logged impressions as they are.
@@ -216,11 +216,12 @@ class RankingBatches:
     ) -> None:
         self.data, self.batch_size, self.logged = data, batch_size, logged
         self.id_dropout, self.seed = id_dropout, seed
+        self._rows, self._labels, self._negatives = rows, tuple(labels.values()), negatives
         random = np.random.default_rng(seed)
-        query, content = data.examples.pairs.query[rows], data.examples.pairs.content[rows]
-        own = data.examples.pairs.positive[rows] & (data.examples.pairs.split[rows] == TRAIN)
-        labels = {task: values[rows] for task, values in labels.items()}
         if negatives:
+            query, content = (
+                array[rows] for array in (data.examples.pairs.query, data.examples.pairs.content)
+            )
             drawn = draw_negatives(
                 data.examples,
                 query,
@@ -231,44 +232,77 @@ class RankingBatches:
                 data.graph.graph,
                 content,
             )
-            query, content = np.r_[query, np.repeat(query, negatives)], np.r_[content, drawn.ravel()]
-            own = np.r_[own, np.zeros(drawn.size, bool)]
-            labels = {task: np.r_[v, np.zeros(drawn.size, np.float32)] for task, v in labels.items()}
+            self._drawn = drawn.ravel()
+        #: What stands where: rows of `rows`, and beyond the last of them the drawn pairs.
+        self.place = np.arange(len(rows) * (1 + negatives), dtype=np.int32 if len(rows) < 2**27 else np.int64)
+        if shuffle:
+            random.shuffle(self.place)
+        self.log_q = None
+        if negatives:
             share = int(negatives * popular_negatives) / negatives
-            log_q = draw_log_ratio(data.examples, query, content, share)
-        order = random.permutation(len(query)) if shuffle else np.arange(len(query))
-        # Drawn pairs come after the logged ones, beyond the last row of `logged`.
-        self.place = order
-        self.query, self.content, self.own = query[order], content[order], own[order]
-        self.log_q = log_q[order] if negatives else None
-        self.labels = np.stack([values[order] for values in labels.values()], axis=1)
+            self.log_q = draw_log_ratio(data.examples, self.query, self.content, share)
 
     def __len__(self) -> int:
-        return -(-len(self.query) // self.batch_size)
+        return -(-len(self.place) // self.batch_size)
 
     def __getitem__(self, place: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
         part = slice(place * self.batch_size, (place + 1) * self.batch_size)
-        query, content = self.query[part], self.content[part]
+        query, content, own, labels = self._pairs(self.place[part])
         x = self.data.query_arrays(query) | self.data.content_arrays(content) | self.data.history_rows(query)
-        x |= self._pair_arrays(part)
+        x |= self._pair_arrays(self.place[part], query, content, own)
         x |= forget_ids(x, self.id_dropout, np.random.default_rng([self.seed, place]))
         if self.log_q is not None:
             x[LOG_Q] = self.log_q[part, None]
-        return x, self.labels[part]
+        return x, labels
 
-    def _pair_arrays(self, part: slice) -> dict[str, np.ndarray]:
+    @property
+    def query(self) -> np.ndarray:
+        """Rows of `Examples.queries` of all pairs, in the order of the batches."""
+        return self._pairs(self.place)[0]
+
+    @property
+    def content(self) -> np.ndarray:
+        """Rows of the contents table, as `query`."""
+        return self._pairs(self.place)[1]
+
+    @property
+    def own(self) -> np.ndarray:
+        """Whether a pair is an event that its content's popularity counts, as `query`."""
+        return self._pairs(self.place)[2]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """float32[P, T], as `query`."""
+        return self._pairs(self.place)[3]
+
+    def _pairs(self, place: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Query, content, own and labels of pairs at some places; a log may be larger than memory."""
+        pairs, count = self.data.examples.pairs, len(self._rows)
+        logged = place < count
+        row = self._rows[
+            place if logged.all() else np.where(logged, place, (place - count) // self._negatives)
+        ]
+        content, own = pairs.content[row], pairs.positive[row] & (pairs.split[row] == TRAIN)
+        labels = np.empty((len(row), len(self._labels)), np.float32)
+        for column, values in enumerate(self._labels):
+            labels[:, column] = values[row]
+        if not logged.all():
+            content = np.where(logged, content, self._drawn[place - count])
+            own &= logged
+            labels[~logged] = 0
+        return pairs.query[row], content, own, labels
+
+    def _pair_arrays(
+        self, place: np.ndarray, query: np.ndarray, content: np.ndarray, own: np.ndarray
+    ) -> dict[str, np.ndarray]:
         """`TrainingSet.pair_arrays` of a batch, those of logged pairs where they are known already."""
-        known = (
-            np.zeros(len(self.place[part]), bool)
-            if self.logged is None
-            else self.place[part] < len(self.logged)
-        )
+        known = np.zeros(len(place), bool) if self.logged is None else place < len(self.logged)
         new = np.flatnonzero(~known)
-        made = self.data.pair_arrays(*(array[part][new] for array in (self.query, self.content, self.own)))
+        made = self.data.pair_arrays(query[new], content[new], own[new])
         if self.logged is None or not known.any():
             return made
         together = np.empty((len(known), len(made)), np.float32)
-        together[known] = self.logged[self.place[part][known]]
+        together[known] = self.logged[place[known]]
         together[new] = np.concatenate(list(made.values()), axis=1)
         return {name: together[:, [column]] for column, name in enumerate(made)}
 

@@ -6,6 +6,9 @@ are looked up, averaged and differentiated together, and a batch's rows of the t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from . import names  # noqa: F401  (before Merlin)
@@ -44,6 +47,21 @@ class EmbeddingTable(tf.keras.layers.Layer):
             (ends[-1], dim),
             initializer=tf.keras.initializers.RandomNormal(stddev=0.05, seed=seed),
         )
+        self._given: tf.Tensor | None = None
+
+    @property
+    def rows(self) -> tf.Tensor:
+        """What serving looks up: `embeddings`, or what stands in their place."""
+        return self.embeddings if self._given is None else self._given
+
+    @contextmanager
+    def replaced(self, rows: tf.Tensor) -> Iterator[None]:
+        """Look up `rows`, of the shape of `embeddings`, while the context lasts."""
+        self._given = rows
+        try:
+            yield
+        finally:
+            self._given = None
 
 
 class Lookup(mm.Block):
@@ -86,11 +104,11 @@ class Lookup(mm.Block):
     def scalar_vectors(self, ids: tf.Tensor, columns: tuple[str, ...] | None = None) -> tf.Tensor:
         """Embeddings of ids [..., S] of scalar columns, all of them unless named: float32[..., S, D]."""
         first = tf.constant([self.first[name] for name in columns or self.scalars], ids.dtype)
-        return tf.gather(self.table.embeddings, ids + first)
+        return tf.gather(self.table.rows, ids + first)
 
     def list_vectors(self, name: str, ids: tf.Tensor) -> tf.Tensor:
         """Means over the known ids [..., L] of a list column: float32[..., D]."""
-        return masked_mean(tf.gather(self.table.embeddings, ids + self.first[name]), ids)
+        return masked_mean(tf.gather(self.table.rows, ids + self.first[name]), ids)
 
     def pooled(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
         """As `call`, for training."""

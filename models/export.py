@@ -16,6 +16,7 @@ import onnx
 from workflows.vectors import VectorSpace
 
 from .batches import PAIR_FEATURES, UNSEEN, followed_column, match_name
+from .blocks import EmbeddingTable
 
 import models.names  # noqa: F401  (before Merlin)  # isort: skip
 import merlin.models.tf as mm  # isort: skip
@@ -77,23 +78,38 @@ class Layout:
         return ids, np.stack([arrays[name] for name in self.content_numbers], axis=1)
 
 
-def _convert(function, signature: list[tf.TensorSpec], outputs: tuple[str, ...]) -> onnx.ModelProto:
-    """Trace and convert; graph inputs and outputs bear the names of the specs and of `outputs`."""
+def _convert(
+    model: tf.keras.Model, function, specs: list[tf.TensorSpec], outputs: tuple[str, ...]
+) -> onnx.ModelProto:
+    """Trace and convert a function of the model; graph inputs and outputs bear the names of the specs and of
+    `outputs`.
+
+    The embeddings are an input of what is converted and become a constant of the graph afterwards: the
+    conversion copies constants a dozen times, and these may be most of a model.
+    """
+    [table] = [layer for layer in model.submodules if isinstance(layer, EmbeddingTable)]
+    signature = [*specs, tf.TensorSpec(table.embeddings.shape, tf.float32, name="embeddings")]
 
     @tf.function(input_signature=signature)
     def traced(*inputs):
-        made = function(*inputs)
+        with table.replaced(inputs[-1]):
+            made = function(*inputs[:-1])
         return tuple(tf.identity(made[name], name=name) for name in outputs)
 
-    model, _ = tf2onnx.convert.from_function(traced, input_signature=signature, opset=OPSET)
+    graph, _ = tf2onnx.convert.from_function(traced, input_signature=signature, opset=OPSET)
     # tf2onnx declares ai.onnx.ml 2 whether or not a node is of it, which would clash with the workflows' 4.
-    used = {node.domain for node in model.graph.node}
-    kept = [entry for entry in model.opset_import if entry.domain in used]
-    del model.opset_import[:]
-    model.opset_import.extend(kept)
-    renamed = {value.name: spec.name for value, spec in zip(model.graph.input, signature)}
-    renamed |= {value.name: name for value, name in zip(model.graph.output, outputs)}
-    return rename(model, renamed)
+    used = {node.domain for node in graph.graph.node}
+    kept = [entry for entry in graph.opset_import if entry.domain in used]
+    del graph.opset_import[:]
+    graph.opset_import.extend(kept)
+    renamed = {value.name: spec.name for value, spec in zip(graph.graph.input, signature)}
+    renamed |= {value.name: name for value, name in zip(graph.graph.output, outputs)}
+    rename(graph, renamed)
+    del graph.graph.input[len(specs) :]
+    graph.graph.initializer.add().CopyFrom(
+        onnx.numpy_helper.from_array(table.embeddings.numpy(), "embeddings")
+    )
+    return graph
 
 
 def rename(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProto:
@@ -138,7 +154,7 @@ def query_tower_to_onnx(model: mm.RetrievalModelV2, schema: Schema, layout: Layo
         return packed
 
     outputs = ("query_vector", "query_ids", "query_lists", "query_numbers")
-    return _convert(call, _specs(schema, layout), outputs)
+    return _convert(model, call, _specs(schema, layout), outputs)
 
 
 def content_tower_to_onnx(
@@ -154,7 +170,7 @@ def content_tower_to_onnx(
         inputs |= {s.name: _turned(s, x) for s, x in zip(spaces, arrays[len(columns) :])}
         return {"content_vector": model.candidate_encoder(inputs, training=False)}
 
-    return _convert(call, specs, ("content_vector",))
+    return _convert(model, call, specs, ("content_vector",))
 
 
 def _turned(space: VectorSpace, vectors: tf.Tensor) -> tf.Tensor:
@@ -233,4 +249,4 @@ def ranker_to_onnx(model: mm.Model, layout: Layout, tasks: tuple[str, ...]) -> o
         signature.append(tf.TensorSpec([None, None], tf.int64, name="candidates"))
     if body.attention is not None:
         signature.append(tf.TensorSpec([None, layout.history_length], tf.int64, name="recent"))
-    return _convert(call, signature, ("probabilities",))
+    return _convert(model, call, signature, ("probabilities",))

@@ -86,14 +86,14 @@ class RankerConfig:
 
 
 def task_labels(examples: Examples, min_outcomes: int) -> dict[str, np.ndarray]:
-    """Labels of every task the log can teach, float32[P] over all pairs.
+    """Labels of every task the log can teach, bool[P] over all pairs, float32[P] for watch time.
 
     Watch time becomes its place among contents of about the same duration, see `market.watch_time`; without
     one it counts as none.
     """
     pairs = examples.pairs
     if examples.feedback == "positives":
-        return {"relevant": pairs.positive.astype(np.float32)}
+        return {"relevant": np.asarray(pairs.positive)}
     train_rows = pairs.rows(TRAIN)
     labels = {}
     for task in TASKS:
@@ -106,7 +106,7 @@ def task_labels(examples: Examples, min_outcomes: int) -> dict[str, np.ndarray]:
         if task == "watch":
             labels[task] = examples.watch_time.rank(values, examples.durations[pairs.content])
         else:
-            labels[task] = (values > 0).astype(np.float32)
+            labels[task] = values > 0
     if not labels:
         raise ValueError(
             f"no outcome has {min_outcomes} training rows, so there is nothing to rank by; train on a longer "

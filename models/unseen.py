@@ -16,6 +16,8 @@ from merlin.schema import Tags  # isort: skip
 
 FORGOTTEN = ("user_id", "content_id")
 """Domains whose unseen id training shows on purpose; see `models.batches.forget_ids`."""
+BLOCK = 1 << 20
+"""Rows that are counted at once."""
 
 
 def known_markets(examples: Examples) -> np.ndarray:
@@ -70,9 +72,10 @@ def _shown(data: TrainingSet, table: EmbeddingTable) -> dict[str, np.ndarray]:
         (features.content.schema, features.content.arrays, of_content),
     ):
         for column in schema.select_by_tag(Tags.CATEGORICAL):
-            ids = np.asarray(arrays[column.name])
-            size = int(column.int_domain.max) + 1
-            count = np.bincount(ids.ravel(), weights if ids.ndim == 1 else None, minlength=size)
-            name = column.int_domain.name
-            shown[name] = shown.get(name, np.zeros(size, np.int64)) + count.astype(np.int64)
+            ids, size = arrays[column.name], int(column.int_domain.max) + 1
+            count = shown.setdefault(column.int_domain.name, np.zeros(size, np.int64))
+            for part in range(0, len(ids), BLOCK):
+                here = slice(part, part + BLOCK)
+                weight = None if weights is None or ids.ndim == 2 else weights[here]
+                count += np.bincount(ids[here].ravel(), weight, size).astype(np.int64)
     return {name: count for name, count in shown.items() if name in table.first}

@@ -54,13 +54,12 @@ def tired_of(
         most: kept for each user, those that last longest.
 
     Returns:
-        int32[U, most] of `what`, -1 fills; int64[U, most], the second from which each may be shown again.
+        int32[U, T] of `what`, -1 fills; int64[U, T], the second from which each may be shown again. T is what
+        the user has who is tired of most, at most `most`.
     """
-    table = np.full((users, most), -1, np.int32)
-    until = np.zeros((users, most), np.int64)
     recent = np.flatnonzero((time < end) & (time >= end - window_s) & (what >= 0))
     if not shows or not len(recent):
-        return table, until
+        return np.full((users, 0), -1, np.int32), np.zeros((users, 0), np.int64)
     key = user[recent].astype(np.int64) * (int(what.max()) + 1) + what[recent]
     order = np.lexsort((time[recent], key))
     recent, key = recent[order], key[order]
@@ -76,6 +75,8 @@ def tired_of(
     who, which, again = who[order], which[order], again[order]
     turn = np.arange(len(who)) - np.searchsorted(who, who)
     kept = turn < most
+    width = min(int(turn.max(initial=-1)) + 1, most)
+    table, until = np.full((users, width), -1, np.int32), np.zeros((users, width), np.int64)
     table[who[kept], turn[kept]] = which[kept]
     until[who[kept], turn[kept]] = again[kept]
     return table, until

@@ -46,18 +46,15 @@ def followed_sellers(examples: Examples, seller: np.ndarray, before: int | None 
     return build_history(user[last], last, sold_by[last], everyone, end, FOLLOWED)
 
 
-def shown(examples: Examples) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Every logged exposure: user int32[P], content int32[P], time int64[P], and whether it was wanted.
+def shown(examples: Examples, start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The logged exposures from one second to before another: user int32[P], content int32[P], time int64[P],
+    and whether it was wanted.
 
     Empty where only wanted contents were logged, or no time: then nothing is known of what was shown in vain.
     """
     pairs, queries = examples.pairs, examples.queries
     known = examples.has_time and examples.feedback == "impressions"
-    rows = np.arange(len(pairs.content) if known else 0)
+    within = (queries.time >= start) & (queries.time < end) & known
+    rows = np.flatnonzero(within[pairs.query])
     query = pairs.query[rows]
-    return (
-        queries.user[query],
-        np.asarray(pairs.content)[rows],
-        queries.time[query],
-        np.asarray(pairs.positive)[rows],
-    )
+    return queries.user[query], pairs.content[rows], queries.time[query], pairs.positive[rows]

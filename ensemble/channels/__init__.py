@@ -46,7 +46,7 @@ class Shelf:
         by_popularity: int64[n], places in `rows`, most wanted first.
         by_trend: int64[n], the same by `market.statistics.trend`.
         turn: int64[n], how many contents are newer than each, of equal age those before it.
-        fresh: int64[*], places of little exposed contents of known age, newest first.
+        fresh: int64[*], places of little exposed contents of known age, newest first; see `running`.
         rooms: int64[*], places of live rooms, newest first.
         viewers: float32[n], people in each room now; NaN where that is not known.
         of_sellers: int64[*], places by seller and, of one seller, newest first; those of the seller s are
@@ -85,6 +85,7 @@ class Shelf:
         self.turn = np.argsort(newest)
         self.fresh = newest[(fresh[self.rows] & (self.opens > 0))[newest]]
         self.rooms = newest[live[self.rows][newest]]
+        self._hour, self._running = NONE, (self.fresh, self.rooms)
         self.viewers = np.full(len(self.rows), np.nan, np.float32)
         of = seller[self.rows][newest]
         self.of_sellers = newest[np.argsort(of, kind="stable")]
@@ -94,7 +95,21 @@ class Shelf:
         """Take over the state of contents `rows` int64[*]; arrays of that length."""
         here = self.place[rows] < len(self.rows)
         place = self.place[rows[here]]
+        if (ends[here] > self.ends[place]).any():
+            self._hour = NONE
         self.opens[place], self.ends[place], self.viewers[place] = opens[here], ends[here], viewers[here]
+
+    def running(self, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`fresh` and `rooms` without what had ended when the hour of the first of these times began.
+
+        Of all rooms that there ever were few are left, and the requests of an hour need not look for them
+        anew.
+        """
+        hour = int(time.min()) // 3600
+        if hour != self._hour:
+            fresh, rooms = (places[self.ends[places] > hour * 3600] for places in (self.fresh, self.rooms))
+            self._hour, self._running = hour, (fresh, rooms)
+        return self._running
 
     def of(self, sellers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Contents of sellers int64[b, F], -1 fills: rows of `sellers` int64[*] and places int64[*]."""
@@ -123,7 +138,7 @@ class Shelf:
         hidden = np.zeros((len(seen), len(self.rows) + 1), bool)
         place = np.where(seen >= 0, self.place[seen], len(self.rows))
         hidden[np.arange(len(seen))[:, None], place] = True
-        if tired is not None:
+        if tired is not None and (tired >= 0).any():
             hidden[self.of(tired)] = True
         hidden[:, -1] = True
         return hidden
@@ -166,8 +181,7 @@ class Asked:
 
     def cosine(self, places: np.ndarray) -> np.ndarray:
         """float32[b, c], of each query and its contents at `places` int64[b, c]; 0 where that is -1."""
-        vectors = self.shelf.index.vectors[np.maximum(places, 0)]
-        return np.where(places >= 0, np.einsum("bd,bcd->bc", self.query_vector, vectors), np.float32(0))
+        return np.where(places >= 0, self.shelf.index.products(self.query_vector, places), np.float32(0))
 
     def allows(self, row: np.ndarray, place: np.ndarray) -> np.ndarray:
         """bool[...], whether requests int64[...] may get the contents at places int64[...]; n for one that is

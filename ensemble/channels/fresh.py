@@ -9,4 +9,4 @@ from ensemble.channels import Asked, first_eligible
 
 def fresh(asked: Asked, count: int) -> np.ndarray:
     """The newest of the little exposed contents, as `ensemble.channels.Source` says."""
-    return first_eligible(asked.shelf.fresh, asked.may, len(asked.time), count)
+    return first_eligible(asked.shelf.running(asked.time)[0], asked.may, len(asked.time), count)

@@ -17,9 +17,10 @@ def live(asked: Asked, count: int) -> np.ndarray:
     the market's open rooms, the more the shorter it has been open. A room of unknown number has the mean.
     """
     shelf = asked.shelf
-    open_ = asked.may(shelf.rooms)
-    some = np.flatnonzero(open_.any(axis=0))  # of all rooms that there ever were, few are open
-    rooms, open_ = shelf.rooms[some], open_[:, some]
+    rooms = shelf.running(asked.time)[1]
+    open_ = asked.may(rooms)
+    some = np.flatnonzero(open_.any(axis=0))
+    rooms, open_ = rooms[some], open_[:, some]
     viewers = np.broadcast_to(shelf.viewers[rooms], open_.shape)
     known = open_ & ~np.isnan(viewers)
     usual = np.sum(viewers, axis=1, where=known) / np.maximum(known.sum(axis=1), 1)

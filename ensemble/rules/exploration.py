@@ -6,8 +6,8 @@ import numpy as np
 
 RIVALS = 12
 """Contents that compete for a place at most, the best-valued ones."""
-GRID = 48
-"""Points at which the chance of being best is integrated."""
+GRID = np.linspace(0, 1, 48)
+"""Points at which the chance of being best is integrated, as parts of the range where any rival may be it."""
 UNIFORM = 0.1
 """Part of the draws that falls on all alike, so that no propensity vanishes and its inverse stays bounded."""
 
@@ -61,8 +61,9 @@ def best_of(value: np.ndarray, wanted: np.ndarray, rivals: np.ndarray) -> np.nda
     # Below `low` some rival is almost surely better, above `high` none.
     low = np.max(middle - 6 * scale, axis=1, where=rivals, initial=-np.inf)
     high = np.max(middle + 12 * scale, axis=1, where=rivals, initial=-np.inf)
-    point = low[:, None] + (high - low)[:, None] * np.linspace(0, 1, GRID)
-    far = np.clip((point[:, None, :] - middle[:, :, None]) / scale[:, :, None], -40, 40)
+    point = low[:, None] + (high - low)[:, None] * GRID
+    far = (point[:, None, :] - middle[:, :, None]) / scale[:, :, None]
+    far = np.minimum(np.maximum(far, -40), 40)
     tail = np.exp(-far)
     log_all = -(np.log1p(tail) * rivals[:, :, None]).sum(axis=1)
     chance = rivals * ((tail / (1 + tail)) @ np.exp(log_all)[:, :, None])[:, :, 0] / scale

@@ -279,8 +279,8 @@ class Reordering:
         """
         left = broken < GONE
         by_value = left.argmax(axis=2)  # the pool is sorted by value
-        own = np.take_along_axis(broken, best[..., None], axis=2)[..., 0]
-        first = np.take_along_axis(broken, by_value[..., None], axis=2)[..., 0]
+        place, row = np.ogrid[: best.shape[0], : best.shape[1]]
+        own, first = broken[place, row, best], broken[place, row, by_value]
         # The strictest limit that the content of the highest value breaks and the chosen one does not.
         decided = np.frexp((own ^ first).astype(np.float32))[1]
         why = np.array(self.why)[np.minimum(decided, len(self.why) - 1)]

@@ -123,6 +123,7 @@ class UserState:
         row, session = self.users(user_id), self.contents(history)
         past = self._latest(np.concatenate([_stored(self.history, row), session], axis=1))
         columns: dict[str, np.ndarray] = {}
+        each = np.arange(len(row))[:, None]
         context = local_context(market.astype(str), time)
         for column in self.plan.columns:
             if column.source == "user":
@@ -134,7 +135,7 @@ class UserState:
                 values = np.where(past >= 0, texts[np.maximum(past, 0)], "")
                 # What a content lacks is left out, as in training: padding stands at the end alone.
                 known = np.argsort(values == "", axis=1, kind="stable")
-                values = np.take_along_axis(values, known, axis=1).astype(object)
+                values = values[each, known].astype(object)
             else:
                 values = {
                     "user_id": user_id,
@@ -184,8 +185,9 @@ class UserState:
         """The last L contents of histories with gaps of -1, oldest first, left-aligned, int64[B, L]."""
         # A stable sort by "absent" moves absences to the front and keeps the order of events.
         order = np.argsort(history >= 0, axis=1, kind="stable")[:, -self.plan.history_length :]
-        last = np.take_along_axis(history, order, axis=1)
-        return np.take_along_axis(last, np.argsort(last < 0, axis=1, kind="stable"), axis=1)
+        each = np.arange(len(history))[:, None]
+        last = history[each, order]
+        return last[each, np.argsort(last < 0, axis=1, kind="stable")]
 
 
 def _stored(table: np.ndarray, row: np.ndarray) -> np.ndarray:
