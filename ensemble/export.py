@@ -20,7 +20,6 @@ from market.offers import FOREIGN, language_fit
 from market.profiles import profile
 from market.statistics import PAIR_FEATURES, counts, trend
 from models.batches import TrainingSet
-from models.calibration import FILE as CALIBRATION
 from models.calibration import Calibration
 from models.export import Layout, content_tower_to_onnx, query_tower_to_onnx, ranker_to_onnx, rename
 from models.two_tower import encode
@@ -102,7 +101,6 @@ def write_release(
         onnx.save(rename(query, raw_names), str(release.path("query.onnx")))
         onnx.save(content, str(release.path("content.onnx")))
         onnx.save(_calibrated(ranking, calibration), str(release.path("ranking.onnx")))
-        release.array(CALIBRATION, calibration.to_array())
         release.json(FILE, plan.to_json())
         vectors = content_vectors(content, raw_contents(examples))
         release.array("content_vectors.npy", vectors)
@@ -242,7 +240,8 @@ def _with_workflow(encoded: Encoded, tower: onnx.ModelProto, name: str) -> onnx.
 def _calibrated(ranker: onnx.ModelProto, calibration: Calibration) -> onnx.ModelProto:
     """The ranker's graph with its calibration behind it."""
     ranker = rename(ranker, {"probabilities": "uncalibrated"})
-    return join(ranker, calibration.to_onnx(), connect={"uncalibrated": "uncalibrated"}, name="ranking")
+    connect = {value.name: value.name for value in ranker.graph.output}
+    return join(ranker, calibration.to_onnx(), connect=connect, name="ranking")
 
 
 def raw_contents(examples: Examples) -> dict[str, np.ndarray]:

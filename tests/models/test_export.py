@@ -244,5 +244,6 @@ def test_a_graph_takes_and_gives_what_its_signature_says(query_graph, ranker):
         *(["candidates"] if ranker[0].blocks[0].items else []),
         *(["recent"] if ranker[0].blocks[0].attention else []),
     ]
-    assert [output.name for output in ranker[2].graph.output] == ["probabilities"]
+    made = [output.name for output in ranker[2].graph.output]
+    assert made == ["probabilities", "kind", "price_local"]
     assert {entry.domain for entry in ranker[2].opset_import} == {""}
