@@ -77,8 +77,8 @@ ABLATIONS: Mapping[str, Callable[[Player], None]] = {
     "trending channel alone": only(Channel.TRENDING),
     **{f"without {str(c.name).lower().replace('_', ' ')}": without(c) for c in Channel},
     "no calibration": no_calibration,
-    "no diversity by vectors": no_diversity,
-    "no diversity, no caps": no_variety,
+    "caps alone, no diversity by vectors": no_diversity,
+    "no re-ordering diversity": no_variety,
 }
 
 

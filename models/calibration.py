@@ -28,6 +28,8 @@ import merlin.models.tf as mm  # isort: skip
 
 TINY = 1e-30
 """Least probability and least doubt that a logit is taken of."""
+DOUBT = 50.0
+"""Validation outcomes at which the world's own fit and what the ranker says count the same."""
 STEEPEST = 5.0
 """Slopes lie within exp(-5) and exp(5)."""
 
@@ -251,7 +253,7 @@ def fit_calibration(
     for task in range(tasks):
         scores = logit(np.clip(predicted[:, task].astype(np.float64), TINY, 1 - 1e-7))
         shown = Impressions(scores, labels[:, task].astype(np.float64), kind, dear, kinds)
-        world = _fit(shown, as_it_is, config.shrinkage)
+        world = _fit(shown, as_it_is, DOUBT)
         for name in np.unique(region):
             inside = np.flatnonzero(np.isin(market, np.flatnonzero(region == name)))
             regional = _fit(shown[inside], world, config.shrinkage)

@@ -120,6 +120,16 @@ def test_a_market_leaves_its_region_as_its_outcomes_come(rows):
     assert low <= share <= high
 
 
+def test_shrunk_without_end_all_markets_are_calibrated_as_the_world_is():
+    rows = np.array([4_000] * 5)
+    calibration = fitted(rows, shrinkage=1e9)
+    np.testing.assert_allclose(calibration.slope[:, 0], calibration.slope[0, 0], rtol=1e-4)
+    np.testing.assert_allclose(calibration.intercept[:, 3:, 0].std(axis=0), 0, atol=1e-3)
+    probabilities, labels, market, kind, price = logged(rows, by_kind=(1, 1, 1))
+    given = fit(probabilities, labels, market, kind, price, shrinkage=1e9)
+    assert (given.intercept[:, 3:] > calibration.intercept[:, 3:] + 0.5).all()
+
+
 def test_a_task_without_outcomes_stays_as_the_ranker_says():
     probabilities, labels, *where = logged(np.array([100] * 5))
     calibration = fit(probabilities, labels * 0, *where)
