@@ -12,17 +12,14 @@ class Blend:
     """The one place where outcomes become a value.
 
     Weights are declared by market and kind (`CascadeConfig.weights`, `weights_for`). A cart and an order are
-    worth a part of the content's price (see `CascadeConfig.price_power`), every other outcome an amount.
+    worth a part of the content's price, every other outcome an amount.
     """
 
     def __init__(self, release: Release) -> None:
         plan = Plan.of(release)
         self.kind = release.array("kind_code.npy")
         price = release.array("price_usd.npy")
-        usual, power = plan.config.price_usd, plan.config.price_power
-        price = np.where(np.isnan(price), np.float32(usual), price)
-        self.price = price if power == 1 or not usual else usual * (price / np.float32(usual)) ** power
-        self.price = self.price.astype(np.float32, copy=False)
+        self.price = np.where(np.isnan(price), np.float32(plan.config.price_usd), price)
         worth = np.array(
             [
                 [[plan.config.weight(task, market, kind) for task in plan.tasks] for kind in KINDS]

@@ -20,7 +20,6 @@ from market.offers import FOREIGN, language_fit
 from market.profiles import profile
 from market.statistics import PAIR_FEATURES, counts, trend
 from models.batches import TrainingSet
-from models.calibration import FILE as CALIBRATION
 from models.calibration import Calibration
 from models.export import Layout, content_tower_to_onnx, query_tower_to_onnx, ranker_to_onnx, rename
 from models.two_tower import encode
@@ -110,7 +109,6 @@ def write_release(
             config=config,
             ranking_reads=ranking_reads,
         )
-        release.array(CALIBRATION, calibration.to_array())
         release.json(FILE, plan.to_json())
         release.array("content_vectors.npy", vectors)
         most = round(SEARCHED * config.retrieved)
@@ -256,7 +254,8 @@ def _width(graph: onnx.ModelProto, name: str) -> int:
 def _calibrated(ranker: onnx.ModelProto, calibration: Calibration) -> onnx.ModelProto:
     """The ranker's graph with its calibration behind it."""
     ranker = rename(ranker, {"probabilities": "uncalibrated"})
-    return join(ranker, calibration.to_onnx(), connect={"uncalibrated": "uncalibrated"}, name="ranking")
+    connect = {value.name: value.name for value in ranker.graph.output}
+    return join(ranker, calibration.to_onnx(), connect=connect, name="ranking")
 
 
 def raw_contents(examples: Examples) -> dict[str, np.ndarray]:

@@ -99,9 +99,6 @@ class CascadeConfig:
             { live = { watch = 0.1 }, ID = { order = 0.5 }, "ID.live" = { order = 0.7 } }; the last of these
             goes before the second, the second before the first.
         price_usd: price of a content without one (US dollars).
-        price_power: a cart and an order are worth parts of the price to this power, around `price_usd`, where
-            it changes nothing (0 to 1). A ranker notices too little that dear things sell worse, and what it
-            overrates most is what a slate takes first; 1 believes it.
         fatigue: when a user has been shown something too often.
     """
 
@@ -124,7 +121,6 @@ class CascadeConfig:
     weights: Mapping[str, float] = field(default_factory=lambda: dict(WEIGHTS))
     weights_for: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     price_usd: float = 20.0
-    price_power: float = 0.7
     fatigue: FatigueConfig = field(default_factory=FatigueConfig)
 
     def __post_init__(self) -> None:
@@ -173,8 +169,6 @@ class CascadeConfig:
                     raise ValueError(f"cascade.{name}.{task} is {weight}; it must not be {sign}")
         if not 0 <= self.price_usd < math.inf:
             raise ValueError(f"cascade.price_usd is {self.price_usd}; it must be 0 or more")
-        if not 0 < self.price_power <= 1:
-            raise ValueError(f"cascade.price_power is {self.price_power}; it must be above 0, up to 1")
 
     def _check_rules(self) -> None:
         for rule in self.rules:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from ensemble.channels import Channel
 from ensemble.release import Release
 from ensemble.stages.reordering import Reordering
 from evaluation.closed_loop import Player, Policy, Requests, play
+from evaluation.report import ranking_and_ranker
 from evaluation.runs import Row
 from market.world import World
-from models.calibration import FILE, Calibration
 from workflows.examples import Examples
 
 FULL = "cascade"
@@ -46,17 +48,12 @@ def without(channel: Channel) -> Callable[[Player], None]:
 
 def no_calibration(player: Player) -> None:
     """Probabilities as the ranker says them."""
-    calibration = Calibration.from_array(player.release.array(FILE))
-    ranking = player.cascade.run["ranking"]
+    ranking = ranking_and_ranker(player.release, threads=1)
 
-    def uncalibrated(**inputs):
-        made = ranking(**inputs)
-        probabilities = made["probabilities"]
-        market = inputs["market_index"].repeat(probabilities.shape[1])
-        flat = calibration.undo(probabilities.reshape(-1, probabilities.shape[2]), market)
-        return {"probabilities": flat.reshape(probabilities.shape).astype(probabilities.dtype)}
+    def ranker(**inputs: np.ndarray) -> dict[str, np.ndarray]:
+        return {"probabilities": ranking(**inputs)["ranker_probabilities"]}
 
-    player.cascade.run["ranking"] = uncalibrated
+    player.cascade.run["ranking"] = ranker
 
 
 def no_diversity(player: Player) -> None:
@@ -80,8 +77,8 @@ ABLATIONS: Mapping[str, Callable[[Player], None]] = {
     "trending channel alone": only(Channel.TRENDING),
     **{f"without {str(c.name).lower().replace('_', ' ')}": without(c) for c in Channel},
     "no calibration": no_calibration,
-    "no diversity by vectors": no_diversity,
-    "no diversity, no caps": no_variety,
+    "caps alone, no diversity by vectors": no_diversity,
+    "no re-ordering diversity": no_variety,
 }
 
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 
-from ensemble.cascade import Cascade
+from ensemble.cascade import Cascade, cascade_steps, onnx_function
 from ensemble.channels import first_eligible, nearest
+from ensemble.plan import Plan
 from ensemble.release import Release
 from ensemble.stages.retrieval import Retrieval
+from ensemble.steps import OnnxStep
 from evaluation import metrics
 from evaluation.runs import Row
 from models.batches import TrainingSet
-from models.calibration import FILE as CALIBRATION
-from models.calibration import Calibration
 from models.ranker import task_labels
 from workflows.examples import TEST, query_tables
 
@@ -60,7 +61,7 @@ def offline_report(release: Release, data: TrainingSet, *, queries_per_market: i
     retrieval = cascade.run["retrieval"]
     assert isinstance(retrieval, Retrieval)
     retrieval.moments = data.examples.moments
-    calibration = Calibration.from_array(release.array(CALIBRATION))
+    cascade.run["ranking"] = ranking_and_ranker(release, threads=2)
     pairs, queries = data.examples.pairs, data.examples.queries
     wanted = np.flatnonzero(pairs.positive & (pairs.split == TEST))
     random = np.random.default_rng(seed)
@@ -89,15 +90,17 @@ def offline_report(release: Release, data: TrainingSet, *, queries_per_market: i
             for name, value in figures.items():
                 rows.append(Row(data.examples.name, market, system, name, *value, len(here), seed))
         if data.examples.feedback == "impressions":
-            rows += _impression_rows(
-                cascade,
-                calibration,
-                data,
-                place,
-                count=IMPRESSIONS_PER_QUERY * queries_per_market,
-                seed=seed,
-            )
+            count = IMPRESSIONS_PER_QUERY * queries_per_market
+            rows += _impression_rows(cascade, data, place, count=count, seed=seed)
     return rows
+
+
+def ranking_and_ranker(release: Release, threads: int) -> Callable[..., dict[str, np.ndarray]]:
+    """A release's step `ranking` that also makes `ranker_probabilities`, as they are before calibration."""
+    (step,) = (step for step in cascade_steps(Plan.of(release)) if step.name == "ranking")
+    assert isinstance(step, OnnxStep)
+    before = replace(step.outputs[0], name="ranker_probabilities")
+    return onnx_function(release, replace(step, outputs=(*step.outputs, before)), threads)
 
 
 def _rankings(cascade: Cascade, data: TrainingSet, pairs: np.ndarray) -> dict[str, np.ndarray]:
@@ -151,7 +154,7 @@ def _asked(
 
 
 def _impression_rows(
-    cascade: Cascade, calibration: Calibration, data: TrainingSet, market: int, *, count: int, seed: int
+    cascade: Cascade, data: TrainingSet, market: int, *, count: int, seed: int
 ) -> Iterator[Row]:
     """AUC among at most `count` held-out impressions of a market, drawn by query."""
     examples = data.examples
@@ -165,7 +168,7 @@ def _impression_rows(
     labels = {n: y for n, y in labels.items() if min(y.sum(), (1 - y).sum()) >= LEAST_OUTCOMES}
     if not labels:
         return
-    scores, raw = _impression_scores(cascade, calibration, data, logged)
+    scores, raw = _impression_scores(cascade, data, logged)
     asked = pairs.query[logged]
     user, number = queries.user[asked], len(np.unique(asked))
 
@@ -182,7 +185,7 @@ def _impression_rows(
 
 
 def _impression_scores(
-    cascade: Cascade, calibration: Calibration, data: TrainingSet, pairs: np.ndarray
+    cascade: Cascade, data: TrainingSet, pairs: np.ndarray
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Scores float[P] of logged pairs: "popularity", "two-tower" and each task of the ranker as served; and
     each task before calibration."""
@@ -205,12 +208,13 @@ def _impression_scores(
         made |= {"candidates": some, "recent": history}
         made |= cascade.run["ranking"](**{s.name: made[s.name] for s in cascade.steps[3].inputs})
         cosine = np.einsum("bd,bcd->bc", made["query_vector"], vectors[np.maximum(some, 0)])
-        parts.append(np.concatenate([cosine[..., None], made["probabilities"]], axis=-1))
-    scored = np.concatenate(parts)[row, column]
+        said = (cosine[..., None], made["probabilities"], made["ranker_probabilities"])
+        parts.append(np.concatenate(said, axis=-1))
+    scored = np.concatenate(parts)[row, column].T
     market = data.examples.queries.market[data.examples.pairs.query[pairs]]
-    scores = dict(zip(("two-tower", *cascade.plan.tasks), scored.T))
-    raw = calibration.undo(scored[:, 1:], market)
-    return scores | {"popularity": data.latest[market, contents]}, dict(zip(cascade.plan.tasks, raw.T))
+    tasks = cascade.plan.tasks
+    scores = {"two-tower": scored[0], "popularity": data.latest[market, contents]}
+    return scores | dict(zip(tasks, scored[1:])), dict(zip(tasks, scored[1 + len(tasks) :]))
 
 
 def raw_arrays(table: pa.Table) -> dict[str, np.ndarray]:

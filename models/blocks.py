@@ -145,6 +145,7 @@ class InputVector(mm.Block):
         self.widths = {name: 1 for name in schema.select_by_tag(Tags.CONTINUOUS).column_names}
         for column in schema.select_by_tag(Tags.EMBEDDING):
             self.widths[column.name] = int(column.shape.dims[1].max)
+        self.width = len(self.lookup.fields) * table.dim + sum(self.widths.values())
 
     def call(self, inputs: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         vectors = self.lookup(inputs, training=training)
@@ -154,8 +155,7 @@ class InputVector(mm.Block):
         return tf.concat([flat, *numbers], axis=1)
 
     def compute_output_shape(self, input_shapes) -> tf.TensorShape:
-        batch, fields, dim = self.lookup.compute_output_shape(input_shapes)
-        return tf.TensorShape([batch, fields * dim + sum(self.widths.values())])
+        return tf.TensorShape([next(iter(input_shapes.values()))[0], self.width])
 
 
 class InteractionDense(tf.keras.layers.Layer):

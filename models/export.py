@@ -181,7 +181,8 @@ def _turned(space: VectorSpace, vectors: tf.Tensor) -> tf.Tensor:
 
 
 def ranker_to_onnx(model: mm.Model, layout: Layout, tasks: tuple[str, ...]) -> onnx.ModelProto:
-    """Packed queries [B, ..] and candidates [B, C, ..] → probabilities float32[B, C, T].
+    """Packed queries [B, ..] and candidates [B, C, ..] → probabilities float32[B, C, T], and what calibration
+    reads beside them, kind int64[B, C] and price_local float32[B, C].
 
     `content_numbers` holds the content's numbers and, after them, `PAIR_FEATURES`; the matches of contents
     with the history are counted here. A ranker that has `items` also reads rows of the contents table, -1
@@ -236,7 +237,11 @@ def ranker_to_onnx(model: mm.Model, layout: Layout, tasks: tuple[str, ...]) -> o
             gates = body.gates(prior)
         mixed = body.mix_candidates(of_query, of_content, of_pair, query_fields, gates)
         made = heads(mixed, training=False)
-        return {"probabilities": tf.reshape(made, [batch, candidates, len(tasks)])}
+        return {
+            "probabilities": tf.reshape(made, [batch, candidates, len(tasks)]),
+            "kind": content_ids[..., layout.content_ids.index("kind")],
+            "price_local": content_numbers_[..., content_numbers.index("price_local")],
+        }
 
     signature = [
         tf.TensorSpec([None, len(layout.query_ids)], tf.int64, name="query_ids"),
@@ -249,4 +254,4 @@ def ranker_to_onnx(model: mm.Model, layout: Layout, tasks: tuple[str, ...]) -> o
         signature.append(tf.TensorSpec([None, None], tf.int64, name="candidates"))
     if body.attention is not None:
         signature.append(tf.TensorSpec([None, layout.history_length], tf.int64, name="recent"))
-    return _convert(model, call, signature, ("probabilities",))
+    return _convert(model, call, signature, ("probabilities", "kind", "price_local"))

@@ -1,4 +1,4 @@
-"""Gates by market and language: how much each field and hidden unit counts where the query comes from.
+"""Gates by market and language: how much each input and hidden unit counts where the query comes from.
 
 Chang et al., "PEPNet: parameter and embedding personalized network for infusing with personalized prior
 information", KDD 2023. Their gate has a hidden layer; here the prior is two ids, over which one layer says
@@ -43,3 +43,18 @@ class Gates(mm.Block):
             for name, kernel in self.kernels.items()
         ]
         return 2 * tf.sigmoid(tf.add_n(said))
+
+
+class Gated(mm.Block):
+    """A block over the columns of a schema, each of its outputs [B, width] times its gate."""
+
+    def __init__(self, block: mm.Block, schema: Schema, width: int, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.set_schema(schema)
+        self.block, self.gates = block, Gates(schema, width)
+
+    def call(self, inputs: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        return self.block(inputs, training=training) * self.gates(inputs)
+
+    def compute_output_shape(self, input_shapes) -> tf.TensorShape:
+        return tf.TensorShape([next(iter(input_shapes.values()))[0], self.gates.width])

@@ -9,6 +9,7 @@ import numpy as np
 
 from .batches import LOG_Q, RetrievalBatches, TrainingSet
 from .blocks import EmbeddingTable, InputVector
+from .gates import PRIOR, Gated
 from .row_adam import RowAdam
 from .training import Progress, TrainingState, quiet, set_seed, train
 from .unseen import fill_unseen
@@ -38,6 +39,7 @@ class TwoTowerConfig:
         patience: epochs without a better validation recall before training stops.
         logq: strength of the correction for popular negatives, 0 to 1.
         validation_queries: validation queries scored after each epoch (queries).
+        gates: whether market and language say how much each input of the query tower counts.
     """
 
     dim: int = 64
@@ -51,6 +53,7 @@ class TwoTowerConfig:
     patience: int = 4
     logq: float = 1.0
     validation_queries: int = 4_000
+    gates: bool = False
 
 
 #: Scores of queries and contents that are held at once: 64 MB.
@@ -130,7 +133,10 @@ def build_two_tower(query: Schema, content: Schema, config: TwoTowerConfig, seed
 
     def tower(schema: Schema) -> mm.Encoder:
         layers = mm.MLPBlock([*config.hidden, config.dim], no_activation_last_layer=True)
-        return mm.Encoder(InputVector(schema, table), layers, post=mm.L2Norm())
+        inputs: mm.Block = InputVector(schema, table)
+        if config.gates and set(PRIOR) & set(schema.column_names):
+            inputs = Gated(inputs, schema, inputs.width)
+        return mm.Encoder(inputs, layers, post=mm.L2Norm())
 
     output = InBatchSoftmax(config.temperature, config.logq, schema=content.select_by_tag(Tags.ITEM_ID))
     log_q = ColumnSchema(LOG_Q, dtype=np.float32, tags=[Tags.CONTINUOUS])

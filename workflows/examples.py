@@ -589,8 +589,10 @@ def context_frame(markets: np.ndarray, times: np.ndarray) -> pd.DataFrame:
 def language_codes(examples: Examples) -> tuple[list[str], np.ndarray, np.ndarray]:
     """The languages of contents and users: BCP 47 codes; their places int64[N] and int64[U], -1 for null."""
     tables = examples.contents, examples.users
-    nothing = (pd.Series(None, table.index, dtype=object) for table in tables)
-    said = [table.get("language", default) for table, default in zip(tables, nothing)]
+    said = [
+        table["language"] if "language" in table else pd.Series(None, table.index, dtype=object)
+        for table in tables
+    ]
     known = sorted(pd.concat(said).dropna().unique())
     content, user = (pd.Index(known, dtype=object).get_indexer(column) for column in said)
     return known, content.astype(np.int64), user.astype(np.int64)

@@ -166,7 +166,6 @@ def _rules(random: np.random.Generator, slate: int) -> dict[str, Any]:
             "ID.product": {"click": 3.0},
         },
         "price_usd": 10.0,
-        "price_power": float(random.choice([1.0, 0.75])),
     }
 
 

@@ -15,11 +15,10 @@ from ensemble.plan import Plan
 from ensemble.release import Release
 from ensemble.search import MOST_QUERIES, MarketIndex
 from ensemble.stages.user_state import NULL_INTEGER
-from evaluation.report import raw_arrays
+from evaluation.report import ranking_and_ranker, raw_arrays
 from market.statistics import PAIR_FEATURES
 from models.batches import RankingBatches
-from models.calibration import FILE as CALIBRATION
-from models.calibration import Calibration
+from models.calibration import Calibration, calibrate
 from models.ranker import predict, task_labels, train_ranker
 from models.two_tower import encode, train_two_tower
 from workflows.examples import TEST, query_tables, user_frame
@@ -90,11 +89,20 @@ def test_the_graphs_say_what_the_ranker_says_from_raw_columns_on(
         "recent": data.examples.queries.history[query].astype(np.int64),
     }
     packed |= {name: rows_of[name] for name in cascade.plan.ranking_reads}
-    probabilities = cascade.run["ranking"](**packed, **served, market_index=market)["probabilities"]
-    calibration = Calibration.from_array(small_release.array(CALIBRATION))
-    assert np.abs(probabilities[:, 0] - expected).max() > 1e-3
-    calibrated = expit(calibration.slope[market] * logit(expected) + calibration.intercept[market])
-    np.testing.assert_allclose(probabilities[:, 0], calibrated, rtol=1e-3, atol=1e-5)
+    made = ranking_and_ranker(small_release, threads=1)(**packed, **served, market_index=market)
+    np.testing.assert_allclose(made["ranker_probabilities"][:, 0], expected, rtol=1e-3, atol=1e-5)
+    fitted = calibrate(ranker, data, tasks, small_build.config.ranker, small_build.config.calibration)
+    kind = data.features.content.arrays["kind"][content]
+    price = served["content_numbers"][:, 0, PAIR_FEATURES.index("price_local") - len(PAIR_FEATURES)]
+    assert len(np.unique(kind)) == 3
+    assert (price > 0).all()
+    dear = (price - fitted.usual)[:, None]
+    logits = fitted.slope[market] * logit(expected) + fitted.intercept[market, kind]
+    calibrated = expit(logits + fitted.price[market] * dear)
+    assert np.abs(calibrated - expected).max() > 1e-3
+    np.testing.assert_allclose(made["probabilities"][:, 0], calibrated, rtol=1e-3, atol=1e-5)
+    only = cascade.run["ranking"](**packed, **served, market_index=market)
+    np.testing.assert_array_equal(only["probabilities"], made["probabilities"])
     assert cascade.plan.tasks == tasks
 
 
@@ -189,7 +197,7 @@ def test_a_release_that_could_not_be_finished_leaves_nothing(small_build, models
             two_tower=two_tower,
             ranker=ranker,
             tasks=tasks,
-            calibration=Calibration.identity(2, len(tasks)),
+            calibration=Calibration.identity(2, 6, len(tasks)),
             config=small_build.config.cascade,
         )
     assert not list(tmp_path.iterdir())

@@ -42,8 +42,6 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
         ({"weights_for": {"ZZ.live": {}}}, "cascade.weights_for has 'ZZ.live'"),
         ({"weights_for": {"ID": {"buy": 1.0}}}, "cascade.weights_for.ID has 'buy'"),
         ({"price_usd": float("inf")}, "cascade.price_usd is inf"),
-        ({"price_power": 0.0}, "cascade.price_power is 0.0; it must be above 0"),
-        ({"price_power": 1.5}, "cascade.price_power is 1.5"),
         ({"rules": ("seller_cap", "luck")}, "cascade.rules has 'luck'; there are frequency_cap"),
         ({"rules": ("mmr", "dpp")}, "cascade.rules has mmr and dpp"),
         ({"rules": ("mmr", "mmr")}, "must name each rule once"),

@@ -65,7 +65,6 @@ def worth(release, content, market, probabilities):
     config, kind = plan.config, KINDS[release.array("kind_code.npy")[content]]
     price = float(release.array("price_usd.npy")[content])
     price = config.price_usd if np.isnan(price) else price
-    price = config.price_usd * (price / config.price_usd) ** config.price_power
     total = 0.0
     for task, probability in zip(plan.tasks, probabilities.tolist()):
         scopes = (f"{plan.markets[market]}.{kind}", plan.markets[market], kind)

@@ -58,7 +58,7 @@ def test_a_channel_left_out_brings_nothing(player, small_build, channel):
 
 
 def test_without_caps_and_diversity_a_slate_is_the_best_by_value(player, small_build):
-    ABLATIONS["no diversity, no caps"](player)
+    ABLATIONS["no re-ordering diversity"](player)
     reordering = player.cascade.run["reordering"]
     made = retrieved(player, small_build)
     count = len(made["candidates"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -14,34 +16,60 @@ from models.ranker import RankerConfig
 
 MARKETS = ("ID", "VN", "GB", "DE", "BR")
 SLOPE, INTERCEPT = np.array([0.6, 0.8, 1.5, 1.2, 1.0]), np.array([1.0, 0.7, -1.0, -0.5, 0.0])
+KINDS = 6
+"""Encoded ids of kinds: of 3, 4 and 5 there are contents."""
 
 
-def logged(rows: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A ranker's probabilities, outcomes that are off by SLOPE and INTERCEPT, and markets: `rows` of each."""
+def logged(
+    rows: np.ndarray, seed: int = 0, *, by_kind: Sequence[float] = (0, 0, 0), by_price: float = 0.0
+) -> tuple[np.ndarray, ...]:
+    """A ranker's probabilities, outcomes that are off by SLOPE and INTERCEPT, markets, kinds and prices:
+    `rows` of each market."""
     random = np.random.default_rng(seed)
     market = np.repeat(np.arange(len(rows)), rows)
+    kind = 3 + random.integers(0, 3, len(market))
+    price = np.where(random.random(len(market)) < 0.2, 0, random.normal(1.2, 0.3, len(market)).clip(0.1))
     scores = random.normal(-2.5, 1.2, len(market))
-    truth = expit(SLOPE[market] * scores + INTERCEPT[market])
+    off = INTERCEPT[market] + np.array(by_kind)[kind - 3] + by_price * np.where(price, price - 1.2, 0)
+    truth = expit(SLOPE[market] * scores + off)
     labels = (random.random(len(market)) < truth).astype(np.float32)
-    return expit(scores)[:, None], labels[:, None], market
+    return expit(scores)[:, None], labels[:, None], market, kind, price.astype(np.float32)
+
+
+def fit(*given: np.ndarray, markets: tuple[str, ...] = MARKETS, **options) -> Calibration:
+    config = CalibrationConfig(**options)
+    return fit_calibration(*given, markets=markets, kinds=KINDS, config=config)
 
 
 def fitted(rows, **options) -> Calibration:
-    return fit_calibration(*logged(np.array(rows)), MARKETS, CalibrationConfig(**options))
+    return fit(*logged(np.array(rows)), **options)
 
 
-def served(calibration: Calibration, probabilities: np.ndarray, market: np.ndarray) -> np.ndarray:
-    """Probabilities [B, C, T] through the graph."""
+def served(
+    calibration: Calibration,
+    probabilities: np.ndarray,
+    market: np.ndarray,
+    kind: np.ndarray,
+    price: np.ndarray,
+) -> np.ndarray:
+    """Probabilities [B, C, T] of kinds and prices [B, C] through the graph."""
     graph = calibration.to_onnx().SerializeToString()
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    inputs = {"uncalibrated": probabilities.astype(np.float32), "market_index": market.astype(np.int64)}
-    return session.run(["probabilities"], inputs)[0]
+    inputs = {
+        "uncalibrated": probabilities.astype(np.float32),
+        "market_index": market.astype(np.int64),
+        "kind": kind.astype(np.int64),
+        "price_local": price.astype(np.float32),
+    }
+    made, before = session.run(["probabilities", "ranker_probabilities"], inputs)
+    np.testing.assert_array_equal(before, inputs["uncalibrated"])
+    return made
 
 
 def test_probabilities_that_are_off_become_calibrated_in_every_market():
     calibration = fitted([40_000] * 5)
-    probabilities, labels, market = logged(np.array([40_000] * 5), seed=1)
-    made = served(calibration, probabilities[:, None], market)[:, 0]
+    probabilities, labels, market, kind, price = logged(np.array([40_000] * 5), seed=1)
+    made = served(calibration, probabilities[:, None], market, kind[:, None], price[:, None])[:, 0]
     for place in range(5):
         here = market == place
         after = calibration_error(labels[here], made[here])
@@ -50,17 +78,33 @@ def test_probabilities_that_are_off_become_calibrated_in_every_market():
             assert calibration_error(labels[here], probabilities[here]) > 3 * after
 
 
+def test_a_kind_that_is_underrated_and_dear_things_that_are_overrated_are_mended():
+    off = {"by_kind": (0, 0.8, -0.4), "by_price": -1.5}
+    calibration = fit(*logged(np.array([40_000] * 5), **off))
+    probabilities, labels, market, kind, price = logged(np.array([40_000] * 5), seed=1, **off)
+    made = served(calibration, probabilities[:, None], market, kind[:, None], price[:, None])[:, 0]
+    plain = fit(probabilities, labels, market, kind * 0, price * 0)
+    alike = served(plain, probabilities[:, None], market, kind[:, None] * 0, price[:, None] * 0)[:, 0]
+    fifth = np.searchsorted(np.quantile(price, [0.2, 0.4, 0.6, 0.8]), price)  # the first has no price
+    for group in (*(kind == one for one in (3, 4, 5)), *(fifth == one for one in range(5))):
+        assert made[group].mean() == pytest.approx(labels[group].mean(), rel=0.03)
+    assert alike[kind == 4].mean() < 0.85 * labels[kind == 4].mean()
+    assert alike[fifth == 4].mean() > 1.15 * labels[fifth == 4].mean()
+
+
 def test_many_outcomes_find_the_parameters_that_made_them():
     calibration = fitted([200_000] * 5)
     np.testing.assert_allclose(calibration.slope[:, 0], SLOPE, atol=0.05)
-    np.testing.assert_allclose(calibration.intercept[:, 0], INTERCEPT, atol=0.1)
+    np.testing.assert_allclose(calibration.intercept[:, 3:, 0], np.tile(INTERCEPT, (3, 1)).T, atol=0.1)
+    np.testing.assert_allclose(calibration.price[:, 0], 0, atol=0.1)
+    assert calibration.usual == pytest.approx(1.2, abs=0.01)
 
 
 def test_a_market_without_outcomes_gets_its_regions_parameters_and_a_region_without_any_the_worlds():
     calibration = fitted([40_000, 0, 40_000, 40_000, 0])
-    own, cold, brazil = calibration.intercept[[0, 1, 4], 0]
+    own, cold, brazil = calibration.intercept[[0, 1, 4], 3, 0]
     assert cold == pytest.approx(own, abs=0.02)  # its region is the one market
-    europe = calibration.intercept[2:4, 0]
+    europe = calibration.intercept[2:4, 3, 0]
     assert europe.max() < brazil < own  # between all of them
 
 
@@ -70,48 +114,72 @@ def test_a_market_leaves_its_region_as_its_outcomes_come(rows):
     known = fitted([rows, 40_000, *others])
     free = fitted([rows, 40_000, *others], shrinkage=1e-6)
     region = fitted([0, 40_000, *others])
-    far, own, found = (c.slope[0, 0] * -2.5 + c.intercept[0, 0] for c in (region, free, known))
+    far, own, found = (c.slope[0, 0] * -2.5 + c.intercept[0, 3, 0] for c in (region, free, known))
     share = (found - far) / (own - far)
     low, high = {50: (0.0, 0.7), 500: (0.3, 0.95), 5_000: (0.8, 1.05)}[rows]
     assert low <= share <= high
 
 
+def test_shrunk_without_end_all_markets_are_calibrated_as_the_world_is():
+    rows = np.array([4_000] * 5)
+    calibration = fitted(rows, shrinkage=1e9)
+    np.testing.assert_allclose(calibration.slope[:, 0], calibration.slope[0, 0], rtol=1e-4)
+    np.testing.assert_allclose(calibration.intercept[:, 3:, 0].std(axis=0), 0, atol=1e-3)
+    probabilities, labels, market, kind, price = logged(rows, by_kind=(1, 1, 1))
+    given = fit(probabilities, labels, market, kind, price, shrinkage=1e9)
+    assert (given.intercept[:, 3:] > calibration.intercept[:, 3:] + 0.5).all()
+
+
 def test_a_task_without_outcomes_stays_as_the_ranker_says():
-    probabilities, labels, market = logged(np.array([100] * 5))
-    calibration = fit_calibration(probabilities, labels * 0, market, MARKETS, CalibrationConfig())
+    probabilities, labels, *where = logged(np.array([100] * 5))
+    calibration = fit(probabilities, labels * 0, *where)
     np.testing.assert_array_equal(calibration.slope, 1)
     np.testing.assert_array_equal(calibration.intercept, 0)
+    np.testing.assert_array_equal(calibration.price, 0)
+
+
+def test_a_kind_that_was_never_shown_gets_the_mean_and_one_unknown_in_a_market_its_regions():
+    probabilities, labels, market, kind, price = logged(np.array([40_000] * 5), by_kind=(0, 0.8, -0.4))
+    kept = (market != 1) | (kind != 4)
+    calibration = fit(*(column[kept] for column in (probabilities, labels, market, kind, price)))
+    intercept = calibration.intercept[..., 0]
+    share = np.bincount(kind[kept])[3:] / kept.sum()
+    np.testing.assert_allclose(intercept[:, 0], intercept[:, 3:] @ share, atol=1e-5)
+    at = calibration.slope * -2.5 + intercept
+    assert at[1, 4] == pytest.approx(at[0, 4], abs=0.1)  # its region is one market
+    assert at[1, 3] < at[0, 3] - 0.5
 
 
 def test_a_ranker_that_is_wrong_way_round_is_never_turned():
-    probabilities, labels, market = logged(np.array([5_000] * 5))
-    calibration = fit_calibration(1 - probabilities, labels, market, MARKETS, CalibrationConfig())
+    probabilities, *given = logged(np.array([5_000] * 5))
+    calibration = fit(1 - probabilities, *given)
     assert (calibration.slope > 0).all()
 
 
-def test_the_graph_is_the_formula_and_undo_its_inverse():
+def test_the_graph_is_the_formula():
     random = np.random.default_rng(0)
-    calibration = Calibration(
-        random.uniform(0.5, 2, (5, 3)).astype(np.float32), random.normal(size=(5, 3)).astype(np.float32)
-    )
+    drawn = [random.uniform(0.5, 2, (5, 3)), random.normal(size=(5, 3)), random.normal(size=(5, KINDS, 3))]
+    calibration = Calibration(*(array.astype(np.float32) for array in drawn), 1.2)
     probabilities, market = random.uniform(1e-4, 0.999, (7, 4, 3)), random.integers(0, 5, 7)
-    made = served(calibration, probabilities, market)
-    slope, intercept = calibration.slope[market, None], calibration.intercept[market, None]
-    np.testing.assert_allclose(made, expit(slope * logit(probabilities) + intercept), rtol=1e-4)
-    np.testing.assert_allclose(calibration.undo(made[:, 0], market), probabilities[:, 0], rtol=1e-3)
+    kind, price = random.integers(0, KINDS, (7, 4)), random.uniform(0.1, 2, (7, 4))
+    price[2] = 0
+    made = served(calibration, probabilities, market, kind, price)
+    dear = np.where(price, price - 1.2, 0)[..., None]
+    logits = calibration.slope[market, None] * logit(probabilities) + calibration.price[market, None] * dear
+    expected = expit(logits + calibration.intercept[market[:, None], kind])
+    np.testing.assert_allclose(made, expected, rtol=1e-4)
 
 
 def test_certain_and_impossible_stay_so_and_nothing_becomes_nan():
-    made = served(
-        Calibration.identity(1, 1), np.array([[[0.0], [1e-20], [1e-6], [0.5], [1.0]]]), np.array([0])
-    )
+    chance = np.array([[[0.0], [1e-20], [1e-6], [0.5], [1.0]]])
+    none = np.zeros((1, 5))
+    made = served(Calibration.identity(1, KINDS, 1), chance, np.array([0]), none, none)
     np.testing.assert_allclose(made.ravel(), [0, 0, 1e-6, 0.5, 1], atol=1e-7)
 
 
 def test_a_market_without_a_profile_is_refused():
-    probabilities, labels, market = logged(np.array([10] * 5))
     with pytest.raises(UnknownMarket, match="QQ"):
-        fit_calibration(probabilities, labels, market, (*MARKETS[:4], "QQ"), CalibrationConfig())
+        fit(*logged(np.array([10] * 5)), markets=(*MARKETS[:4], "QQ"))
 
 
 def test_shrinkage_must_be_above_zero():
@@ -127,6 +195,7 @@ def test_a_trained_ranker_is_calibrated_on_validation_impressions(small_ranker, 
     assert found.slope.shape == (len(examples.markets), len(small_ranker.tasks))
     assert (found.slope != 1).any()
     assert (found.intercept != 0).any()
+    assert (found.price != 0).any()
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from market.statistics import PAIR_FEATURES
 from models.batches import TrainingSet
 from models.export import Layout, content_tower_to_onnx, query_tower_to_onnx, ranker_to_onnx
 from models.ranker import RankerConfig, build_ranker
-from models.two_tower import encode
+from models.two_tower import TwoTowerConfig, build_two_tower, encode
 from workflows.vectors import raw_vectors
 
 DIM = 4
@@ -123,6 +123,23 @@ def test_the_query_tower_gives_keras_vectors_and_packs_what_it_read(
         np.testing.assert_array_equal(numbers[:, place], encoded[name][rows])
     every = {*layout.query_ids, *layout.query_lists, *layout.query_numbers}
     assert every == set(encoded)
+
+
+def test_a_gated_query_tower_gives_keras_vectors(small_training_set, layout):
+    features = small_training_set.features
+    config = TwoTowerConfig(dim=DIM, embedding_dim=DIM, hidden=(6,), gates=True)
+    model = build_two_tower(features.query.schema, features.content.schema, config, seed=1)
+    rows = np.arange(50)
+    encode(model.query_encoder, small_training_set.query_arrays(rows))  # builds it
+    random = np.random.default_rng(2)
+    model.query_encoder.set_weights(
+        [random.normal(scale=0.5, size=w.shape) for w in model.query_encoder.get_weights()]
+    )
+    graph = session(query_tower_to_onnx(model, features.query.schema, layout))
+    [found] = graph.run(["query_vector"], {name: a[rows] for name, a in features.query.arrays.items()})
+    expected = encode(model.query_encoder, small_training_set.query_arrays(rows))
+    assert np.ptp(expected, axis=0).min() > 0.1
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_the_content_tower_gives_keras_vectors(small_two_tower, small_training_set, layout):
@@ -244,5 +261,6 @@ def test_a_graph_takes_and_gives_what_its_signature_says(query_graph, ranker):
         *(["candidates"] if ranker[0].blocks[0].items else []),
         *(["recent"] if ranker[0].blocks[0].attention else []),
     ]
-    assert [output.name for output in ranker[2].graph.output] == ["probabilities"]
+    made = [output.name for output in ranker[2].graph.output]
+    assert made == ["probabilities", "kind", "price_local"]
     assert {entry.domain for entry in ranker[2].opset_import} == {""}

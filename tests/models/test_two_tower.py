@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from models.batches import LOG_Q, RetrievalBatches
-from models.two_tower import build_two_tower, encode, losses, recall_in_market, softmax_losses
+from models.gates import Gates
+from models.two_tower import TwoTowerConfig, build_two_tower, encode, losses, recall_in_market, softmax_losses
 from tests.models.conftest import Trained
 from workflows.examples import TRAIN, VALID
 
@@ -178,3 +179,21 @@ def test_recall_ranks_among_the_markets_contents_and_leaves_the_past_out(small_t
     found = recall_in_market(small_training_set, query, content, pairs, 40)
     assert 0 < hits < len(pairs)
     assert found == pytest.approx(hits / len(pairs))
+
+
+def test_gates_turn_the_queries_of_a_market_alone(small_training_set, batch):
+    features = small_training_set.features
+    config = TwoTowerConfig(dim=8, embedding_dim=8, hidden=(16,), gates=True)
+    model = build_two_tower(features.query.schema, features.content.schema, config, seed=5)
+    query, content = vectors(model, batch)
+    [gates] = [layer for layer in model.submodules if isinstance(layer, Gates)]  # contents are everybody's
+    np.testing.assert_array_equal(gates.kernels["market"], 0)
+    here = int(batch["market"][0, 0])
+    kernel = np.zeros(gates.kernels["market"].shape)
+    kernel[here] = np.random.default_rng(0).normal(size=gates.width)
+    gates.kernels["market"].assign(kernel)
+    turned, same = vectors(model, batch)
+    np.testing.assert_array_equal(same, content)
+    assert (np.abs(turned - query).max(axis=1) > 1e-3).all()
+    gates.kernels["market"].assign(np.roll(kernel, 1, axis=0))
+    np.testing.assert_allclose(vectors(model, batch)[0], query, atol=1e-6)
