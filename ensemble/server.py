@@ -271,8 +271,6 @@ class TritonServer:
         # Stages are processes side by side: BLAS threads that wait for one another burn a core and gain
         # nothing.
         alone = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        # Vectors and tables are read at random places: in large pages these are found sooner.
-        alone["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         return {**alone, **os.environ, **changed}
 
     def _wait_until_ready(self, log_start: int) -> None:
