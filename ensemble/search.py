@@ -196,7 +196,8 @@ class MarketIndex:
     def products(self, queries: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Inner products of each query float32[b, D] with its contents at places int64[b, c]; -inf at -1."""
         made = np.empty(places.shape, np.float32)
-        arrays = made, np.ascontiguousarray(queries, np.float32), self.vectors, np.ascontiguousarray(places)
+        queries, places = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(places, np.int64)
+        arrays = made, queries, self.vectors, places
         faiss.fvec_inner_products_by_idx(*map(faiss.swig_ptr, arrays), self.vectors.shape[1], *places.shape)
         return made
 
