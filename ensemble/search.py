@@ -29,13 +29,11 @@ LEAST_QUERIES = 100
 #: Queries that a recall is measured with.
 MOST_QUERIES = 1_000
 #: Candidates of the scan that are scored anew, as multiples of the results asked for.
-REFINE = (1.25, 1.5, 2.0, 3.0, 4.0)
+REFINE = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
 #: Scoring a candidate anew costs as much as scanning this many codes.
 REFINE_COST = 20
 #: The scan of faiss that treats each query by itself, with a reservoir of the best.
 _PER_QUERY_SCAN = 11
-#: All bits of a float but its sign.
-_MAGNITUDE = np.int32(0x7FFFFFFF)
 
 # With BLAS the last bits of a score, and so the choice of lists, would depend on the size of the batch.
 faiss.cvar.distance_compute_blas_threshold = 2**31 - 1
@@ -198,7 +196,8 @@ class MarketIndex:
     def products(self, queries: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Inner products of each query float32[b, D] with its contents at places int64[b, c]; -inf at -1."""
         made = np.empty(places.shape, np.float32)
-        arrays = made, np.ascontiguousarray(queries, np.float32), self.vectors, np.ascontiguousarray(places)
+        queries, places = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(places, np.int64)
+        arrays = made, queries, self.vectors, places
         faiss.fvec_inner_products_by_idx(*map(faiss.swig_ptr, arrays), self.vectors.shape[1], *places.shape)
         return made
 
@@ -255,16 +254,13 @@ def _scanned(
 def _best(places: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The `k` best of each row, best first, equal ones by place.
 
-    Both are sorted as one integer, the score above and the place below: a sort of pairs takes four times as
-    long. The bits of floats are in the order of the floats once those of negative ones are turned around.
+    Complex numbers are sorted by their real parts and, where these are equal, by the others.
     """
-    bits = scores.view(np.int32)
-    rising = bits ^ (bits >> 31 & _MAGNITUDE)
-    key = (~rising).astype(np.int64) << 32 | places & 0xFFFFFFFF
-    key.sort(axis=1)
-    key = key[:, :k]
-    rising = ~(key >> 32).astype(np.int32)
-    return key.astype(np.int32).astype(np.int64), (rising ^ (rising >> 31 & _MAGNITUDE)).view(np.float32)
+    pairs = np.empty(places.shape, np.complex128)
+    pairs.real, pairs.imag = -scores, places
+    pairs.sort(axis=1)
+    best = pairs[:, :k]
+    return best.imag.astype(np.int64), -best.real.astype(np.float32)
 
 
 def _tune(

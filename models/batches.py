@@ -234,7 +234,8 @@ class RankingBatches:
             )
             self._drawn = drawn.ravel()
         #: What stands where: rows of `rows`, and beyond the last of them the drawn pairs.
-        self.place = np.arange(len(rows) * (1 + negatives), dtype=np.int32 if len(rows) < 2**27 else np.int64)
+        count = len(rows) * (1 + negatives)
+        self.place = np.arange(count, dtype=np.int32 if count < 2**31 else np.int64)
         if shuffle:
             random.shuffle(self.place)
         self.log_q = None
