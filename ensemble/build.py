@@ -23,7 +23,7 @@ from models.ranker import RankerConfig, train_ranker
 from models.stacking import StackingConfig
 from models.training import Progress, quiet
 from models.two_tower import TwoTowerConfig, train_two_tower
-from workflows.examples import SplitConfig, build_examples
+from workflows.examples import VALID, SplitConfig, build_examples
 from workflows.features import FeatureConfig, fit_features
 
 
@@ -117,8 +117,13 @@ def build_release(
     if data.examples.feedback == "positives":
         step("stacking")
         draft = with_stacking(draft, stacked, data, two_tower, config.stacking, config.seed)
+    served = None
+    if data.examples.drawn:
+        # They were only drawn to know when to stop, so what is served knows all of them.
+        step("item graph of all rows")
+        served = fit_item_graph(data.examples, config.item_graph, VALID).graph
     step("pre-ranker")
-    with_preranker(draft, fresh, data, two_tower, config.preranker, config.seed)
+    with_preranker(draft, fresh, data, two_tower, config.preranker, config.seed, served)
     for unfinished in (drafted, stacked):
         shutil.rmtree(unfinished, ignore_errors=True)
     target, old = folder / "release", folder / f".release.{os.getpid()}.old"

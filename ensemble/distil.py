@@ -17,6 +17,7 @@ from ensemble.plan import FILE as PLAN
 from ensemble.preranking import BIAS, CONTENTS, HIDDEN, OUT, QUERY, PreRanker
 from ensemble.release import Release, ReleaseWriter
 from ensemble.stages.retrieval import Retrieval
+from market.item_graph import ItemGraph
 from models.batches import TrainingSet
 from models.export import Layout, rename
 from models.preranker import PreRankerConfig, train_preranker
@@ -92,9 +93,18 @@ def with_stacking(
 
 
 def with_preranker(
-    draft: Release, target: Path, data: TrainingSet, two_tower: Any, config: PreRankerConfig, seed: int
+    draft: Release,
+    target: Path,
+    data: TrainingSet,
+    two_tower: Any,
+    config: PreRankerConfig,
+    seed: int,
+    served: ItemGraph | None = None,
 ) -> Release:
     """Write the release `draft` again at `target`, with a pre-ranker learned from its own ranker.
+
+    Args:
+        served: the item graph to be served, where it is another than the one that was learned with.
 
     The manifest's `preranker.agreement` is the share of the ranker's first ten that are still among the
     candidates after pre-ranking, over queries that the pre-ranker did not learn from.
@@ -137,6 +147,9 @@ def with_preranker(
         release.copy(draft)
         for name, array in arrays.items():
             release.array(name, array)
+        if served is not None:
+            release.array("graph_neighbours.npy", served.neighbours)
+            release.array("graph_weights.npy", served.weights)
         cosine = np.einsum("qd,qcd->qc", query_vector, vectors[np.maximum(candidates, 0)])
         score = PreRanker(arrays)(query_vector, candidates, numbers, cosine)
         agreement = kept_share(score[judged], value[judged], cascade.plan.config.candidates)

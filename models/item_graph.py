@@ -38,10 +38,11 @@ class ItemGraphConfig:
     events: int = 200
 
 
-def training_rows(examples: Examples, events: int) -> sp.csr_matrix:
-    """float32[U, N], 1 where a content is among the last `events` that the user wanted in training."""
+def training_rows(examples: Examples, events: int, last: int = TRAIN) -> sp.csr_matrix:
+    """float32[U, N], 1 where a content is among the last `events` that the user wanted in the parts up to
+    `last`."""
     pairs = examples.pairs
-    rows = np.flatnonzero(pairs.positive[pairs.rows(TRAIN)])
+    rows = np.flatnonzero(pairs.positive[: pairs.rows(last).stop])
     user = examples.queries.user[pairs.query[rows]].astype(np.int64)
     content = np.asarray(pairs.content[rows])
     if examples.has_time:
@@ -235,9 +236,9 @@ class CoVisitation(FittedGraph):
         return np.asarray(matrix[row, column], np.float64).ravel() if len(row) else np.zeros(0)
 
 
-def fit_item_graph(examples: Examples, config: ItemGraphConfig) -> FittedGraph:
-    """The item graph of the training positives of all markets; see `ItemGraphConfig.items`."""
-    matrix = training_rows(examples, config.events)
+def fit_item_graph(examples: Examples, config: ItemGraphConfig, last: int = TRAIN) -> FittedGraph:
+    """The item graph of the positives of all markets, in the parts up to `last`; see `ItemGraphConfig.items`."""
+    matrix = training_rows(examples, config.events, last)
     if matrix.shape[1] > config.items:
         return CoVisitation(matrix, config)
     return Ease(matrix, likeness(examples.contents), config)

@@ -174,6 +174,7 @@ class Examples:
         available: bool[M, N], where a content may be shown.
         popularity: float32[M, N], positives of the training part by market.
         latest_history: int32[U, L], each user's history at the end of the log.
+        drawn: whether the validation rows were drawn from the data set's training rows.
         latest_seen: int32[U, S], contents not to be shown to each user again, as of the end of the log.
         end: the first second after the log (s since the epoch); 0 where the data set has no time.
         has_time: whether `Queries.time` means anything.
@@ -192,6 +193,7 @@ class Examples:
     popularity: np.ndarray
     latest_history: np.ndarray
     latest_seen: np.ndarray
+    drawn: bool
     end: int
     has_time: bool
     moments: LoggedMoments
@@ -504,6 +506,7 @@ def build_examples(
         popularity=popularity,
         latest_history=latest(event, history_length, "history"),
         latest_seen=latest(np.flatnonzero(log.finished), seen_length, "seen"),
+        drawn=dataset.split == "given" and not (np.asarray(log.split) == VALID).any(),
         end=int(log.time.max()) + 1 if log.time is not None and len(log.time) else 0,
         has_time=log.time is not None,
         moments=read_moments(contents, dataset.moments()),
