@@ -103,11 +103,11 @@ def with_preranker(
 ) -> Release:
     """Write the release `draft` again at `target`, with a pre-ranker learned from its own ranker.
 
-    Args:
-        served: the item graph to be served, where it is another than the one that was learned with.
-
     The manifest's `preranker.agreement` is the share of the ranker's first ten that are still among the
     candidates after pre-ranking, over queries that the pre-ranker did not learn from.
+
+    Args:
+        served: the item graph to be served, where it is another than the one that was learned with.
     """
     queries = data.examples.queries.rows(TRAIN)
     rows = np.random.default_rng(seed).permutation(np.arange(queries.start, queries.stop))[: config.queries]

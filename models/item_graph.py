@@ -237,7 +237,7 @@ class CoVisitation(FittedGraph):
 
 
 def fit_item_graph(examples: Examples, config: ItemGraphConfig, last: int = TRAIN) -> FittedGraph:
-    """The item graph of the positives of all markets, in the parts up to `last`; see `ItemGraphConfig.items`."""
+    """The item graph of all markets' positives in the parts up to `last`; see `ItemGraphConfig.items`."""
     matrix = training_rows(examples, config.events, last)
     if matrix.shape[1] > config.items:
         return CoVisitation(matrix, config)
