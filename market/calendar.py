@@ -87,8 +87,10 @@ def local_context(markets: NDArray[np.str_], times: NDArray[np.int64]) -> Calend
     _, first, back = np.unique(pair, return_index=True, return_inverse=True)
     known = [_quarter(codes[market[i]], int(quarter[i])) for i in first]
     facts = np.array(known, np.float64).reshape(-1, len(_Quarter._fields))[back]
-    kinds = (np.int64,) * (len(_Quarter._fields) - 1) + (np.float32,)
-    return CalendarContext(*(column.astype(kind) for column, kind in zip(facts.T, kinds)))
+    hour, weekday, *flags = facts[:, :-1].astype(np.int64).T
+    weekend, holiday, payday_window, shopping_day = flags
+    to_payday = facts[:, -1].astype(np.float32)
+    return CalendarContext(hour, weekday, weekend, holiday, payday_window, shopping_day, to_payday)
 
 
 def shopping_dates(market: Market, year: int) -> frozenset[datetime.date]:
