@@ -7,49 +7,53 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ensemble.build import build_release
+from ensemble.build import Built, build_release
 from ensemble.cascade import Cascade, reply
 from ensemble.client import FeedClient
 from ensemble.release import Release
 from ensemble.stages.user_state import REQUEST
 from ensemble.steps import check_wiring
 from market.dataset import Dataset, write_dataset
+from models.item_graph import fit_item_graph
 from models.stacking import FILE, SIGNALS
 from tests.conftest import serve
 from tests.ensemble.asking import requests
 from tests.ensemble.test_feed_server import assert_same
+from workflows.examples import VALID
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def positives(small_world_dataset, tmp_path_factory) -> Dataset:
+def clicks(of: Dataset, folder, split: str) -> Dataset:
     """The clicks of the small world as a log of positives."""
-    of = small_world_dataset
     impressions = of.impressions()
-    clicks = impressions.loc[impressions["click"] > 0, ["user_id", "content_id", "market", "time", "click"]]
+    wanted = impressions.loc[impressions["click"] > 0, ["user_id", "content_id", "market", "time", "click"]]
+    wanted = wanted.assign(split="train") if split == "given" else wanted
     return write_dataset(
-        tmp_path_factory.mktemp("positives") / "data",
+        folder / "data",
         name="clicks",
         feedback="positives",
-        split="leave_last",
+        split=split,
         users=of.users(),
         contents=of.contents(),
         sellers=of.sellers(),
-        impressions=[clicks.reset_index(drop=True)],
+        impressions=[wanted.reset_index(drop=True)],
     )
 
 
 @pytest.fixture(scope="module")
-def stacked(positives, small_build, tmp_path_factory) -> Release:
-    return build_release(positives, tmp_path_factory.mktemp("stacked"), small_build.config).release
+def stacked(small_world_dataset, small_build, tmp_path_factory) -> Release:
+    folder = tmp_path_factory.mktemp("stacked")
+    log = clicks(small_world_dataset, folder, "leave_last")
+    return build_release(log, folder / "build", small_build.config).release
 
 
 @pytest.fixture(scope="module")
-def plain(positives, small_build, tmp_path_factory) -> Release:
-    """The same without stacking."""
+def undivided(small_world_dataset, small_build, tmp_path_factory) -> Built:
+    """All rows are for training, and no query for stacking."""
+    folder = tmp_path_factory.mktemp("undivided")
     config = replace(small_build.config, stacking=replace(small_build.config.stacking, queries=0))
-    return build_release(positives, tmp_path_factory.mktemp("plain"), config).release
+    return build_release(clicks(small_world_dataset, folder, "given"), folder / "build", config)
 
 
 def test_the_weights_are_in_the_release_and_the_graph_reads_what_they_need(stacked):
@@ -59,14 +63,20 @@ def test_the_weights_are_in_the_release_and_the_graph_reads_what_they_need(stack
     check_wiring(cascade.steps, REQUEST, reply(cascade.plan))
 
 
-def test_the_ranker_has_the_last_word_where_no_query_is_asked(plain, stacked):
-    assert FILE not in plain.files
-    assert Cascade(plain).plan.ranking_reads == ("candidates", "recent")
-    assert not list(plain.path.parent.glob(".*")), "a draft was left"
-    request = requests(stacked, 64, seed=3)
-    before, after = (Cascade(release)(request)["content_id"] for release in (plain, stacked))
-    assert (before != after).any()
-    assert (np.sort(before[:, :1]) != "").all()
+def test_the_ranker_has_the_last_word_where_no_query_is_asked(undivided):
+    assert FILE not in undivided.release.files
+    assert Cascade(undivided.release).plan.ranking_reads == ("candidates", "recent")
+    assert not list(undivided.release.path.parent.glob(".*")), "a draft was left"
+
+
+def test_rows_drawn_to_know_when_to_stop_are_in_the_served_item_graph(undivided, small_build):
+    examples = undivided.data.examples
+    assert examples.drawn
+    assert len(examples.pairs.query[examples.pairs.rows(VALID)])
+    whole = fit_item_graph(examples, small_build.config.item_graph, VALID).graph
+    served = undivided.release.array("graph_weights.npy")
+    np.testing.assert_array_equal(served, whole.weights)
+    assert (served != undivided.data.graph.graph.weights).any()
 
 
 def test_triton_serves_it_with_each_step_a_model(stacked, tmp_path):
