@@ -241,7 +241,8 @@ class RankingBatches:
         self.log_q = None
         if negatives:
             share = int(negatives * popular_negatives) / negatives
-            self.log_q = draw_log_ratio(data.examples, self.query, self.content, share)
+            query, content, *_ = self._pairs(self.place)
+            self.log_q = draw_log_ratio(data.examples, query, content, share)
 
     def __len__(self) -> int:
         return -(-len(self.place) // self.batch_size)

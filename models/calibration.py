@@ -34,6 +34,18 @@ STEEPEST = 5.0
 """Slopes lie within exp(-5) and exp(5)."""
 
 
+def logit_nodes(probability: str, logit: str) -> list[onnx.NodeProto]:
+    """Nodes that make the logit of a probability in a graph with the constants "tiny" (`TINY`) and "one"."""
+    return [
+        helper.make_node("Max", [probability, "tiny"], ["chance"]),
+        helper.make_node("Log", ["chance"], ["log_chance"]),
+        helper.make_node("Sub", ["one", probability], ["rest"]),
+        helper.make_node("Max", ["rest", "tiny"], ["doubt"]),
+        helper.make_node("Log", ["doubt"], ["log_doubt"]),
+        helper.make_node("Sub", ["log_chance", "log_doubt"], [logit]),
+    ]
+
+
 @dataclass(frozen=True)
 class CalibrationConfig:
     """Knobs of the calibration.
@@ -89,12 +101,7 @@ class Calibration:
         }
         nodes = [
             helper.make_node("Identity", ["uncalibrated"], ["ranker_probabilities"]),
-            helper.make_node("Max", ["uncalibrated", "tiny"], ["chance"]),
-            helper.make_node("Log", ["chance"], ["log_chance"]),
-            helper.make_node("Sub", ["one", "uncalibrated"], ["rest"]),
-            helper.make_node("Max", ["rest", "tiny"], ["doubt"]),
-            helper.make_node("Log", ["doubt"], ["log_doubt"]),
-            helper.make_node("Sub", ["log_chance", "log_doubt"], ["logits"]),
+            *logit_nodes("uncalibrated", "logits"),
         ]
         for name in ("slope", "price_slope"):
             nodes.append(helper.make_node("Gather", [f"{name}s", "market_index"], [f"own_{name}"], axis=0))

@@ -19,7 +19,7 @@ from scipy.special import expit, logsumexp
 
 from market.statistics import PAIR_FEATURES
 
-from .calibration import TINY
+from .calibration import TINY, logit_nodes
 
 FILE = "stacking.npy"
 #: What is weighed: the logit of the ranker; the item graph's affinity as a sum of edges and as its logarithm;
@@ -87,12 +87,7 @@ class Stacking:
             "constant": np.float32(self.constant),
         }
         nodes = [
-            helper.make_node("Max", ["unstacked", "tiny"], ["chance"]),
-            helper.make_node("Log", ["chance"], ["log_chance"]),
-            helper.make_node("Sub", ["one", "unstacked"], ["rest"]),
-            helper.make_node("Max", ["rest", "tiny"], ["doubt"]),
-            helper.make_node("Log", ["doubt"], ["log_doubt"]),
-            helper.make_node("Sub", ["log_chance", "log_doubt"], ["ranker"]),
+            *logit_nodes("unstacked", "ranker"),
             helper.make_node("Gather", ["content_numbers", "of_affinity"], ["log_affinity"], axis=2),
             helper.make_node("Mul", ["log_affinity", "two"], ["twice"]),
             helper.make_node("Exp", ["twice"], ["affinity"]),
