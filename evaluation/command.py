@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from evaluation.protocols import benchmarks
 from evaluation.runs import Row, evaluate
+from evaluation.side_by_side import side_by_side
 from evaluation.systems import baselines
 from evaluation.tasks import Benchmark, System
 from market.dataset import Dataset
@@ -73,10 +74,15 @@ def run_protocol(
     each_alone: bool = False,
     seeds: Sequence[int] = (0,),
     build: Any | None = None,
+    jobs: int = 1,
     step: Callable[[str], None] = lambda name: None,
     training: Callable[..., None] | None = None,
+    keep: Callable[[list[Row]], None] = lambda rows: None,
 ) -> list[Row]:
     """Rows of every system in every market under every seed.
+
+    The baselines are one part of the work and each seed of our models is another; the rows do not depend on
+    how many parts run side by side.
 
     Args:
         protocol: name of a public data set, or "dataset".
@@ -84,40 +90,78 @@ def run_protocol(
         each_alone: learn each of `markets` from nothing but itself.
         seeds: of models and of sampled negatives.
         build: a `BuildConfig`; None leaves our models out.
+        jobs: parts that run side by side, each in a process with its share of the cores.
+        step: told the name of each step as it begins.
+        training: told of every batch of training where one part runs at a time.
+        keep: given all rows so far whenever a part is done.
     """
-    step(f"reading {protocol}")
-    tables = load_tables(protocol, path)
+    # Baselines draw nothing, so one seed says all.
+    parts = [_Part(protocol, path, tuple(markets), each_alone, seeds[0], None)]
+    if build is not None:
+        parts += [replace(parts[0], seed=seed, build=build) for seed in seeds]
     rows: list[Row] = []
-    if each_alone:
-        for market in markets or sorted(tables.users["market"].unique()):
-            step(f"{market} alone")
-            rows += _run(alone(tables, market), (market,), seeds, build, step, training)
-        return rows
-    return _run(tables, markets, seeds, build, step, training)
-
-
-def _run(
-    tables: Tables,
-    markets: Sequence[str],
-    seeds: Sequence[int],
-    build: Any | None,
-    step: Callable[[str], None],
-    training: Callable[..., None] | None,
-) -> list[Row]:
-    rows: list[Row] = []
-    for benchmark in benchmarks(tables):
-        benchmark = only_markets(benchmark, markets) if markets else benchmark
-        # Baselines draw nothing, so one seed says all.
-        rows += evaluate(benchmark, baselines(benchmark.task), seeds[:1], step)
-        if build is not None:
-            from evaluation.cascade import FullCascade, Released, TwoTower
-
-            for seed in seeds:
-                released = Released(build, training)
-                # A cosine is no amount of seconds.
-                ours: list[System] = [] if benchmark.task.target == "watch_s" else [TwoTower(released)]
-                ours.append(FullCascade(released))
-                if benchmark.task.valid is not None:
-                    ours.append(FullCascade(released, known=True))
-                rows += evaluate(benchmark, ours, (seed,), step)
+    jobs = min(jobs, len(parts))
+    made = side_by_side(_run, parts, jobs) if jobs > 1 else (part.run(step, training) for part in parts)
+    for part, found in zip(parts, made):
+        rows += found
+        keep(rows)
+        step(f"{part} done")
     return rows
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one process can do on its own: the baselines (no `build`), or our models under one seed."""
+
+    protocol: str
+    path: Path
+    markets: tuple[str, ...]
+    each_alone: bool
+    seed: int
+    build: Any | None
+
+    def __str__(self) -> str:
+        return f"{self.protocol}, " + (f"seed {self.seed}" if self.build else "baselines")
+
+    def run(self, step: Callable[[str], None], training: Callable[..., None] | None) -> list[Row]:
+        step(f"reading {self.protocol}")
+        tables = load_tables(self.protocol, self.path)
+        if not self.each_alone:
+            return self._learn(tables, self.markets, step, training)
+        rows: list[Row] = []
+        for market in self.markets or sorted(tables.users["market"].unique()):
+            step(f"{market} alone")
+            rows += self._learn(alone(tables, market), (market,), step, training)
+        return rows
+
+    def _learn(
+        self,
+        tables: Tables,
+        markets: Sequence[str],
+        step: Callable[[str], None],
+        training: Callable[..., None] | None,
+    ) -> list[Row]:
+        rows: list[Row] = []
+        for benchmark in benchmarks(tables):
+            benchmark = only_markets(benchmark, markets) if markets else benchmark
+            systems: Sequence[System] = baselines(benchmark.task)
+            if self.build is not None:
+                systems = _ours(benchmark, self.build, training)
+            rows += evaluate(benchmark, systems, (self.seed,), step)
+        return rows
+
+
+def _ours(benchmark: Benchmark, build: Any, training: Callable[..., None] | None) -> list[System]:
+    from evaluation.cascade import FullCascade, Released, TwoTower
+
+    released = Released(build, training)
+    # A cosine is no amount of seconds.
+    systems: list[System] = [] if benchmark.task.target == "watch_s" else [TwoTower(released)]
+    systems.append(FullCascade(released))
+    if benchmark.task.valid is not None:
+        systems.append(FullCascade(released, known=True))
+    return systems
+
+
+def _run(part: _Part) -> list[Row]:
+    return part.run(lambda name: None, None)

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
+from evaluation.metrics import interval
 from evaluation.published import figures
 from evaluation.tasks import Benchmark, Progress, System
 
@@ -83,20 +86,24 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A Markdown table of the rows, the mean over seeds, each group followed by the published figures."""
-    lines = ["| data set | market | metric | system | ours | 95 % | published | remark |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    """A Markdown table of the rows, the mean over seeds, each group followed by the published figures.
+
+    "95 %" is the mean of the seeds' intervals over users; "seeds" is the interval of the mean over seeds.
+    """
+    lines = ["| data set | market | metric | system | ours | 95 % | seeds | published | remark |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
     for data_set, market, metric in dict.fromkeys((row.data_set, row.market, row.metric) for row in rows):
         group = [row for row in rows if (row.data_set, row.market, row.metric) == (data_set, market, metric)]
         known = {figure.system: figure for figure in figures(data_set, market, metric)}
         start = f"| {data_set} | {market} | {metric} |"
         for system in dict.fromkeys(row.system for row in group):
             runs = [row for row in group if row.system == system]
-            value, low, high = (
-                sum(ends) / len(runs) for ends in zip(*((row.value, row.low, row.high) for row in runs))
-            )
+            over_seeds = interval(np.array([row.value for row in runs]))
+            low, high = (float(np.mean([getattr(row, end) for row in runs])) for end in ("low", "high"))
+            seeds = f"{len(runs)}, ± {over_seeds.high - over_seeds.mean:.4f}" if len(runs) > 1 else ""
             figure = known.pop(system, None)
             beside = f" {figure.value:.4f} | {figure.remark} |" if figure else "  |  |"
-            lines.append(f"{start} {system} | {value:.4f} | {low:.4f} to {high:.4f} |{beside}")
-        lines += [f"{start} {f.system} |  |  | {f.value:.4f} | {f.remark} |" for f in known.values()]
+            ours = f"{over_seeds.mean:.4f} | {low:.4f} to {high:.4f} | {seeds}"
+            lines.append(f"{start} {system} | {ours} |{beside}")
+        lines += [f"{start} {f.system} |  |  |  | {f.value:.4f} | {f.remark} |" for f in known.values()]
     return "\n".join(lines) + "\n"

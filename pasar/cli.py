@@ -428,15 +428,22 @@ def evaluate(
     market: Annotated[list[str] | None, typer.Option(help="Only this market; may be given again.")] = None,
     alone: Annotated[bool, typer.Option("--alone", help="Learn each market from itself alone.")] = False,
     seed: Annotated[list[int] | None, typer.Option(help="May be given again.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Seeds that run side by side.")] = 1,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the rows here, whenever a seed is done.")
+    ] = None,
     baselines_only: Annotated[bool, typer.Option(help="Leave our models out.")] = False,
     config: ConfigOption = None,
 ) -> None:
     """Judge baselines and the cascade by a benchmark's protocol, beside its published figures."""
     from evaluation.command import run_protocol
-    from evaluation.runs import table, write_rows
+    from evaluation.runs import Row, table, write_rows
     from pasar.settings import load_build
     from pasar.show import reporter, say
+
+    def keep(rows: list[Row]) -> None:
+        if json_file:
+            write_rows(json_file, rows)
 
     with reporter() as report:
         rows = run_protocol(
@@ -446,11 +453,11 @@ def evaluate(
             each_alone=alone,
             seeds=tuple(seed or (0,)),
             build=None if baselines_only else load_build(protocol, config),
+            jobs=jobs,
             step=report.step,
             training=report.training,
+            keep=keep,
         )
-    if json_file:
-        write_rows(json_file, rows)
     say(table(rows))
 
 

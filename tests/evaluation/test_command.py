@@ -43,6 +43,28 @@ def test_baselines_are_judged_without_a_build(small_world_dataset, popularity_al
     assert {row.seed for row in rows} == {1}
 
 
+def test_rows_are_kept_whenever_a_part_is_done(small_world_dataset, popularity_alone):
+    kept: list[int] = []
+    rows = run_protocol("dataset", small_world_dataset.path, keep=lambda rows: kept.append(len(rows)))
+    assert kept == [len(rows)]
+
+
+@pytest.mark.slow
+def test_seeds_that_run_side_by_side_give_the_rows_of_seeds_one_after_another(
+    small_build, small_world_dataset
+):
+    given = {"markets": ["ID"], "seeds": (1,), "build": small_build.config}
+    kept: list[int] = []
+    one_by_one = run_protocol("dataset", small_world_dataset.path, **given)
+    rows = run_protocol(
+        "dataset", small_world_dataset.path, **given, jobs=2, keep=lambda rows: kept.append(len(rows))
+    )
+    assert [(r.system, r.metric, r.seed) for r in rows] == [(r.system, r.metric, r.seed) for r in one_by_one]
+    assert [r.value for r in rows] == pytest.approx([r.value for r in one_by_one], abs=0.02)
+    assert len(kept) == 2
+    assert kept[-1] == len(rows)
+
+
 @pytest.mark.slow
 def test_our_systems_are_judged_under_every_seed(
     small_build, small_world_dataset, popularity_alone, monkeypatch

@@ -180,8 +180,8 @@ def test_the_table_prints_published_figures_beside_ours():
         for seed, value in enumerate((0.08, 0.09))
     ]
     lines = table(rows).splitlines()
-    assert "| tiktok | XX | recall@20 | ease | 0.0850 | 0.0800 to 0.1000 | 0.0884 |  |" in lines
-    assert "| tiktok | XX | recall@20 | diffmm |  |  | 0.1129 | uses content features |" in lines
+    assert "| tiktok | XX | recall@20 | ease | 0.0850 | 0.0800 to 0.1000 | 2, ± 0.0635 | 0.0884 |  |" in lines
+    assert "| tiktok | XX | recall@20 | diffmm |  |  |  | 0.1129 | uses content features |" in lines
     assert sum("| ease |" in line for line in lines) == 1
 
 
