@@ -188,6 +188,7 @@ POOLED: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "ece": calibration_error,
     "mae": mean_absolute_error,
 }
+LOWER_IS_BETTER = frozenset({"logloss", "ece", "mae"})
 
 
 def interval(values: np.ndarray, confidence: float = 0.95) -> Interval:

@@ -462,6 +462,53 @@ def evaluate(
 
 
 @app.command()
+def tune(
+    protocol: Annotated[str, typer.Argument(help="xmarket, taobao, tiktok, kuairand, gowalla, or dataset.")],
+    path: Annotated[Path, typer.Option("--path", help="Folder of the public files, or of a data set.")],
+    minutes: Annotated[float, typer.Option(help="No trial begins after them.", min=0)] = 30,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Search this section's knobs; may be given again.")
+    ] = None,
+    benchmark: Annotated[str | None, typer.Option(help="Name of one of the protocol's benchmarks.")] = None,
+    journal: Annotated[
+        Path | None, typer.Option(help="File of all trials. [default: runs/tune/PROTOCOL.journal]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the search and of every build.")] = 0,
+    config: ConfigOption = None,
+) -> None:
+    """Search better knobs for a data set, judged on its validation part; run again to go on."""
+    from evaluation.command import load_tables
+    from evaluation.protocols import benchmarks
+    from evaluation.tuning import Trial, as_toml
+    from evaluation.tuning import tune as search
+    from pasar.settings import load_build
+    from pasar.show import reporter, say
+
+    found = {made.task.name: made for made in benchmarks(load_tables(protocol, path), stage="valid")}
+    name = benchmark or next(iter(found))
+    if name not in found:
+        raise ValueError(f"there is no benchmark {name!r}; there are: {', '.join(found)}")
+
+    def told(trial: Trial) -> None:
+        knobs = "  ".join(f"{knob} {value:.4g}" for knob, value in trial.knobs.items())
+        say(f"{trial.value:.4f}  {trial.seconds:.0f} s  {knobs}")
+
+    with reporter() as report:
+        trials = search(
+            found[name],
+            load_build(protocol, config),
+            journal or Path("runs/tune") / f"{protocol}.journal",
+            minutes=minutes,
+            sections=tuple(only or ()),
+            seed=seed,
+            told=told,
+            training=report.training,
+        )
+    if trials:
+        say(f"the best of {len(trials)}, {trials[0].value:.4f}:\n\n{as_toml(trials[0])}")
+
+
+@app.command()
 def bench(
     name: Annotated[str, typer.Argument(help="features, retrieval, serving, training or growth.")],
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,

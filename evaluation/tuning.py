@@ -1,0 +1,153 @@
+"""Looks for better knobs on a data set's validation part, within a budget of time, with Optuna.
+
+Each trial builds a release and judges the cascade by the exams that the protocol makes of the validation
+part; the test rows are nowhere. Trials go into a journal, so a search that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from ensemble.build import BuildConfig
+from evaluation import metrics
+from evaluation.cascade import FullCascade, Released
+from evaluation.tasks import Benchmark
+
+#: Knobs of a build that are searched, by section and name, and where. The ends lie about a factor of three
+#: around the defaults.
+SPACE: Mapping[str, BaseDistribution] = {
+    "item_graph.regularisation": FloatDistribution(10, 500, log=True),
+    "item_graph.vectors": FloatDistribution(1, 100, log=True),
+    "item_graph.neighbours": IntDistribution(50, 400, log=True),
+    "two_tower.temperature": FloatDistribution(0.04, 0.3, log=True),
+    "two_tower.learning_rate": FloatDistribution(3e-4, 5e-3, log=True),
+    "two_tower.user_dropout": FloatDistribution(0, 1),
+    "two_tower.logq": FloatDistribution(0, 1),
+    "ranker.learning_rate": FloatDistribution(3e-4, 3e-3, log=True),
+    "ranker.id_dropout": FloatDistribution(0, 0.8),
+    "ranker.negatives": IntDistribution(2, 16, log=True),
+    "ranker.popular_negatives": FloatDistribution(0, 0.8),
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration that was tried.
+
+    Attributes:
+        knobs: by section and name, those that were searched.
+        value: of the validation part, see `judge`.
+        seconds: that it took.
+    """
+
+    knobs: dict[str, float]
+    value: float
+    seconds: float
+
+
+def tune(
+    benchmark: Benchmark,
+    build: BuildConfig,
+    journal: Path,
+    *,
+    minutes: float,
+    sections: Sequence[str] = (),
+    seed: int = 0,
+    told: Callable[[Trial], None] = lambda trial: None,
+    training: Callable[..., None] | None = None,
+) -> list[Trial]:
+    """Trials of this search and of those before it in the journal, the best first.
+
+    The first trial is `build` itself; the others are what a tree-structured Parzen estimator (Bergstra et
+    al., NeurIPS 2011) asks for.
+
+    Args:
+        benchmark: of the validation part.
+        journal: file of the trials; it is made where it is missing.
+        minutes: no trial begins after them.
+        sections: search the knobs of these sections alone; all where empty.
+        seed: of the search and of every build.
+        told: of each trial when it is done.
+
+    Raises:
+        ValueError: a section that has no knob in `SPACE`.
+    """
+    space = {name: where for name, where in SPACE.items() if not sections or _section(name) in sections}
+    known = {_section(name) for name in SPACE}
+    if unknown := [section for section in sections if section not in known]:
+        raise ValueError(f"no knob of {unknown[0]!r} is searched; there are {', '.join(sorted(known))}")
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name=benchmark.task.name,
+        storage=JournalStorage(JournalFileBackend(str(journal))),
+        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=6),
+        direction="maximize",
+        load_if_exists=True,
+    )
+    if not study.trials:
+        study.enqueue_trial({name: value_of(build, name) for name in space})
+
+    end = time.monotonic() + 60 * minutes
+    while time.monotonic() < end:
+        trial = study.ask(dict(space))
+        cascade = FullCascade(Released(with_knobs(build, trial.params), training))
+        cascade.fit(benchmark.task, seed=seed)
+        told(_told(study.tell(trial, judge(benchmark, cascade))))
+    done = [_told(trial) for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE])]
+    return sorted(done, key=lambda trial: -trial.value)
+
+
+def judge(benchmark: Benchmark, cascade: FullCascade) -> float:
+    """The mean over the exams of each one's first metric; of errors and losses, what is least is highest."""
+    found = []
+    for exam in benchmark.exams:
+        measure = next(iter(exam.measure(cascade)))
+        falls = measure.metric.split()[0] in metrics.LOWER_IS_BETTER
+        found.append(-measure.interval.mean if falls else measure.interval.mean)
+    return float(np.mean(found))
+
+
+def value_of(build: BuildConfig, name: str) -> Any:
+    """The value of a knob such as "ranker.negatives"."""
+    section, knob = name.split(".")
+    return getattr(getattr(build, section), knob)
+
+
+def with_knobs(build: BuildConfig, knobs: Mapping[str, Any]) -> BuildConfig:
+    """The configuration with other values of some knobs, each named as "ranker.negatives"."""
+    for name, value in knobs.items():
+        section, knob = name.split(".")
+        build = replace(build, **{section: replace(getattr(build, section), **{knob: value})})
+    return build
+
+
+def as_toml(trial: Trial) -> str:
+    """The knobs of a trial as sections of a settings file."""
+    lines: list[str] = []
+    for section in dict.fromkeys(map(_section, trial.knobs)):
+        lines.append(f"[build.{section}]")
+        for name, value in trial.knobs.items():
+            if _section(name) == section:
+                lines.append(f"{name.split('.')[1]} = {value:.4g}")
+    return "\n".join(lines) + "\n"
+
+
+def _section(name: str) -> str:
+    return name.split(".")[0]
+
+
+def _told(trial: optuna.trial.FrozenTrial) -> Trial:
+    assert trial.value is not None
+    assert trial.duration is not None
+    return Trial(dict(trial.params), trial.value, trial.duration.total_seconds())

@@ -1,0 +1,92 @@
+"""The search for knobs: what is tried, what is kept, and that no test row is near."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ensemble.build import BuildConfig
+from evaluation import tuning
+from evaluation.command import load_tables
+from evaluation.protocols import benchmarks
+from evaluation.tasks import Labelled
+from evaluation.tuning import SPACE, Trial, as_toml, judge, tune, value_of, with_knobs
+from pasar.settings import load_build
+
+
+@pytest.fixture
+def validation(small_world_dataset):
+    return benchmarks(load_tables("dataset", small_world_dataset.path), stage="valid")[0]
+
+
+class Wide:
+    """A cascade that is the better the nearer its temperature is to 0.2."""
+
+    def __init__(self, released):
+        self.config = released.config
+
+    def fit(self, task, *, seed):
+        self.value = -abs(np.log(self.config.two_tower.temperature / 0.2))
+
+
+@pytest.fixture
+def near(monkeypatch):
+    monkeypatch.setattr(tuning, "FullCascade", Wide)
+    monkeypatch.setattr(tuning, "judge", lambda benchmark, cascade: cascade.value)
+
+
+@pytest.fixture
+def three_trials(monkeypatch):
+    """A search ends after three trials, however long they take."""
+    clock = iter(np.arange(1000) * 20.0)
+    monkeypatch.setattr(tuning, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    return {"minutes": 70 / 60, "sections": ["two_tower"]}
+
+
+def test_the_configuration_itself_is_tried_first_and_the_best_comes_first(
+    validation, tmp_path, near, three_trials
+):
+    build, told = BuildConfig(), []
+    found = tune(validation, build, tmp_path / "deep" / "journal", **three_trials, told=told.append)
+    assert len(found) == len(told) == 3
+    assert told[0].knobs == {name: value_of(build, name) for name in SPACE if name.startswith("two_tower.")}
+    assert found[0].value == max(trial.value for trial in told)
+
+
+def test_a_search_goes_on_with_the_trials_of_its_journal(validation, tmp_path, near, three_trials):
+    first = tune(validation, BuildConfig(), tmp_path / "journal", **three_trials)
+    both = tune(validation, BuildConfig(), tmp_path / "journal", **three_trials)
+    assert len(both) == 6
+    assert {trial.value for trial in first} < {trial.value for trial in both}
+
+
+def test_a_section_without_searched_knobs_is_refused(validation, tmp_path):
+    with pytest.raises(ValueError, match=r"no knob of 'serve' is searched; there are item_graph, ranker"):
+        tune(validation, BuildConfig(), tmp_path / "journal", minutes=0, sections=["serve"])
+
+
+def test_every_searched_knob_exists_and_its_default_is_in_reach():
+    for name, where in SPACE.items():
+        value = value_of(BuildConfig(), name)
+        assert where.low <= value <= where.high
+        assert value_of(with_knobs(BuildConfig(), {name: where.high}), name) == where.high
+
+
+def test_what_was_found_reads_as_settings(tmp_path):
+    knobs = {"ranker.negatives": 3, "two_tower.temperature": 0.08, "ranker.id_dropout": 0.25}
+    (tmp_path / "pasar.toml").write_text(as_toml(Trial(knobs, 0.1, 1.0)))
+    build = load_build("tiktok", tmp_path / "pasar.toml")
+    assert build == with_knobs(BuildConfig(), knobs)
+
+
+def test_an_error_is_judged_the_other_way_round(validation):
+    class Zero:
+        name = "zero"
+
+        def score(self, users, candidates=None):
+            return np.zeros(candidates.shape, np.float32)
+
+    candidates = np.zeros((4, 1), np.int64)
+    exam = Labelled("XX", np.arange(4), candidates, np.full((4, 1), 3, np.float32), ("mae",))
+    assert judge(replace(validation, exams=(exam,)), Zero()) == -3
