@@ -108,6 +108,7 @@ def write_release(
             as_of=examples.end,
             config=config,
             ranking_reads=ranking_reads,
+            recency=data.graph.graph.recency,
         )
         release.json(FILE, plan.to_json())
         release.array("content_vectors.npy", vectors)

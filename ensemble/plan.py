@@ -227,6 +227,7 @@ class Plan:
         as_of: end of the log that the release was built from (s since the epoch); 0 where it had no time.
         ranking_reads: what the ranking graph reads beside encoded features: of `candidates` and `recent`,
             rows of the contents table, and `retrieval_score`.
+        recency: of the item graph, see `market.item_graph.ItemGraph`.
     """
 
     markets: tuple[str, ...]
@@ -242,6 +243,7 @@ class Plan:
     as_of: int
     config: CascadeConfig
     ranking_reads: tuple[str, ...] = ()
+    recency: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -61,10 +61,13 @@ class ItemGraph:
     Attributes:
         neighbours: int32[N, K], rows of the contents table, -1 fills.
         weights: float32[N, K], positive; 0 where there is no neighbour.
+        recency: the edges of a history's latest event count whole, those of the n-th before it
+            (1 + n) ** -recency.
     """
 
     neighbours: np.ndarray
     weights: np.ndarray
+    recency: float = 0.0
 
     def reach(self, history: np.ndarray) -> Reach:
         """What the history's edges add up to.
@@ -78,7 +81,10 @@ class ItemGraph:
         slot = np.empty(contents + 1, np.int32)
         for past in history:
             past = past[past >= 0]
-            target, weight = self.neighbours[past].ravel(), self.weights[past].ravel()
+            weight = self.weights[past]
+            if self.recency:
+                weight = weight * self.counts(len(past) - 1 - np.arange(len(past)))[:, None]
+            target, weight = self.neighbours[past].ravel(), weight.ravel()
             number = np.arange(len(target), dtype=np.int32)
             # Edges to one content all read the slot that the last of them wrote; no sort is needed.
             slot[target] = number
@@ -97,8 +103,14 @@ class ItemGraph:
             history: int64[P, L], -1 fills; content: int64[P].
         """
         summed = np.zeros(len(content), np.float64)
-        for source in history.T:  # a few columns; [P, L, K] at once would not fit
+        latest = (history >= 0).sum(axis=1) - 1
+        for place, source in enumerate(history.T):  # a few columns; [P, L, K] at once would not fit
             known = np.flatnonzero(source >= 0)
             own = self.neighbours[source[known]] == content[known, None]
-            summed[known] += np.where(own, self.weights[source[known]], 0).sum(axis=1)
+            edges = np.where(own, self.weights[source[known]], 0).sum(axis=1)
+            summed[known] += edges * self.counts(latest[known] - place)
         return summed.astype(np.float32)
+
+    def counts(self, before: np.ndarray) -> np.ndarray:
+        """What the edges of events count, float64[E], that so many others int64[E] came after."""
+        return (1.0 + before) ** -self.recency

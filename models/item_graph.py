@@ -7,7 +7,8 @@ pair has such edges. So each training pair is scored by the graph without its us
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,11 @@ class ItemGraphConfig:
     Attributes:
         neighbours: edges kept for each content (contents).
         regularisation: added to the diagonal of the Gram matrix; the more, the more cautious (events).
+        co_visitation: weight of normalised co-visitation beside EASE's edges.
+        together_days: two events of a user count as one visit the less, the further apart they are: 1/e of it
+            at this distance, where a log has times (days).
+        recency: the edges of a user's latest event count whole, those of the n-th before it
+            (1 + n) ** -recency, where a log has times.
         vectors: weight of the likeness of content vectors beside events, where contents have any (events).
         items: contents that EASE solves for at most; a larger catalogue gets normalised co-visitation, of
             events alone (contents).
@@ -33,28 +39,51 @@ class ItemGraphConfig:
 
     neighbours: int = 100
     regularisation: float = 50.0
+    co_visitation: float = 0.3
+    together_days: float = 180.0
+    recency: float = 0.0
     vectors: float = 20.0
     items: int = 12_000
     events: int = 200
 
 
-def training_rows(examples: Examples, events: int, last: int = TRAIN) -> sp.csr_matrix:
-    """float32[U, N], 1 where a content is among the last `events` that the user wanted in the parts up to
-    `last`."""
+@dataclass(frozen=True)
+class Events:
+    """What users wanted.
+
+    Attributes:
+        matrix: float32[U, N], 1 where a user wanted a content.
+        day: float64[E], when it was wanted last, in the order of the matrix' entries (days); None where the
+            log has no times.
+    """
+
+    matrix: sp.csr_matrix
+    day: np.ndarray | None = None
+
+
+def training_events(examples: Examples, events: int, last: int = TRAIN) -> Events:
+    """The last `events` contents that each user wanted in the parts up to `last`."""
     pairs = examples.pairs
     rows = np.flatnonzero(pairs.positive[: pairs.rows(last).stop])
     user = examples.queries.user[pairs.query[rows]].astype(np.int64)
     content = np.asarray(pairs.content[rows])
-    if examples.has_time:
-        order = np.lexsort((examples.queries.time[pairs.query[rows]], user))
-        user, content = user[order], content[order]
-        left = np.searchsorted(user, user, side="right") - np.arange(len(user))
-        user, content = user[left <= events], content[left <= events]
+    time = examples.queries.time[pairs.query[rows]]
     shape = (len(examples.users), len(examples.contents))
-    matrix = sp.csr_matrix((np.ones(len(user), np.float32), (user, content)), shape=shape)
-    matrix.sum_duplicates()
-    matrix.data[:] = 1
-    return matrix
+    if not examples.has_time:
+        matrix = sp.csr_matrix((np.ones(len(user), np.float32), (user, content)), shape=shape)
+        matrix.sum_duplicates()
+        matrix.data[:] = 1
+        return Events(matrix)
+    order = np.lexsort((time, user))
+    user, content, time = user[order], content[order], time[order]
+    left = np.searchsorted(user, user, side="right") - np.arange(len(user))
+    user, content, time = (array[left <= events] for array in (user, content, time))
+    order = np.lexsort((time, content, user))
+    user, content, time = user[order], content[order], time[order]
+    latest = np.append((user[1:] != user[:-1]) | (content[1:] != content[:-1]), True)[: len(user)]
+    starts = np.searchsorted(user[latest], np.arange(shape[0] + 1))
+    ones = np.ones(int(latest.sum()), np.float32)
+    return Events(sp.csr_matrix((ones, content[latest], starts), shape=shape), time[latest] / 86400.0)
 
 
 class FittedGraph(ABC):
@@ -67,6 +96,17 @@ class FittedGraph(ABC):
     graph: ItemGraph
 
     @abstractmethod
+    def edges_without_user(
+        self, user: np.ndarray, content: np.ndarray, pair: np.ndarray, past: np.ndarray
+    ) -> np.ndarray:
+        """Weights of edges by the graph that would be without the pair's user, float64[E].
+
+        Args:
+            user, content: int64[P], pairs: rows of the users table and of the contents table.
+            pair, past: int64[E], the pair of each edge, which ends at the pair's content, and where it
+                starts, among the user's own contents.
+        """
+
     def without_user(self, user: np.ndarray, history: np.ndarray, content: np.ndarray) -> np.ndarray:
         """Affinities by the graph that would be without the pair's user, float32[P].
 
@@ -75,6 +115,16 @@ class FittedGraph(ABC):
             history: int64[P, L], rows of the contents table, all among the user's own, -1 fills.
             content: int64[P].
         """
+        pairs, places = [], []
+        for place, source in enumerate(history.T):
+            known = np.flatnonzero(source >= 0)
+            is_edge = (self.graph.neighbours[source[known]] == content[known, None]).any(axis=1)
+            pairs.append(known[is_edge])
+            places.append(np.full(int(is_edge.sum()), place))
+        pair, place = np.concatenate(pairs), np.concatenate(places)
+        edges = np.maximum(self.edges_without_user(user, content, pair, history[pair, place]), 0)
+        before = (history >= 0).sum(axis=1)[pair] - 1 - place
+        return np.bincount(pair, edges * self.graph.counts(before), len(user)).astype(np.float32)
 
     def affinity(
         self, user: np.ndarray, history: np.ndarray, content: np.ndarray, train: np.ndarray
@@ -96,9 +146,18 @@ class Ease(FittedGraph):
 
     The likeness of content vectors joins the Gram matrix, so a content without events has neighbours too.
     Leaving a user out is a downdate of rank one, as for any ridge regression.
+
+    Args:
+        beside: co-visitation whose edges are added to the positive ones of EASE.
     """
 
-    def __init__(self, matrix: sp.csr_matrix, likeness: np.ndarray | None, config: ItemGraphConfig) -> None:
+    def __init__(
+        self,
+        matrix: sp.csr_matrix,
+        likeness: np.ndarray | None,
+        config: ItemGraphConfig,
+        beside: CoVisitation | None = None,
+    ) -> None:
         contents = matrix.shape[1]
         gram = (matrix.T @ matrix).toarray()
         if likeness is not None:
@@ -106,42 +165,40 @@ class Ease(FittedGraph):
         gram[np.diag_indices(contents)] += config.regularisation
         inverse = invert(gram)
         self.matrix, self.inverse, self.diagonal = matrix, inverse, np.diag(inverse).copy()
+        self.beside, self.weight = beside, config.co_visitation
         kept = min(config.neighbours, contents - 1)
         neighbours = np.full((contents, config.neighbours), -1, np.int32)
         weights = np.zeros((contents, config.neighbours), np.float32)
         for start in range(0, contents, 1024):
             rows = np.arange(start, min(start + 1024, contents))
-            edges = inverse[rows] / -self.diagonal[None, :]
+            edges = np.maximum(inverse[rows] / -self.diagonal[None, :], 0)
+            if beside is not None:
+                source, target, weight = beside.edges(rows)
+                edges[source, target] += self.weight * weight
             edges[np.arange(len(rows)), rows] = -np.inf
             top = np.argpartition(-edges, kept - 1, axis=1)[:, :kept] if kept else edges[:, :0].astype(int)
             top = np.sort(top, axis=1)
             weight = np.take_along_axis(edges, top, axis=1)
             neighbours[rows, :kept] = np.where(weight > 0, top, -1)
             weights[rows, :kept] = np.maximum(weight, 0)
-        self.graph = ItemGraph(neighbours, weights)
-        # The smallest weight that each content's list holds; a shorter list holds all that are positive.
-        self.smallest = np.maximum(weights.min(axis=1, initial=1), np.finfo(np.float32).tiny)
+        self.graph = ItemGraph(neighbours, weights, config.recency)
         self._weigh_users()
 
     def _weigh_users(self) -> None:
         """What leaving each user out takes: P x at the user's own contents, and x P x."""
         users = np.repeat(np.arange(self.matrix.shape[0], dtype=np.int64), np.diff(self.matrix.indptr))
         self.keys = users * self.matrix.shape[1] + self.matrix.indices
-        counts = np.diff(self.matrix.indptr)
         self.own = np.zeros(self.matrix.nnz, np.float32)
         self.energy = np.zeros(self.matrix.shape[0], np.float64)
-        for count in np.unique(counts[counts > 0]):
-            users = np.flatnonzero(counts == count)
-            size = max(1, 4_000_000 // int(count) ** 2)
-            for start in range(0, len(users), size):
-                part = users[start : start + size]
-                places = self.matrix.indptr[part][:, None] + np.arange(count)
-                items = self.matrix.indices[places]
-                own = self.inverse[items[:, :, None], items[:, None, :]].sum(axis=2)
-                self.own[places] = own
-                self.energy[part] = own.sum(axis=1)
+        for users, places in by_count(self.matrix):
+            items = self.matrix.indices[places]
+            own = self.inverse[items[:, :, None], items[:, None, :]].sum(axis=2)
+            self.own[places] = own
+            self.energy[users] = own.sum(axis=1)
 
-    def without_user(self, user: np.ndarray, history: np.ndarray, content: np.ndarray) -> np.ndarray:
+    def edges_without_user(
+        self, user: np.ndarray, content: np.ndarray, pair: np.ndarray, past: np.ndarray
+    ) -> np.ndarray:
         """See `FittedGraph`: x is the user's row without the content, y whether the user wanted the content.
 
         The model of a content is a ridge regression of its column on all others; its weights without a row
@@ -150,21 +207,21 @@ class Ease(FittedGraph):
         matrix, diagonal = self.matrix, self.diagonal[content].astype(np.float64)
         start, count = matrix.indptr[user].astype(np.int64), np.diff(matrix.indptr)[user]
         # Each pair's content beside every content of its user's row.
-        pair = np.repeat(np.arange(len(user)), count)
-        item = matrix.indices[np.arange(len(pair)) - np.repeat(np.cumsum(count) - count - start, count)]
-        same = item == content[pair]
-        y = np.bincount(pair[same], minlength=len(user)).astype(np.float64)
-        across = np.bincount(pair, np.where(same, 0, self.inverse[content[pair], item]), len(user))
+        row = np.repeat(np.arange(len(user)), count)
+        item = matrix.indices[np.arange(len(row)) - np.repeat(np.cumsum(count) - count - start, count)]
+        same = item == content[row]
+        y = np.bincount(row[same], minlength=len(user)).astype(np.float64)
+        across = np.bincount(row, np.where(same, 0, self.inverse[content[row], item]), len(user))
         leverage = self.energy[user] - y * (2 * across + diagonal) - across**2 / diagonal
         error = (y + across / diagonal) / np.maximum(1 - leverage, 1e-6)
-        past = np.maximum(history, 0)
-        between = self.inverse[past, content[:, None]]
-        edges = between / -self.diagonal[content, None]
-        kept = (history >= 0) & (edges >= self.smallest[past]) & (past != content[:, None])
-        place = np.searchsorted(self.keys, user[:, None].astype(np.int64) * matrix.shape[1] + past)
-        own = self.own[np.minimum(place, len(self.own) - 1)] - y[:, None] * between
-        shift = (own - between * (across / diagonal)[:, None]) * error[:, None]
-        return np.where(kept, np.maximum(edges - shift, 0), 0).sum(axis=1).astype(np.float32)
+        between = self.inverse[past, content[pair]]
+        place = np.searchsorted(self.keys, user[pair].astype(np.int64) * matrix.shape[1] + past)
+        own = self.own[np.minimum(place, len(self.own) - 1)] - y[pair] * between
+        shift = (own - between * (across / diagonal)[pair]) * error[pair]
+        edges = np.maximum(between / -diagonal[pair] - shift, 0)
+        if self.beside is not None:
+            edges += self.weight * self.beside.edges_without_user(user, content, pair, past)
+        return edges
 
 
 def invert(gram: np.ndarray) -> np.ndarray:
@@ -184,64 +241,107 @@ class CoVisitation(FittedGraph):
     """How often two contents are wanted by the same people, users and contents of many events weighing less.
 
     The linear filter of GF-CF (Shen et al., CIKM 2021), with the exponents `USER`, `SOURCE` and `TARGET`
-    instead of 1, 0.5 and 0.5: popular contents are reached more easily than they lead elsewhere. The matrix
-    of counts stays sparse, so any catalogue fits.
+    instead of 1, 0.5 and 0.5: popular contents are reached more easily than they lead elsewhere. Where the
+    log has times, two events of a user count the less, the further apart they are. The matrix of counts stays
+    sparse, so any catalogue fits.
     """
 
     #: Exponents of the number of events of a user, of an edge's source and of its target.
     USER, SOURCE, TARGET = 0.6, 0.7, 0.3
 
-    def __init__(self, matrix: sp.csr_matrix, config: ItemGraphConfig) -> None:
-        self.matrix = matrix
-        events = np.maximum(np.diff(matrix.indptr), 1)
-        self.share = (events**-self.USER).astype(np.float32)
-        self.wanted = np.bincount(matrix.indices, minlength=matrix.shape[1])
-        self.common = (matrix.T @ sp.diags(self.share) @ matrix).tocsr()
-        common = self.common.tocoo()
-        apart = common.row != common.col
-        source, target, count = common.row[apart], common.col[apart], common.data[apart]
-        weight = self._weight(count, self.wanted[source], self.wanted[target])
+    def __init__(self, events: Events, config: ItemGraphConfig) -> None:
+        self.matrix, self.days = events.matrix, config.together_days
+        count = np.maximum(np.diff(self.matrix.indptr), 1)
+        self.share = (count**-self.USER).astype(np.float32)
+        self.wanted = np.bincount(self.matrix.indices, minlength=self.matrix.shape[1])
+        self.day = None
+        if events.day is None:
+            self.common = (self.matrix.T @ sp.diags(self.share) @ self.matrix).tocsr()
+        else:
+            # From 1 on, for an entry that is 0 is none.
+            day = events.day - events.day.min(initial=np.inf) + 1
+            self.day = sp.csr_matrix((day, self.matrix.indices, self.matrix.indptr), shape=self.matrix.shape)
+            self.common = self._together()
+        source, target, weight = self.edges(np.arange(self.matrix.shape[1]))
         order = np.lexsort((target, -weight, source))
         source, target, weight = source[order], target[order], weight[order]
         place = np.arange(len(source)) - np.searchsorted(source, source)
         kept = place < config.neighbours
-        shape = (matrix.shape[1], config.neighbours)
+        shape = (self.matrix.shape[1], config.neighbours)
         neighbours, weights = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
         neighbours[source[kept], place[kept]] = target[kept]
         weights[source[kept], place[kept]] = weight[kept]
-        self.graph = ItemGraph(neighbours, weights)
+        self.graph = ItemGraph(neighbours, weights, config.recency)
+
+    def _together(self) -> sp.csr_matrix:
+        """Visits of each two contents by one user, float32[N, N], counting the less the further apart."""
+        assert self.day is not None
+        contents = self.matrix.shape[1]
+        total = sp.csr_matrix((contents, contents), dtype=np.float32)
+        for users, places in by_count(self.matrix):
+            items, day = self.matrix.indices[places], self.day.data[places]
+            near = np.exp(-np.abs(day[:, :, None] - day[:, None, :]) / self.days)
+            near = (near * self.share[users][:, None, None]).astype(np.float32)
+            row = np.repeat(items, items.shape[1], axis=1)
+            column = np.tile(items, items.shape[1])
+            total = total + sp.csr_matrix((near.ravel(), (row.ravel(), column.ravel())), shape=total.shape)
+        return total
+
+    def edges(self, contents: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All edges from contents int64[n], before the largest are chosen: the place among `contents` and the
+        target int64[E] of each, and its weight float32[E]."""
+        common = self.common[contents].tocoo()
+        apart = contents[common.row] != common.col
+        source, target, count = common.row[apart], common.col[apart], common.data[apart]
+        return source, target, self._weight(count, self.wanted[contents[source]], self.wanted[target])
 
     def _weight(self, common: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
         degree = np.maximum(source, 1) ** self.SOURCE * np.maximum(target, 1) ** self.TARGET
         return (common / degree).astype(np.float32)
 
-    def without_user(self, user: np.ndarray, history: np.ndarray, content: np.ndarray) -> np.ndarray:
+    def edges_without_user(
+        self, user: np.ndarray, content: np.ndarray, pair: np.ndarray, past: np.ndarray
+    ) -> np.ndarray:
         """See `FittedGraph`: the user's own wants are taken off the counts behind each edge."""
-        summed = np.zeros(len(content), np.float64)
-        wanted = self._entries(self.matrix, user, content)
-        for source in history.T:
-            known = np.flatnonzero(source >= 0)
-            past, now = source[known], content[known]
-            is_edge = (self.graph.neighbours[past] == now[:, None]).any(axis=1)
-            known, past, now = known[is_edge], past[is_edge], now[is_edge]
-            own, wanted_now = self._entries(self.matrix, user[known], past), wanted[known]
-            common = self._entries(self.common, past, now) - own * wanted_now * self.share[user[known]]
-            edges = self._weight(common, self.wanted[past] - own, self.wanted[now] - wanted_now)
-            # Subtracting from a rounded sum may leave a little of an edge that was the user's alone.
-            summed[known] += np.where(common > 1e-6, edges, 0)
-        return summed.astype(np.float32)
+        user, content = user[pair], content[pair]
+        own, wanted = (_entries(self.matrix, user, item) for item in (past, content))
+        visits = own * wanted * self.share[user]
+        if self.day is not None:
+            apart = np.abs(_entries(self.day, user, past) - _entries(self.day, user, content))
+            visits = visits * np.exp(-apart / self.days)
+        common = _entries(self.common, past, content) - visits
+        edges = self._weight(common, self.wanted[past] - own, self.wanted[content] - wanted)
+        # Subtracting from a rounded sum may leave a little of an edge that was the user's alone.
+        return np.where(common > 1e-6, edges, 0)
 
-    @staticmethod
-    def _entries(matrix: sp.csr_matrix, row: np.ndarray, column: np.ndarray) -> np.ndarray:
-        return np.asarray(matrix[row, column], np.float64).ravel() if len(row) else np.zeros(0)
+
+def _entries(matrix: sp.csr_matrix, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    return np.asarray(matrix[row, column], np.float64).ravel() if len(row) else np.zeros(0)
+
+
+def by_count(matrix: sp.csr_matrix) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Users of equally many entries together: rows int64[u], and the places of their entries int64[u, c].
+
+    No more at a time than 4 million pairs of entries of one user.
+    """
+    counts = np.diff(matrix.indptr)
+    for count in np.unique(counts[counts > 0]):
+        users = np.flatnonzero(counts == count)
+        size = max(1, 4_000_000 // int(count) ** 2)
+        for start in range(0, len(users), size):
+            part = users[start : start + size]
+            yield part, matrix.indptr[part][:, None] + np.arange(count)
 
 
 def fit_item_graph(examples: Examples, config: ItemGraphConfig, last: int = TRAIN) -> FittedGraph:
     """The item graph of all markets' positives in the parts up to `last`; see `ItemGraphConfig.items`."""
-    matrix = training_rows(examples, config.events, last)
-    if matrix.shape[1] > config.items:
-        return CoVisitation(matrix, config)
-    return Ease(matrix, likeness(examples.contents), config)
+    events = training_events(examples, config.events, last)
+    if not examples.has_time:
+        config = replace(config, recency=0.0)
+    if events.matrix.shape[1] > config.items:
+        return CoVisitation(events, config)
+    beside = CoVisitation(events, config) if config.co_visitation else None
+    return Ease(events.matrix, likeness(examples.contents), config, beside)
 
 
 def likeness(contents: pd.DataFrame) -> np.ndarray | None:

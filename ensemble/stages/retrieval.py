@@ -73,7 +73,9 @@ class Retrieval:
         # A market without a log has its neighbours' popularity, which is no event of its own.
         self.popularity, self.world = popularity, release.array("popularity_world.npy")
         self.preranker = PreRanker.of(release)
-        self.graph = ItemGraph(release.array("graph_neighbours.npy"), release.array("graph_weights.npy"))
+        self.graph = ItemGraph(
+            release.array("graph_neighbours.npy"), release.array("graph_weights.npy"), self.plan.recency
+        )
         self.offers = Offers(
             price_usd=release.array("price_usd.npy"),
             category=release.array("category_code.npy"),

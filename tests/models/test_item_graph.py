@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.baselines import EASE
-from models.item_graph import CoVisitation, Ease, ItemGraphConfig, fit_item_graph, likeness, training_rows
+from models.item_graph import (
+    CoVisitation,
+    Ease,
+    Events,
+    ItemGraphConfig,
+    fit_item_graph,
+    likeness,
+    training_events,
+)
 from workflows.examples import TRAIN
 
 
@@ -34,59 +42,73 @@ def test_edges_are_the_largest_positive_weights_of_ease():
     np.testing.assert_allclose(dense(graph), np.where(weights >= kept, weights, 0), atol=1e-6)
 
 
-@given(st.integers(0, 50), st.integers(1, 13))
-@settings(max_examples=25, deadline=None)
-def test_leaving_a_user_out_equals_a_fit_without_the_user(seed, neighbours):
+def test_co_visitation_adds_to_the_edges_of_ease():
+    events = events_of(2, timed=True)
+    config = ItemGraphConfig(neighbours=14, regularisation=3.0, co_visitation=0.5)
+    graph = Ease(events.matrix, None, config, CoVisitation(events, config)).graph
+    weights = np.maximum(EASE(3.0).fit(events.matrix).weights, 0) + 0.5 * filtered(events)
+    np.testing.assert_allclose(dense(graph), weights, atol=1e-5)
+
+
+def events_of(seed, timed):
     matrix = matrix_of(seed)
-    contents = matrix.shape[1]
-    config = ItemGraphConfig(neighbours=neighbours, regularisation=2.0)
-    fitted = Ease(matrix, None, config)
-    edges = dense(fitted.graph) > 0
-    for user in np.flatnonzero(np.diff(matrix.indptr) >= 2)[:6]:
-        past = matrix[user].indices[:3]
-        history = np.full((contents, 4), -1)
-        history[:, : len(past)] = past
-        others = matrix.toarray()
-        others[user] = 0
-        without = np.maximum(EASE(2.0).fit(sp.csr_matrix(others)).weights, 0)
-        made = fitted.without_user(np.full(contents, user), history, np.arange(contents))
-        np.testing.assert_allclose(made, np.where(edges, without, 0)[past].sum(axis=0), atol=1e-5)
+    return Events(matrix, np.random.default_rng(seed).uniform(0, 900, matrix.nnz) if timed else None)
 
 
-def filtered(matrix):
-    """The linear filter of a matrix of events by its definition, 0 on the diagonal."""
-    events = matrix.toarray().astype(np.float64)
-    users, contents = np.maximum(events.sum(axis=1), 1), np.maximum(events.sum(axis=0), 1)
-    weights = (events / contents**0.7).T @ (events / users[:, None] ** 0.6) / contents**0.3
+def without(events, user):
+    """The events of all others."""
+    kept = np.repeat(np.arange(events.matrix.shape[0]) != user, np.diff(events.matrix.indptr))
+    rows, columns = (part[kept] for part in events.matrix.nonzero())
+    others = sp.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=events.matrix.shape)
+    return Events(others, None if events.day is None else events.day[kept])
+
+
+def filtered(events, days=180.0):
+    """The linear filter of events by its definition, 0 on the diagonal."""
+    wanted = events.matrix.toarray().astype(np.float64)
+    users, contents = np.maximum(wanted.sum(axis=1), 1), np.maximum(wanted.sum(axis=0), 1)
+    day = np.zeros(wanted.shape)
+    if events.day is not None:
+        day[events.matrix.nonzero()] = events.day
+    near = np.exp(-np.abs(day[:, :, None] - day[:, None, :]) / days)
+    weights = np.einsum("ui,uj,u,uij->ij", wanted, wanted, users**-0.6, near)
+    weights = weights / contents[:, None] ** 0.7 / contents**0.3
     np.fill_diagonal(weights, 0)
     return weights
 
 
-def test_edges_of_co_visitation_are_the_largest_of_the_linear_filter():
-    matrix = matrix_of(1)
-    graph = CoVisitation(matrix, ItemGraphConfig(neighbours=14)).graph
-    np.testing.assert_allclose(dense(graph), filtered(matrix), atol=1e-6)
-    few = CoVisitation(matrix, ItemGraphConfig(neighbours=5)).graph
+@pytest.mark.parametrize("timed", [False, True])
+def test_edges_of_co_visitation_are_the_largest_of_the_linear_filter(timed):
+    events = events_of(1, timed)
+    graph = CoVisitation(events, ItemGraphConfig(neighbours=14)).graph
+    np.testing.assert_allclose(dense(graph), filtered(events), atol=1e-6)
+    few = CoVisitation(events, ItemGraphConfig(neighbours=5)).graph
     np.testing.assert_array_equal(few.weights, graph.weights[:, :5])
     assert (np.diff(graph.weights, axis=1) <= 0).all()
 
 
-@given(st.integers(0, 50), st.integers(1, 13))
-@settings(max_examples=25, deadline=None)
-def test_co_visitation_without_a_user_equals_a_fit_without_the_user(seed, neighbours):
-    matrix = matrix_of(seed)
-    contents = matrix.shape[1]
-    fitted = CoVisitation(matrix, ItemGraphConfig(neighbours=neighbours))
+@given(st.integers(0, 50), st.integers(1, 13), st.booleans(), st.sampled_from(["ease", "visits", "both"]))
+@settings(max_examples=60, deadline=None)
+def test_leaving_a_user_out_equals_a_fit_without_the_user(seed, neighbours, timed, kind):
+    events = events_of(seed, timed)
+    matrix, contents = events.matrix, events.matrix.shape[1]
+    config = ItemGraphConfig(neighbours=neighbours, regularisation=2.0, co_visitation=0.5, recency=0.4)
+
+    def weights_of(events):
+        ease = np.maximum(EASE(2.0).fit(events.matrix).weights, 0)
+        return {"ease": ease, "visits": filtered(events), "both": ease + 0.5 * filtered(events)}[kind]
+
+    visits = CoVisitation(events, config)
+    fitted = visits if kind == "visits" else Ease(matrix, None, config, visits if kind == "both" else None)
     edges = dense(fitted.graph) > 0
     for user in np.flatnonzero(np.diff(matrix.indptr) >= 2)[:6]:
         past = matrix[user].indices[:3]
         history = np.full((contents, 4), -1)
         history[:, : len(past)] = past
-        others = matrix.toarray()
-        others[user] = 0
-        without = filtered(sp.csr_matrix(others))
+        others = np.where(edges, weights_of(without(events, user)), 0)[past]
         made = fitted.without_user(np.full(contents, user), history, np.arange(contents))
-        np.testing.assert_allclose(made, np.where(edges, without, 0)[past].sum(axis=0), atol=1e-5)
+        before = np.arange(len(past))[::-1, None]
+        np.testing.assert_allclose(made, (others * (1 + before) ** -0.4).sum(axis=0), atol=1e-5)
 
 
 def test_a_large_catalogue_gets_co_visitation(small_examples):
@@ -95,15 +117,18 @@ def test_a_large_catalogue_gets_co_visitation(small_examples):
     assert isinstance(fit_item_graph(small_examples, ItemGraphConfig(items=contents - 1)), CoVisitation)
 
 
-@given(st.integers(0, 50))
+@given(st.integers(0, 50), st.sampled_from([0.0, 0.4]))
 @settings(max_examples=20, deadline=None)
-def test_what_is_reached_is_what_stands_between(seed):
-    graph = Ease(matrix_of(seed), None, ItemGraphConfig(neighbours=4, regularisation=2.0)).graph
-    history = np.random.default_rng(seed).integers(-1, 14, (9, 5))
+def test_what_is_reached_is_what_stands_between(seed, recency):
+    config = ItemGraphConfig(neighbours=4, regularisation=2.0, recency=recency)
+    graph = Ease(matrix_of(seed), None, config).graph
+    random = np.random.default_rng(seed)
+    events = random.integers(0, 6, (9, 1))
+    history = np.where(np.arange(5) < events, random.integers(0, 14, (9, 5)), -1)
     spread = graph.reach(history).at(np.tile(np.arange(14), (9, 1)))
-    np.testing.assert_allclose(
-        spread, sum(np.where(h >= 0, dense(graph)[h].T, 0).T for h in history.T), atol=1e-6
-    )
+    counts = (1.0 + np.maximum(events - 1 - np.arange(5), 0)) ** -recency
+    edges = np.where(history >= 0, counts, 0)[..., None] * dense(graph)[history]
+    np.testing.assert_allclose(spread, edges.sum(axis=1), atol=1e-6)
     for content in range(14):
         between = graph.between(history, np.full(9, content))
         np.testing.assert_allclose(between, spread[:, content], atol=1e-6)
@@ -133,12 +158,18 @@ def test_held_out_pairs_do_not_touch_the_graph(small_examples):
 
 def test_only_the_latest_events_of_a_user_count(small_examples):
     queries, pairs = small_examples.queries, small_examples.pairs
-    matrix = training_rows(small_examples, 3)
+    events = training_events(small_examples, 3)
+    matrix = events.matrix
     user = int(np.argmax(np.bincount(queries.user[pairs.query[pairs.positive & (pairs.split == TRAIN)]])))
     own = np.flatnonzero(pairs.positive & (pairs.split == TRAIN) & (queries.user[pairs.query] == user))
     own = own[np.argsort(queries.time[pairs.query[own]], kind="stable")][-3:]
     assert len(own) == 3
     assert set(matrix[user].indices) == set(pairs.content[own].tolist())
+    mine = slice(*matrix.indptr[user : user + 2])
+    times = dict(zip(matrix.indices[mine], events.day[mine] * 86400.0))
+    assert times == pytest.approx(
+        {pairs.content[place]: queries.time[pairs.query[place]] for place in own}, abs=1.0
+    )
 
 
 def test_contents_of_like_vectors_are_neighbours_without_any_event():
