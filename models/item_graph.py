@@ -7,8 +7,9 @@ pair has such edges. So each training pair is scored by the graph without its us
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -26,24 +27,27 @@ class ItemGraphConfig:
     Attributes:
         neighbours: edges kept for each content (contents).
         regularisation: added to the diagonal of the Gram matrix; the more, the more cautious (events).
-        co_visitation: weight of normalised co-visitation beside EASE's edges.
+        co_visitation: weight of normalised co-visitation beside EASE's edges; 0 for EASE alone.
         together_days: two events of a user count as one visit the less, the further apart they are: 1/e of it
             at this distance, where a log has times (days).
         recency: the edges of a user's latest event count whole, those of the n-th before it
             (1 + n) ** -recency, where a log has times.
         vectors: weight of the likeness of content vectors beside events, where contents have any (events).
-        items: contents that EASE solves for at most; a larger catalogue gets normalised co-visitation, of
-            events alone (contents).
+        items: contents of the largest catalogue that EASE solves for; a larger one gets normalised
+            co-visitation, of events alone (contents).
+        popular: contents of a larger catalogue, its most popular ones, that EASE solves for beside
+            co-visitation (contents).
         events: latest events of a user that count (events).
     """
 
     neighbours: int = 100
     regularisation: float = 50.0
-    co_visitation: float = 0.3
+    co_visitation: float = 0.0
     together_days: float = 180.0
     recency: float = 0.0
     vectors: float = 20.0
     items: int = 12_000
+    popular: int = 0
     events: int = 200
 
 
@@ -93,7 +97,9 @@ class FittedGraph(ABC):
         graph: all users in it, as it is served.
     """
 
-    graph: ItemGraph
+    @property
+    @abstractmethod
+    def graph(self) -> ItemGraph: ...
 
     @abstractmethod
     def edges_without_user(
@@ -146,43 +152,28 @@ class Ease(FittedGraph):
 
     The likeness of content vectors joins the Gram matrix, so a content without events has neighbours too.
     Leaving a user out is a downdate of rank one, as for any ridge regression.
-
-    Args:
-        beside: co-visitation whose edges are added to the positive ones of EASE.
     """
 
-    def __init__(
-        self,
-        matrix: sp.csr_matrix,
-        likeness: np.ndarray | None,
-        config: ItemGraphConfig,
-        beside: CoVisitation | None = None,
-    ) -> None:
-        contents = matrix.shape[1]
+    def __init__(self, matrix: sp.csr_matrix, likeness: np.ndarray | None, config: ItemGraphConfig) -> None:
         gram = (matrix.T @ matrix).toarray()
         if likeness is not None:
             gram += config.vectors * likeness
-        gram[np.diag_indices(contents)] += config.regularisation
+        gram[np.diag_indices(len(gram))] += config.regularisation
         inverse = invert(gram)
+        self.config = config
         self.matrix, self.inverse, self.diagonal = matrix, inverse, np.diag(inverse).copy()
-        self.beside, self.weight = beside, config.co_visitation
-        kept = min(config.neighbours, contents - 1)
-        neighbours = np.full((contents, config.neighbours), -1, np.int32)
-        weights = np.zeros((contents, config.neighbours), np.float32)
-        for start in range(0, contents, 1024):
-            rows = np.arange(start, min(start + 1024, contents))
-            edges = np.maximum(inverse[rows] / -self.diagonal[None, :], 0)
-            if beside is not None:
-                source, target, weight = beside.edges(rows)
-                edges[source, target] += self.weight * weight
-            edges[np.arange(len(rows)), rows] = -np.inf
-            top = np.argpartition(-edges, kept - 1, axis=1)[:, :kept] if kept else edges[:, :0].astype(int)
-            top = np.sort(top, axis=1)
-            weight = np.take_along_axis(edges, top, axis=1)
-            neighbours[rows, :kept] = np.where(weight > 0, top, -1)
-            weights[rows, :kept] = np.maximum(weight, 0)
-        self.graph = ItemGraph(neighbours, weights, config.recency)
         self._weigh_users()
+
+    @cached_property
+    def graph(self) -> ItemGraph:
+        """See `FittedGraph`."""
+        return largest(self.weights, len(self.inverse), self.config)
+
+    def weights(self, contents: np.ndarray) -> np.ndarray:
+        """Positive weights of the edges from contents int64[n] to all, float32[n, N], 0 to itself."""
+        weights = np.maximum(self.inverse[contents] / -self.diagonal[None, :], 0)
+        weights[np.arange(len(contents)), contents] = 0
+        return weights
 
     def _weigh_users(self) -> None:
         """What leaving each user out takes: P x at the user's own contents, and x P x."""
@@ -218,10 +209,23 @@ class Ease(FittedGraph):
         place = np.searchsorted(self.keys, user[pair].astype(np.int64) * matrix.shape[1] + past)
         own = self.own[np.minimum(place, len(self.own) - 1)] - y[pair] * between
         shift = (own - between * (across / diagonal)[pair]) * error[pair]
-        edges = np.maximum(between / -diagonal[pair] - shift, 0)
-        if self.beside is not None:
-            edges += self.weight * self.beside.edges_without_user(user, content, pair, past)
-        return edges
+        return np.maximum(between / -diagonal[pair] - shift, 0)
+
+
+def largest(weights: Callable[[np.ndarray], np.ndarray], contents: int, config: ItemGraphConfig) -> ItemGraph:
+    """The graph of the largest positive weights of each content; `weights` gives those of some, [n, N]."""
+    kept = min(config.neighbours, contents - 1)
+    neighbours = np.full((contents, config.neighbours), -1, np.int32)
+    found = np.zeros((contents, config.neighbours), np.float32)
+    size = max(1, 8_000_000 // max(contents, 1))
+    for start in range(0, contents if kept else 0, size):
+        rows = np.arange(start, min(start + size, contents))
+        edges = weights(rows)
+        top = np.sort(np.argpartition(-edges, kept - 1, axis=1)[:, :kept], axis=1)
+        weight = np.take_along_axis(edges, top, axis=1)
+        neighbours[rows, :kept] = np.where(weight > 0, top, -1)
+        found[rows, :kept] = weight
+    return ItemGraph(neighbours, found, config.recency)
 
 
 def invert(gram: np.ndarray) -> np.ndarray:
@@ -250,7 +254,7 @@ class CoVisitation(FittedGraph):
     USER, SOURCE, TARGET = 0.6, 0.7, 0.3
 
     def __init__(self, events: Events, config: ItemGraphConfig) -> None:
-        self.matrix, self.days = events.matrix, config.together_days
+        self.config, self.matrix, self.days = config, events.matrix, config.together_days
         count = np.maximum(np.diff(self.matrix.indptr), 1)
         self.share = (count**-self.USER).astype(np.float32)
         self.wanted = np.bincount(self.matrix.indices, minlength=self.matrix.shape[1])
@@ -262,6 +266,11 @@ class CoVisitation(FittedGraph):
             day = events.day - events.day.min(initial=np.inf) + 1
             self.day = sp.csr_matrix((day, self.matrix.indices, self.matrix.indptr), shape=self.matrix.shape)
             self.common = self._together()
+
+    @cached_property
+    def graph(self) -> ItemGraph:
+        """See `FittedGraph`."""
+        config = self.config
         source, target, weight = self.edges(np.arange(self.matrix.shape[1]))
         order = np.lexsort((target, -weight, source))
         source, target, weight = source[order], target[order], weight[order]
@@ -271,7 +280,7 @@ class CoVisitation(FittedGraph):
         neighbours, weights = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
         neighbours[source[kept], place[kept]] = target[kept]
         weights[source[kept], place[kept]] = weight[kept]
-        self.graph = ItemGraph(neighbours, weights, config.recency)
+        return ItemGraph(neighbours, weights, config.recency)
 
     def _together(self) -> sp.csr_matrix:
         """Visits of each two contents by one user, float32[N, N], counting the less the further apart."""
@@ -315,6 +324,47 @@ class CoVisitation(FittedGraph):
         return np.where(common > 1e-6, edges, 0)
 
 
+class Blend(FittedGraph):
+    """EASE, of all contents or of the most popular ones, and co-visitation beside it.
+
+    Args:
+        chosen: int64[n], rows of the contents table that EASE knows, ascending.
+    """
+
+    def __init__(self, ease: Ease, chosen: np.ndarray, visits: CoVisitation, config: ItemGraphConfig) -> None:
+        self.ease, self.chosen, self.visits, self.config = ease, chosen, visits, config
+        self.place = np.full(visits.matrix.shape[1], -1)
+        self.place[chosen] = np.arange(len(chosen))
+
+    @cached_property
+    def graph(self) -> ItemGraph:
+        """See `FittedGraph`."""
+        return largest(self.weights, len(self.place), self.config)
+
+    def weights(self, contents: np.ndarray) -> np.ndarray:
+        """Weights of the edges from contents int64[n] to all, float32[n, N], 0 to itself."""
+        weights = np.zeros((len(contents), len(self.place)), np.float32)
+        known = np.flatnonzero(self.place[contents] >= 0)
+        weights[known[:, None], self.chosen] = self.ease.weights(self.place[contents[known]])
+        source, target, weight = self.visits.edges(contents)
+        weights[source, target] += self.config.co_visitation * weight
+        return weights
+
+    def edges_without_user(
+        self, user: np.ndarray, content: np.ndarray, pair: np.ndarray, past: np.ndarray
+    ) -> np.ndarray:
+        """See `FittedGraph`."""
+        edges = self.config.co_visitation * self.visits.edges_without_user(user, content, pair, past)
+        asked = np.flatnonzero(self.place[content] >= 0)
+        number = np.full(len(content), -1)
+        number[asked] = np.arange(len(asked))
+        known = np.flatnonzero((number[pair] >= 0) & (self.place[past] >= 0))
+        edges[known] += self.ease.edges_without_user(
+            user[asked], self.place[content[asked]], number[pair[known]], self.place[past[known]]
+        )
+        return edges
+
+
 def _entries(matrix: sp.csr_matrix, row: np.ndarray, column: np.ndarray) -> np.ndarray:
     return np.asarray(matrix[row, column], np.float64).ravel() if len(row) else np.zeros(0)
 
@@ -336,12 +386,19 @@ def by_count(matrix: sp.csr_matrix) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def fit_item_graph(examples: Examples, config: ItemGraphConfig, last: int = TRAIN) -> FittedGraph:
     """The item graph of all markets' positives in the parts up to `last`; see `ItemGraphConfig.items`."""
     events = training_events(examples, config.events, last)
+    contents = events.matrix.shape[1]
     if not examples.has_time:
         config = replace(config, recency=0.0)
-    if events.matrix.shape[1] > config.items:
-        return CoVisitation(events, config)
-    beside = CoVisitation(events, config) if config.co_visitation else None
-    return Ease(events.matrix, likeness(examples.contents), config, beside)
+    if contents <= config.items:
+        ease = Ease(events.matrix, likeness(examples.contents), config)
+        if not config.co_visitation:
+            return ease
+        return Blend(ease, np.arange(contents), CoVisitation(events, config), config)
+    visits = CoVisitation(events, config)
+    if not config.popular:
+        return visits
+    chosen = np.sort(np.argsort(-visits.wanted, kind="stable")[: config.popular])
+    return Blend(Ease(events.matrix[:, chosen], None, config), chosen, visits, config)
 
 
 def likeness(contents: pd.DataFrame) -> np.ndarray | None:

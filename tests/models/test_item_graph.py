@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from evaluation.baselines import EASE
 from models.item_graph import (
+    Blend,
     CoVisitation,
     Ease,
     Events,
@@ -45,9 +46,15 @@ def test_edges_are_the_largest_positive_weights_of_ease():
 def test_co_visitation_adds_to_the_edges_of_ease():
     events = events_of(2, timed=True)
     config = ItemGraphConfig(neighbours=14, regularisation=3.0, co_visitation=0.5)
-    graph = Ease(events.matrix, None, config, CoVisitation(events, config)).graph
+    visits = CoVisitation(events, config)
+    whole = Blend(Ease(events.matrix, None, config), np.arange(14), visits, config).graph
     weights = np.maximum(EASE(3.0).fit(events.matrix).weights, 0) + 0.5 * filtered(events)
-    np.testing.assert_allclose(dense(graph), weights, atol=1e-5)
+    np.testing.assert_allclose(dense(whole), weights, atol=1e-5)
+    some = np.array([1, 4, 5, 9])
+    part = Blend(Ease(events.matrix[:, some], None, config), some, visits, config).graph
+    weights = 0.5 * filtered(events)
+    weights[np.ix_(some, some)] += np.maximum(EASE(3.0).fit(events.matrix[:, some]).weights, 0)
+    np.testing.assert_allclose(dense(part), weights, atol=1e-5)
 
 
 def events_of(seed, timed):
@@ -87,19 +94,26 @@ def test_edges_of_co_visitation_are_the_largest_of_the_linear_filter(timed):
     assert (np.diff(graph.weights, axis=1) <= 0).all()
 
 
-@given(st.integers(0, 50), st.integers(1, 13), st.booleans(), st.sampled_from(["ease", "visits", "both"]))
+KINDS = ("ease", "visits", "both", "both, some")
+
+
+@given(st.integers(0, 50), st.integers(1, 13), st.booleans(), st.sampled_from(KINDS))
 @settings(max_examples=60, deadline=None)
 def test_leaving_a_user_out_equals_a_fit_without_the_user(seed, neighbours, timed, kind):
     events = events_of(seed, timed)
     matrix, contents = events.matrix, events.matrix.shape[1]
     config = ItemGraphConfig(neighbours=neighbours, regularisation=2.0, co_visitation=0.5, recency=0.4)
 
-    def weights_of(events):
-        ease = np.maximum(EASE(2.0).fit(events.matrix).weights, 0)
-        return {"ease": ease, "visits": filtered(events), "both": ease + 0.5 * filtered(events)}[kind]
+    some = np.arange(0, contents, 2 if kind == "both, some" else 1)
 
-    visits = CoVisitation(events, config)
-    fitted = visits if kind == "visits" else Ease(matrix, None, config, visits if kind == "both" else None)
+    def weights_of(events):
+        weights = np.zeros((contents, contents))
+        if kind != "visits":
+            weights[np.ix_(some, some)] = np.maximum(EASE(2.0).fit(events.matrix[:, some]).weights, 0)
+        return weights + (0 if kind == "ease" else 1 if kind == "visits" else 0.5) * filtered(events)
+
+    ease, visits = Ease(matrix[:, some], None, config), CoVisitation(events, config)
+    fitted = {"ease": ease, "visits": visits}.get(kind, Blend(ease, some, visits, config))
     edges = dense(fitted.graph) > 0
     for user in np.flatnonzero(np.diff(matrix.indptr) >= 2)[:6]:
         past = matrix[user].indices[:3]
@@ -114,7 +128,12 @@ def test_leaving_a_user_out_equals_a_fit_without_the_user(seed, neighbours, time
 def test_a_large_catalogue_gets_co_visitation(small_examples):
     contents = len(small_examples.contents)
     assert isinstance(fit_item_graph(small_examples, ItemGraphConfig(items=contents)), Ease)
-    assert isinstance(fit_item_graph(small_examples, ItemGraphConfig(items=contents - 1)), CoVisitation)
+    few = ItemGraphConfig(items=contents - 1)
+    assert isinstance(fit_item_graph(small_examples, few), CoVisitation)
+    popular = fit_item_graph(small_examples, replace(few, popular=7, co_visitation=1.0))
+    assert isinstance(popular, Blend)
+    assert len(popular.chosen) == 7
+    assert popular.visits.wanted[popular.chosen].min() >= np.sort(popular.visits.wanted)[-7]
 
 
 @given(st.integers(0, 50), st.sampled_from([0.0, 0.4]))
