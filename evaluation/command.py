@@ -46,6 +46,19 @@ def only_markets(benchmark: Benchmark, markets: Sequence[str]) -> Benchmark:
     return replace(benchmark, exams=tuple(exam for exam in benchmark.exams if exam.market in markets))
 
 
+def chosen(found: Sequence[Benchmark], name: str | None) -> Sequence[Benchmark]:
+    """The benchmark of that name alone; all where there is no name.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    named = [benchmark for benchmark in found if name in (None, benchmark.task.name)]
+    if not named:
+        names = ", ".join(benchmark.task.name for benchmark in found)
+        raise ValueError(f"there is no benchmark {name!r}; there are: {names}")
+    return named
+
+
 def alone(tables: Tables, market: str) -> Tables:
     """What one market's own tables would be: its users, its outcomes, and the contents that it sells.
 
@@ -71,6 +84,7 @@ def run_protocol(
     path: Path,
     *,
     markets: Sequence[str] = (),
+    benchmark: str | None = None,
     each_alone: bool = False,
     seeds: Sequence[int] = (0,),
     build: Any | None = None,
@@ -87,6 +101,7 @@ def run_protocol(
     Args:
         protocol: name of a public data set, or "dataset".
         markets: report these alone; all where empty.
+        benchmark: report this one alone of the protocol's benchmarks; all where None.
         each_alone: learn each of `markets` from nothing but itself.
         seeds: of models and of sampled negatives.
         build: a `BuildConfig`; None leaves our models out.
@@ -96,7 +111,7 @@ def run_protocol(
         keep: given all rows so far whenever a part is done.
     """
     # Baselines draw nothing, so one seed says all.
-    parts = [_Part(protocol, path, tuple(markets), each_alone, seeds[0], None)]
+    parts = [_Part(protocol, path, tuple(markets), benchmark, each_alone, seeds[0], None)]
     if build is not None:
         parts += [replace(parts[0], seed=seed, build=build) for seed in seeds]
     rows: list[Row] = []
@@ -116,6 +131,7 @@ class _Part:
     protocol: str
     path: Path
     markets: tuple[str, ...]
+    benchmark: str | None
     each_alone: bool
     seed: int
     build: Any | None
@@ -142,7 +158,7 @@ class _Part:
         training: Callable[..., None] | None,
     ) -> list[Row]:
         rows: list[Row] = []
-        for benchmark in benchmarks(tables):
+        for benchmark in chosen(benchmarks(tables), self.benchmark):
             benchmark = only_markets(benchmark, markets) if markets else benchmark
             systems: Sequence[System] = baselines(benchmark.task)
             if self.build is not None:

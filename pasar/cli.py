@@ -426,6 +426,7 @@ def evaluate(
     protocol: Annotated[str, typer.Argument(help="xmarket, taobao, tiktok, kuairand, gowalla, or dataset.")],
     path: Annotated[Path, typer.Option("--path", help="Folder of the public files, or of a data set.")],
     market: Annotated[list[str] | None, typer.Option(help="Only this market; may be given again.")] = None,
+    benchmark: Annotated[str | None, typer.Option(help="Only this one of the protocol's benchmarks.")] = None,
     alone: Annotated[bool, typer.Option("--alone", help="Learn each market from itself alone.")] = False,
     seed: Annotated[list[int] | None, typer.Option(help="May be given again.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Seeds that run side by side.")] = 1,
@@ -450,6 +451,7 @@ def evaluate(
             protocol,
             path,
             markets=tuple(market or ()),
+            benchmark=benchmark,
             each_alone=alone,
             seeds=tuple(seed or (0,)),
             build=None if baselines_only else load_build(protocol, config),
@@ -469,7 +471,7 @@ def tune(
     only: Annotated[
         list[str] | None, typer.Option(help="Search this section's knobs; may be given again.")
     ] = None,
-    benchmark: Annotated[str | None, typer.Option(help="Name of one of the protocol's benchmarks.")] = None,
+    benchmark: Annotated[str | None, typer.Option(help="One of the protocol's benchmarks.")] = None,
     journal: Annotated[
         Path | None, typer.Option(help="File of all trials. [default: runs/tune/PROTOCOL.journal]")
     ] = None,
@@ -477,17 +479,14 @@ def tune(
     config: ConfigOption = None,
 ) -> None:
     """Search better knobs for a data set, judged on its validation part; run again to go on."""
-    from evaluation.command import load_tables
+    from evaluation.command import chosen, load_tables
     from evaluation.protocols import benchmarks
     from evaluation.tuning import Trial, as_toml
     from evaluation.tuning import tune as search
     from pasar.settings import load_build
     from pasar.show import reporter, say
 
-    found = {made.task.name: made for made in benchmarks(load_tables(protocol, path), stage="valid")}
-    name = benchmark or next(iter(found))
-    if name not in found:
-        raise ValueError(f"there is no benchmark {name!r}; there are: {', '.join(found)}")
+    found = chosen(benchmarks(load_tables(protocol, path), stage="valid"), benchmark)
 
     def told(trial: Trial) -> None:
         knobs = "  ".join(f"{knob} {value:.4g}" for knob, value in trial.knobs.items())
@@ -495,7 +494,7 @@ def tune(
 
     with reporter() as report:
         trials = search(
-            found[name],
+            found[0],
             load_build(protocol, config),
             journal or Path("runs/tune") / f"{protocol}.journal",
             minutes=minutes,

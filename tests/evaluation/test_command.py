@@ -4,7 +4,7 @@ import pytest
 
 import evaluation.cascade
 import evaluation.command
-from evaluation.command import load_tables, only_markets, run_protocol
+from evaluation.command import chosen, load_tables, only_markets, run_protocol
 from evaluation.protocols import benchmarks
 from evaluation.systems import baselines
 
@@ -34,6 +34,14 @@ def test_a_market_without_an_exam_is_refused_with_those_there_are(small_world_da
     benchmark = benchmarks(load_tables("dataset", small_world_dataset.path))[0]
     with pytest.raises(ValueError, match="no exam in market 'FR'; there are GB, ID"):
         only_markets(benchmark, ["FR"])
+
+
+def test_a_benchmark_can_be_judged_alone_and_an_unknown_one_is_refused(small_world_dataset):
+    found = benchmarks(load_tables("dataset", small_world_dataset.path))
+    assert chosen(found, None) == found
+    assert chosen(found, "world") == found
+    with pytest.raises(ValueError, match="no benchmark 'else'; there are: world"):
+        chosen(found, "else")
 
 
 def test_baselines_are_judged_without_a_build(small_world_dataset, popularity_alone):
