@@ -95,8 +95,8 @@ def run_protocol(
 ) -> list[Row]:
     """Rows of every system in every market under every seed.
 
-    The baselines are one part of the work and each seed of our models is another; the rows do not depend on
-    how many parts run side by side.
+    The baselines are one part of the work and each seed of our models is another. How many parts run side by
+    side changes the rows no more than the number of cores does, by which sums are rounded.
 
     Args:
         protocol: name of a public data set, or "dataset".
