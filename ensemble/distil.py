@@ -191,7 +191,7 @@ def _ranked(
         "explain": np.zeros(len(rows), bool),
     }
     made |= retrieval.retrieve(**{s.name: made[s.name] for s in Retrieval.step(cascade.plan).inputs})
-    made["content_ids"] = retrieval.ids(made["candidates"])
+    made["content_ids"] = retrieval.ids(made["candidates"], made["market_index"])
     ranking = next(step for step in cascade.steps if step.name == "ranking")
     return made | cascade.run["ranking"](**{s.name: made[s.name] for s in ranking.inputs})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from market.neighbours import neighbour_shares
 from market.offers import FOREIGN, language_fit
 from market.profiles import profile
 from market.statistics import PAIR_FEATURES, counts, trend
-from models.batches import TrainingSet
+from models.batches import UNSEEN, TrainingSet
 from models.calibration import Calibration
 from models.export import Layout, content_tower_to_onnx, query_tower_to_onnx, ranker_to_onnx, rename
 from models.two_tower import encode
@@ -116,6 +116,7 @@ def write_release(
         available = shown_where(examples, known)
         write_indexes(release, search_indexes(two_tower, data, available, vectors, most))
         release.array("content_ids.npy", ids)
+        release.array("stand_in_ids.npy", stand_in_ids(layout.content_ids, known))
         release.array("content_numbers.npy", numbers)
         if "watch" in tasks:
             times = examples.watch_time
@@ -177,6 +178,20 @@ def shown_where(examples: Examples, known: np.ndarray) -> np.ndarray:
         if (spoken := shown[place] & (fit > FOREIGN)).any():
             shown[place] = spoken
     return shown
+
+
+def stand_in_ids(columns: Sequence[str], known: np.ndarray) -> np.ndarray:
+    """What the ranker reads in each market in place of contents' encoded ids, int64[M, F]; 0 keeps them.
+
+    A market without a log reads every content as one that is new. What an id says of a content is what people
+    of other markets made of it, in a language that is foreign to them or to this market, and those that have
+    one are what its neighbours import: the ranker took them to be better than all that is only sold here.
+
+    Args:
+        columns: of the contents' encoded ids.
+        known: bool[M], markets with a log.
+    """
+    return np.where(known[:, None] | (np.array(columns, object) != "content_id"), 0, UNSEEN)
 
 
 def market_trends(examples: Examples, config: CascadeConfig) -> np.ndarray:

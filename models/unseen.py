@@ -1,4 +1,5 @@
-"""What embeddings stand for that training never saw: a market's neighbours, any other column's average."""
+"""What embeddings stand for that training never saw: a market's neighbours and their languages, any other
+column's average."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from market.neighbours import neighbour_shares
-from workflows.examples import TRAIN, Examples
+from market.profiles import profile
+from workflows.examples import TRAIN, Examples, content_frame
 
 from .batches import UNSEEN, TrainingSet
 from .blocks import EmbeddingTable
@@ -16,6 +18,7 @@ from merlin.schema import Tags  # isort: skip
 
 FORGOTTEN = ("user_id", "content_id")
 """Domains whose unseen id training shows on purpose; see `models.batches.forget_ids`."""
+LANGUAGE = "content_language"
 BLOCK = 1 << 20
 """Rows that are counted at once."""
 
@@ -29,8 +32,10 @@ def fill_unseen(model: tf.keras.Model, data: TrainingSet) -> None:
     """Give the embeddings that training never touched a meaning, in place.
 
     They are as they were drawn, which is noise. A market without training outcomes becomes the mean of its
-    neighbours (`market.neighbours`), in its gates too; of every other domain an id that training never
-    showed, that of unseen values first of all, becomes the mean of those it did, weighted by how often.
+    neighbours (`market.neighbours`), in its gates too, and a language that only such markets speak becomes
+    their first ones: training showed contents in it abroad alone, where nobody understands them. Of every
+    other domain an id that training never showed, that of unseen values first of all, becomes the mean of
+    those it did, weighted by how often.
     """
     known = known_markets(data.examples)
     codes = UNSEEN + 1 + np.arange(len(known))
@@ -53,12 +58,36 @@ def fill_unseen(model: tf.keras.Model, data: TrainingSet) -> None:
         unseen[0] = False  # padding stands for nothing
         if domain not in FORGOTTEN and seen.any():
             own[unseen] = seen @ own / seen.sum()
+        if domain == LANGUAGE:
+            _translate(own, data, known)
     table.embeddings.assign(rows)
     for layer in model.submodules:
         if isinstance(layer, Gates) and "market" in layer.kernels:
             kernel = layer.kernels["market"].numpy()
             start_markets(kernel)
             layer.kernels["market"].assign(kernel)
+
+
+def _translate(rows: np.ndarray, data: TrainingSet, known: np.ndarray) -> None:
+    """Make contents' languages that are spoken in markets without a log alone their neighbours' first.
+
+    Args:
+        rows: float32[ids, D], embeddings of contents' languages, changed in place.
+    """
+    markets, encoded = data.examples.markets, data.features.content.arrays[LANGUAGE]
+    raw = content_frame(data.examples.contents)[LANGUAGE]
+    language = np.array([str(code).split("-")[0] for code in raw], object)
+    spoken = [[code.split("-")[0] for code in profile(market).languages] for market in markets]
+    heard = {code for place in np.flatnonzero(known) for code in spoken[place]}
+    shares = neighbour_shares(markets, known)
+    for place in np.flatnonzero(~known):
+        weights = np.zeros(len(rows))
+        for near in np.flatnonzero(shares[place]):
+            theirs = encoded[language == spoken[near][0]]
+            weights += shares[place, near] * np.bincount(theirs, minlength=len(rows)) / max(len(theirs), 1)
+        new = np.unique(encoded[np.isin(language, sorted(set(spoken[place]) - heard))])
+        if weights.any():
+            rows[new[new > UNSEEN]] = weights @ rows / weights.sum()
 
 
 def _shown(data: TrainingSet, table: EmbeddingTable) -> dict[str, np.ndarray]:

@@ -86,6 +86,7 @@ class Retrieval:
         )
         self.channels = CHANNELS
         self.content_ids = release.array("content_ids.npy")
+        self.stand_ins = release.array("stand_in_ids.npy")
         self.content_numbers = release.array("content_numbers.npy")
 
     @staticmethod
@@ -137,7 +138,7 @@ class Retrieval:
         began = monotonic_ns()
         made = self.retrieve(query_vector, market_index, time, recent, seen, followed, tired_sellers, speaks)
         kept = self._pre_rank(query_vector, made)
-        kept["content_ids"] = self.ids(kept["candidates"])
+        kept["content_ids"] = self.ids(kept["candidates"], market_index)
         funnel = np.zeros((len(time), len(FUNNEL)), np.int64)
         for row in np.flatnonzero(explain) if explain is not None else ():
             shelf = self.shelves[market_index[row]]
@@ -245,13 +246,17 @@ class Retrieval:
         """
         reach = self.graph.reach(recent)
         return {
-            "content_ids": self.ids(candidates),
+            "content_ids": self.ids(candidates, market_index),
             "content_numbers": self.numbers(candidates, market_index, time, reach, speaks),
         }
 
-    def ids(self, candidates: np.ndarray) -> np.ndarray:
-        """Encoded ids of candidates int64[B, C], int64[B, C, Fi]."""
-        return np.where(candidates[..., None] >= 0, self.content_ids[np.maximum(candidates, 0)], 0)
+    def ids(self, candidates: np.ndarray, market_index: np.ndarray) -> np.ndarray:
+        """Encoded ids of candidates int64[B, C] as their markets read them, int64[B, C, Fi]."""
+        ids = self.content_ids[np.maximum(candidates, 0)]
+        if self.stand_ins.any():
+            stand_ins = self.stand_ins[market_index][:, None]
+            ids = np.where(stand_ins > 0, stand_ins, ids)
+        return np.where(candidates[..., None] >= 0, ids, 0)
 
     def numbers(
         self,

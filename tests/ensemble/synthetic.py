@@ -85,6 +85,7 @@ def release(folder: Path, seed: int) -> Release:
     arrays = {
         "content_vectors": random.integers(-2, 3, (contents, DIM)).astype(np.float32),
         "content_ids": random.integers(3, 9, (contents, 2)),
+        "stand_in_ids": np.zeros((len(MARKETS), 2), np.int64),
         "content_numbers": random.normal(size=(contents, 1)).astype(np.float32),
         "available": available,
         "popularity": random.integers(0, 4, (len(MARKETS), contents)).astype(np.float32),

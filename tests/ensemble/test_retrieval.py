@@ -167,6 +167,19 @@ def test_candidates_carry_their_stored_features_and_the_pairs(worlds):
     np.testing.assert_allclose(made["content_numbers"][row, place], expected, rtol=1e-6)
 
 
+def test_a_market_reads_the_ids_that_stand_in_for_those_of_contents(worlds):
+    release = worlds(3)
+    stage, request = Retrieval(release), ask(release, 1, 8)
+    stage.stand_ins = stage.stand_ins.copy()
+    stage.stand_ins[1, 0] = 2
+    made = stage(**request)
+    there = (request["market_index"] == 1)[:, None] & (made["candidates"] >= 0)
+    own = np.where(made["candidates"][..., None] >= 0, stage.content_ids[made["candidates"]], 0)
+    assert there.any()
+    assert (made["content_ids"][..., 0] == np.where(there, 2, own[..., 0])).all()
+    np.testing.assert_array_equal(made["content_ids"][..., 1:], own[..., 1:])
+
+
 @given(SEEDS, st.integers(0, 10**6))
 @settings(max_examples=30, deadline=None)
 def test_pre_ranking_keeps_the_best_of_what_was_retrieved(worlds, world, seed):

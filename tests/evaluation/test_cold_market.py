@@ -14,6 +14,7 @@ from evaluation.closed_loop import ALL, EXPECTED
 from evaluation.cold_market import cold_market
 from market.dataset import Dataset
 from market.world import WorldConfig
+from models.batches import UNSEEN
 
 WORLD = WorldConfig(
     users=400, contents=300, sellers=30, impressions=8000, days=6, markets=("DE", "GB", "ID"), seed=5
@@ -71,6 +72,9 @@ def test_the_first_request_of_a_market_without_a_log_gets_what_its_neighbours_wa
     (slopes,) = (numpy_helper.to_array(one) for one in constants if one.name == "calibration/slopes")
     assert (slopes[0] != 1).any()
     assert (slopes[1] != slopes[2]).any()
+    stand_ins = release.array("stand_in_ids.npy")
+    assert (stand_ins[0] == UNSEEN).sum() == 1  # of contents alone: sellers and topics mean what they did
+    assert not stand_ins[1:].any()
     users = Dataset.open(folder / "data-cold").users()
     asked = users.loc[users["market"] == "DE", "user_id"].to_numpy(object)[:20]
     slates = cascade(

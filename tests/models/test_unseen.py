@@ -93,3 +93,22 @@ def test_ids_that_training_forgets_on_purpose_and_padding_stay(cold):
         np.testing.assert_array_equal(after[name][0], before[name][0])
     for name in ("user_id", "content_id"):
         np.testing.assert_array_equal(after[name], before[name])
+
+
+def test_a_language_that_only_a_market_without_a_log_speaks_is_its_neighbours_first(
+    small_world_dataset, tmp_path
+):
+    """Britain alone has a log: contents of Indonesia's languages are its English ones, all else stays."""
+    dataset = select_markets(small_world_dataset, ("GB",), tmp_path / "data")
+    examples = build_examples(dataset, tmp_path / "work", history_length=10, seen_length=40)
+    features = fit_features(examples, tmp_path / "features", FeatureConfig(history_length=10))
+    data = make_training_set(examples, features, fit_item_graph(examples, ItemGraphConfig()), 3 * 86_400)
+    before, after = filled(data)
+    spoken = examples.contents["language"].to_numpy(object)
+    encoded = features.content.arrays["content_language"]
+    english, indonesian = (np.unique(encoded[spoken == code]) for code in ("en", "id"))
+    assert not np.array_equal(before["content_language"][indonesian], before["content_language"][english])
+    np.testing.assert_allclose(
+        after["content_language"][indonesian], before["content_language"][english], atol=1e-6
+    )
+    np.testing.assert_array_equal(after["content_language"][english], before["content_language"][english])
