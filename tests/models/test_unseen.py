@@ -101,7 +101,9 @@ def test_a_language_that_only_a_market_without_a_log_speaks_is_its_neighbours_fi
     """Britain alone has a log: contents of Indonesia's languages are its English ones, all else stays."""
     dataset = select_markets(small_world_dataset, ("GB",), tmp_path / "data")
     examples = build_examples(dataset, tmp_path / "work", history_length=10, seen_length=40)
-    features = fit_features(examples, tmp_path / "features", FeatureConfig(history_length=10))
+    features = fit_features(
+        examples, tmp_path / "features", FeatureConfig(history_length=10, user_min_count=2)
+    )
     data = make_training_set(examples, features, fit_item_graph(examples, ItemGraphConfig()), 3 * 86_400)
     before, after = filled(data)
     spoken = examples.contents["language"].to_numpy(object)
