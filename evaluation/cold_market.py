@@ -45,12 +45,13 @@ def cold_market(
     played = World(world)
     if not (folder / "data").exists():
         played.write(folder / "data")
-    if not (folder / "data-cold").exists():
+    without = f"data-without-{market}"
+    if not (folder / without).exists():
         others = tuple(code for code in world.markets if code != market)
-        select_markets(Dataset.open(folder / "data"), others, folder / "data-cold")
+        select_markets(Dataset.open(folder / "data"), others, folder / without)
     full, cold = (
         build_release(Dataset.open(folder / data), folder / build, config, progress=progress, step=step)
-        for data, build in (("data", "full"), ("data-cold", "cold"))
+        for data, build in (("data", "full"), (without, f"without-{market}"))
     )
     examples = full.data.examples
     everyone = held_out_requests(examples, len(examples.queries), seed=seed)
