@@ -62,7 +62,7 @@ def test_every_policy_is_asked_the_same_requests_of_that_market_alone(played):
 @pytest.mark.slow
 def test_the_first_request_of_a_market_without_a_log_gets_what_its_neighbours_want_and_it_sells(played):
     _, folder = played
-    release = Release.open(folder / "cold" / "release")
+    release = Release.open(folder / "without-DE" / "release")
     cascade = Cascade(release)
     assert cascade.plan.markets == ("DE", "GB", "ID")
     popularity, available = release.array("popularity.npy"), release.array("available.npy")
@@ -75,7 +75,7 @@ def test_the_first_request_of_a_market_without_a_log_gets_what_its_neighbours_wa
     stand_ins = release.array("stand_in_ids.npy")
     assert (stand_ins[0] == UNSEEN).sum() == 1  # of contents alone: sellers and topics mean what they did
     assert not stand_ins[1:].any()
-    users = Dataset.open(folder / "data-cold").users()
+    users = Dataset.open(folder / "data-without-DE").users()
     asked = users.loc[users["market"] == "DE", "user_id"].to_numpy(object)[:20]
     slates = cascade(
         {
