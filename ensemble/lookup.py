@@ -24,5 +24,6 @@ class IdIndex:
         if not len(self.sorted) or not ids.size:
             return np.full(ids.shape, -1, np.int64)
         wanted = ids.astype(self.dtype)
-        place = np.minimum(np.searchsorted(self.sorted, wanted), len(self.sorted) - 1)
-        return np.where(self.sorted[place] == wanted, self.order[place], -1)
+        place = self.sorted.searchsorted(wanted)
+        found = self.sorted.take(place, mode="clip") == wanted
+        return np.where(found, self.order.take(place, mode="clip"), -1)

@@ -80,13 +80,11 @@ def local_context(markets: NDArray[np.str_], times: NDArray[np.int64]) -> Calend
             f"times must be seconds since 1970 in UTC, before 2100; got {times.min()} to {times.max()}. "
             "Divide milliseconds by 1,000."
         )
-    codes, market = np.unique(markets.astype(str), return_inverse=True)
-    quarter = times.astype(np.int64) // _QUARTER_S
-    low = quarter.min(initial=0)
-    pair = market * (quarter.max(initial=0) - low + 1) + (quarter - low)
-    _, first, back = np.unique(pair, return_index=True, return_inverse=True)
-    known = [_quarter(codes[market[i]], int(quarter[i])) for i in first]
-    facts = np.array(known, np.float64).reshape(-1, len(_Quarter._fields))[back]
+    turn: dict[tuple[str, int], int] = {}
+    pairs = zip(markets.astype(str).tolist(), (times.astype(np.int64) // _QUARTER_S).tolist())
+    back = [turn.setdefault(pair, len(turn)) for pair in pairs]
+    known = [_quarter(*pair) for pair in turn]
+    facts = np.array(known, np.float64).reshape(-1, len(_Quarter._fields))[np.array(back, np.int64)]
     hour, weekday, *flags = facts[:, :-1].astype(np.int64).T
     weekend, holiday, payday_window, shopping_day = flags
     to_payday = facts[:, -1].astype(np.float32)

@@ -48,6 +48,8 @@ class Reach:
 
     def of(self, rows: np.ndarray) -> Reach:
         """The same for some rows of the batch, int64[b], ascending."""
+        if len(rows) == self.rows:
+            return self
         place = np.full(self.rows, -1)
         place[rows] = np.arange(len(rows))
         kept = place[self.row] >= 0

@@ -89,6 +89,6 @@ class Eligibility:
             rows: int64[B, C], rows of the contents table; -1 may not.
             market: int64[B]; time: int64[B], s since the epoch.
         """
-        known = np.maximum(rows, 0)
-        open_ = (self.opens[known] <= time[:, None]) & (time[:, None] < self.ends[known])
+        known, at = np.maximum(rows, 0), time[:, None]
+        open_ = (self.opens[known] <= at) & (at < self.ends[known])
         return (rows >= 0) & open_ & self.available[market[:, None], known]

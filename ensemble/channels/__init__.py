@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntFlag
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -115,7 +116,8 @@ class Shelf:
         """Contents of sellers int64[b, F], -1 fills: rows of `sellers` int64[*] and places int64[*]."""
         row, column = np.nonzero(sellers >= 0)
         seller = sellers[row, column]
-        first, length = self.first_of[seller], np.diff(self.first_of)[seller]
+        first = self.first_of[seller]
+        length = self.first_of[seller + 1] - first
         row = np.repeat(row, length)
         within = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length)
         return row, self.of_sellers[np.repeat(first, length) + within]
@@ -197,9 +199,10 @@ class Asked:
     def may(self, places: np.ndarray) -> np.ndarray:
         """The same for places int64[c] that all requests look at, or int64[b, c]; -1 may none: bool[b, c]."""
         opens, ends, time = self.shelf.opens[places], self.shelf.ends[places], self.time[:, None]
-        row = np.arange(len(self.time))[:, None]
-        hidden = self._hidden[:, places] if places.ndim == 1 else self._hidden[row, places]
-        return (opens <= time) & (time < ends) & ~hidden
+        allowed = (opens <= time) & (time < ends)
+        for row, hidden in enumerate(self._hidden):
+            allowed[row] &= ~hidden[places if places.ndim == 1 else places[row]]
+        return allowed
 
     @cached_property
     def _hidden(self) -> np.ndarray:
@@ -222,10 +225,12 @@ class Source(Protocol):
 
 def nearest(scores: np.ndarray, k: int) -> np.ndarray:
     """Places of each row's `k` highest finite scores, best first, ties by place: int64[B, <=k], -1 fills."""
-    k = min(k, scores.shape[1])
+    each = np.arange(len(scores))[:, None]
+    if k >= scores.shape[1]:
+        order = np.argsort(-scores, axis=1, kind="stable")
+        return np.where(np.isfinite(scores[each, order]), order, NONE)
     if not k:
         return np.zeros((len(scores), 0), np.int64)
-    each = np.arange(len(scores))[:, None]
     top = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
     values = scores[each, top]
     # Of equal scores at the border the partition takes any; these rows take the first ones.
@@ -250,19 +255,27 @@ def first_eligible(
         may: whether each of the B requests may get the contents at places int64[c], bool[B, c].
         rows: B.
     """
-    length = 2 * k + 64
-    while (allowed := may(order[:length])).shape[1] < len(order):
-        if allowed.sum(axis=1).min(initial=k) >= k:
-            break
+    length, k = 2 * k + 64, min(k, len(order))
+    while True:
+        found = first_kept(order[:length], may(order[:length]), k)
+        if length >= len(order) or not (found[:, -1:] == NONE).any():
+            return found
         length *= 4
-    row, column = np.nonzero(allowed)
-    return in_turn(row, order[column], rows, min(k, len(order)))
+
+
+def first_kept(places: np.ndarray, kept: np.ndarray, k: int) -> np.ndarray:
+    """The first `k` places int64[n], or int64[B, n], that are kept bool[B, n]: int64[B, k], -1 fills."""
+    found = np.full((len(kept), k), NONE)
+    for row, own in enumerate(kept):
+        column = own.nonzero()[0][:k]
+        found[row, : len(column)] = (places if places.ndim == 1 else places[row])[column]
+    return found
 
 
 def in_turn(row: np.ndarray, place: np.ndarray, rows: int, k: int) -> np.ndarray:
     """The first `k` places int64[E] of each request int64[E], ascending: int64[rows, k], -1 fills."""
-    turn = np.arange(len(row)) - np.searchsorted(row, np.arange(rows))[row]
-    kept = turn < k
     found = np.full((rows, k), NONE)
-    found[row[kept], turn[kept]] = place[kept]
+    for one, (start, end) in enumerate(pairwise(row.searchsorted(np.arange(rows + 1)).tolist())):
+        own = place[start : min(end, start + k)]
+        found[one, : len(own)] = own
     return found

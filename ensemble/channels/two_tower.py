@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ensemble.channels import NONE, Asked
+from ensemble.channels import NONE, Asked, first_kept
 
 #: Contents that are searched for, as multiples of those wanted: some were seen, or have ended.
 SEARCHED = 1.5
@@ -17,10 +17,8 @@ def two_tower(asked: Asked, count: int) -> np.ndarray:
         return index.exact(asked.query_vector, count, asked.eligible)[0]
     places, _ = index.search(asked.query_vector, round(SEARCHED * count))
     kept = asked.may(places)
-    places = np.where(kept, places, NONE)
-    front = np.argsort(~kept, axis=1, kind="stable")[:, :count]
-    places = places[np.arange(len(places))[:, None], front]
-    few = np.flatnonzero(kept.sum(axis=1) < min(count, len(index)))
+    places = first_kept(places, kept, min(count, len(index)))
+    few = np.flatnonzero(places[:, -1] == NONE)
     if len(few):
         places[few], _ = index.exact(asked.query_vector[few], count, asked.eligible[few])
     return places

@@ -26,10 +26,10 @@ class Dpp:
         batch, size = worth.shape
         self.likeness = vectors @ vectors.transpose(0, 2, 1)
         self.likeness *= np.float32(1 - JITTER)
-        diagonal = np.arange(size)
-        self.likeness[:, diagonal, diagonal] += np.float32(JITTER)
+        diagonal = self.likeness.reshape(batch, size * size)[:, :: size + 1]
+        diagonal += np.float32(JITTER)
         #: What each content adds to the determinant, squared pivots of the factor.
-        self.rest = self.likeness[:, diagonal, diagonal]
+        self.rest = diagonal.copy()
         self.factor = np.zeros((batch, slate, size), np.float32)
         self.taken = 0
         self.diversity, self.alone = diversity[:, None], (1 - diversity)[:, None] * worth

@@ -11,6 +11,13 @@ GRID = np.linspace(0, 1, 48)
 UNIFORM = 0.1
 """Part of the draws that falls on all alike, so that no propensity vanishes and its inverse stays bounded."""
 
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+_MIX = (
+    (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),
+    (np.uint64(27), np.uint64(0x94D049BB133111EB)),
+)
+_LAST, _SPARE = np.uint64(31), np.uint64(11)
+
 
 def explore(
     value: np.ndarray, wanted: np.ndarray, allowed: np.ndarray, draw: np.ndarray
@@ -77,8 +84,7 @@ def uniform(seed: np.ndarray, count: int) -> np.ndarray:
     Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014. A row's numbers depend
     on its own seed alone.
     """
-    step = np.uint64(0x9E3779B97F4A7C15)
-    state = seed.astype(np.uint64)[:, None] + np.arange(1, count + 1, dtype=np.uint64) * step
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((state ^ (state >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+    state = seed.astype(np.uint64)[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _STEP
+    for shift, factor in _MIX:
+        state = (state ^ (state >> shift)) * factor
+    return ((state ^ (state >> _LAST)) >> _SPARE) * 2.0**-53

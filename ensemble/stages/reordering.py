@@ -88,7 +88,7 @@ class Reordering:
                 else:
                     limits.append(limit)
                     bits.append(bit)
-        self.bits = np.array(bits, np.uint16)
+        self.codes, self.bits = np.array(self.why), np.array(bits, np.uint16)
         none = np.zeros((0, len(self.content_id)), np.int32)
         groups = np.stack([limit.group for limit in limits]) if limits else none
         self.groups = np.ascontiguousarray(groups, np.int32)
@@ -157,7 +157,7 @@ class Reordering:
         Raises:
             RequestError: `diversity` outside [0, 1].
         """
-        if ((diversity < 0) | (diversity > 1)).any():
+        if diversity.min() < 0 or diversity.max() > 1:
             row = int(np.flatnonzero((diversity < 0) | (diversity > 1))[0])
             raise RequestError(
                 Code.INVALID_ARGUMENT,
@@ -279,11 +279,11 @@ class Reordering:
         """
         left = broken < GONE
         by_value = left.argmax(axis=2)  # the pool is sorted by value
-        place, row = np.ogrid[: best.shape[0], : best.shape[1]]
+        place, row = np.arange(best.shape[0])[:, None], np.arange(best.shape[1])
         own, first = broken[place, row, best], broken[place, row, by_value]
         # The strictest limit that the content of the highest value breaks and the chosen one does not.
         decided = np.frexp((own ^ first).astype(np.float32))[1]
-        why = np.array(self.why)[np.minimum(decided, len(self.why) - 1)]
+        why = self.codes.take(decided, mode="clip")
         reasons = np.where(best == by_value, Reason.VALUE, why)
         return np.where(left.any(axis=2), best, NONE).T, reasons.T
 
@@ -333,7 +333,6 @@ class Reordering:
 
 def _scaled(value: np.ndarray, present: np.ndarray) -> np.ndarray:
     """Value scaled to [0, 1] within each row of a sorted pool, float32[B, P]; 0 where there is none."""
-    low = np.min(value, axis=1, keepdims=True, where=present, initial=np.inf)
-    high = value[:, :1]
-    span = np.maximum(high - low, np.float32(1e-9), where=present[:, :1], out=np.ones_like(high))
-    return np.where(present, (value - np.where(present[:, :1], low, 0)) / span, 0)
+    low = np.where(present, value, np.inf).min(axis=1, keepdims=True)
+    span = np.maximum(value[:, :1] - low, np.float32(1e-9))
+    return np.where(present, (value - low) / span, 0)

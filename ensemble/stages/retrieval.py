@@ -85,8 +85,10 @@ class Retrieval:
             fit=release.array("language_fit.npy"),
         )
         self.channels = CHANNELS
+        self.quotas = [self.plan.config.quotas[str(channel.name).lower()] for channel in CHANNELS]
         self.content_ids = release.array("content_ids.npy")
-        self.stand_ins = release.array("stand_in_ids.npy")
+        stand_ins = release.array("stand_in_ids.npy")
+        self.stand_ins = stand_ins if stand_ins.any() else None
         self.content_numbers = release.array("content_numbers.npy")
 
     @staticmethod
@@ -187,12 +189,11 @@ class Retrieval:
         if len(changed := self.eligibility.refresh()):
             self._update(changed)
         size = self.plan.config.retrieved
-        quotas = [self.plan.config.quotas[str(channel.name).lower()] for channel in self.channels]
         candidates = np.full((len(query_vector), size), NONE, np.int64)
         score = np.zeros((len(query_vector), size), np.float32)
         channel = np.zeros((len(query_vector), size), np.int32)
         affinity = self.graph.reach(recent)
-        for market in np.unique(market_index):
+        for market in sorted(set(market_index.tolist())):
             here = np.flatnonzero(market_index == market)
             shelf = self.shelves[market]
             if not len(shelf.rows):
@@ -208,9 +209,9 @@ class Retrieval:
                 tired_sellers[here],
             )
             proposed = [source(asked, size) for source in self.channels.values()]
-            found, bits = merge(proposed, quotas, tuple(self.channels), size)
+            found, bits = merge(proposed, self.quotas, tuple(self.channels), size)
             known = found >= 0
-            candidates[here] = np.where(known, shelf.rows[found], NONE)
+            candidates[here] = np.where(known, shelf.rows.take(found, mode="clip"), NONE)
             score[here] = asked.cosine(found)
             channel[here] = bits
         return {
@@ -252,11 +253,12 @@ class Retrieval:
 
     def ids(self, candidates: np.ndarray, market_index: np.ndarray) -> np.ndarray:
         """Encoded ids of candidates int64[B, C] as their markets read them, int64[B, C, Fi]."""
-        ids = self.content_ids[np.maximum(candidates, 0)]
-        if self.stand_ins.any():
+        made = self.content_ids.take(candidates, axis=0, mode="clip")
+        if self.stand_ins is not None:
             stand_ins = self.stand_ins[market_index][:, None]
-            ids = np.where(stand_ins > 0, stand_ins, ids)
-        return np.where(candidates[..., None] >= 0, ids, 0)
+            made = np.where(stand_ins > 0, stand_ins, made)
+        made[candidates < 0] = 0
+        return made
 
     def numbers(
         self,

@@ -53,7 +53,7 @@ class UserState:
         self.plan = Plan.of(release)
         self.users = IdIndex(release.array("user_id.npy"))
         self.contents = IdIndex(release.array("text_content_id.npy"))
-        self.markets = IdIndex(np.array(self.plan.markets))
+        self.markets = {market: place for place, market in enumerate(self.plan.markets)}
         self.history = release.array("user_history.npy")
         self.seen = release.array("user_seen.npy")
         self.sellers = release.array("user_followed.npy")
@@ -72,6 +72,8 @@ class UserState:
             for column in self.plan.columns
             if column.source == "history"
         }
+        #: Of these, the columns that some content lacks.
+        self.gaps = {name for name, texts in self.followed.items() if (texts == "").any()}
 
     @staticmethod
     def step(plan: Plan) -> StageStep:
@@ -120,7 +122,9 @@ class UserState:
                 Code.INVALID_ARGUMENT,
                 f"tensor 'time' holds {int(time[first])} at row {first}; send seconds from 1970 to 2099",
             )
-        row, session = self.users(user_id), self.contents(history)
+        row, rows = self.users(user_id), self.contents(np.concatenate([history, exclude, shown], axis=1))
+        first, last = history.shape[1], history.shape[1] + exclude.shape[1]
+        session, excluded, exposed = rows[:, :first], rows[:, first:last], rows[:, last:]
         past = self._latest(np.concatenate([_stored(self.history, row), session], axis=1))
         columns: dict[str, np.ndarray] = {}
         each = np.arange(len(row))[:, None]
@@ -131,11 +135,12 @@ class UserState:
             elif column.source == "context":
                 values = getattr(context, column.name)
             elif column.source == "history":
-                texts = self.followed[column.name]
-                values = np.where(past >= 0, texts[np.maximum(past, 0)], "")
-                # What a content lacks is left out, as in training: padding stands at the end alone.
-                known = np.argsort(values == "", axis=1, kind="stable")
-                values = values[each, known].astype(object)
+                values = self.followed[column.name].take(past, mode="clip")
+                values[past < 0] = ""
+                if column.name in self.gaps:
+                    # What a content lacks is left out, as in training: padding stands at the end alone.
+                    values = values[each, np.argsort(values == "", axis=1, kind="stable")]
+                values = values.astype(object)
             else:
                 values = {
                     "user_id": user_id,
@@ -145,22 +150,23 @@ class UserState:
             columns[f"raw_{column.name}"] = values
         # A long session pushes the stored history out of the query, not out of what was seen.
         seen = np.concatenate(
-            [_stored(self.seen, row), session, self.contents(exclude), self._tired("contents", row, time)],
-            axis=1,
+            [_stored(self.seen, row), session, excluded, self._tired("contents", row, time)], axis=1
         )
+        clock = np.empty((len(row), 2), np.int64)
+        clock[:] = began, monotonic_ns()
         return columns | {
             "market_index": market_index,
             "recent": past,
             "seen": seen,
             "followed": _stored(self.sellers, row),
-            "exposed": self.contents(shown),
+            "exposed": exposed,
             "tired_sellers": self._tired("sellers", row, time),
             "speaks": _stored(self.language[:, None], row)[:, 0],
-            "clock": np.tile([began, monotonic_ns()], (len(row), 1)),
+            "clock": clock,
         }
 
     def _market_index(self, market: np.ndarray) -> np.ndarray:
-        place = self.markets(market)
+        place = np.array([self.markets.get(code, -1) for code in market.tolist()], np.int64)
         if (place < 0).any():
             row = int(np.flatnonzero(place < 0)[0])
             raise RequestError(
@@ -179,7 +185,7 @@ class UserState:
         null: Any = {"string": "", "integer": NULL_INTEGER, "number": 0.0}[kind]
         if not len(self.attributes[name]):
             return np.full(len(row), null, _DTYPE[kind])
-        return np.where(row >= 0, self.attributes[name][np.maximum(row, 0)], null).astype(_DTYPE[kind])
+        return np.where(row >= 0, self.attributes[name].take(row, mode="clip"), null).astype(_DTYPE[kind])
 
     def _latest(self, history: np.ndarray) -> np.ndarray:
         """The last L contents of histories with gaps of -1, oldest first, left-aligned, int64[B, L]."""
@@ -192,7 +198,8 @@ class UserState:
 
 def _stored(table: np.ndarray, row: np.ndarray) -> np.ndarray:
     """Rows of a stored table int32[U, L] for users int64[B], int64[B, L]; -1 for users that are unknown."""
-    stored = np.full((len(row), table.shape[1]), -1, np.int64)
-    known = row >= 0
-    stored[known] = table[row[known]]
+    if not len(table):
+        return np.full((len(row), table.shape[1]), -1, np.int64)
+    stored = table.take(row, axis=0, mode="clip").astype(np.int64)
+    stored[row < 0] = -1
     return stored
