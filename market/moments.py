@@ -86,10 +86,10 @@ def moment_features(
     at = np.flatnonzero(moments.room[flat])
     if len(at):
         now = moments(flat[at], np.broadcast_to(time, content.shape).ravel()[at])
-        known = ~np.isnan(now.viewers)
-        made[at, 0] = np.where(known, np.log1p(now.viewers) / 4, 0)
-        trend = np.log((1 + now.viewers) / (1 + now.usual))
-        made[at, 1] = np.where(known, np.minimum(np.maximum(trend, -2), 2), 0)
+        if (known := ~np.isnan(now.viewers)).any():
+            made[at, 0] = np.where(known, np.log1p(now.viewers) / 4, 0)
+            trend = np.log((1 + now.viewers) / (1 + now.usual))
+            made[at, 1] = np.where(known, np.minimum(np.maximum(trend, -2), 2), 0)
         made[at, 2] = np.log1p(np.maximum(now.open_s, 0) / 600) / 2
         if (now.showing >= 0).any():
             shown = np.full(content.size, UNKNOWN)

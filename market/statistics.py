@@ -130,5 +130,8 @@ def pair_features(
     # Small affinities must be told apart as well as large ones.
     related = np.log1p(100 * affinity) / 2
     columns = (np.log1p(in_market) / 3, np.log1p(in_world) / 3, age / 2, related)
-    own = np.stack([np.asarray(c, np.float32) for c in columns], axis=-1)
-    return np.concatenate([own, offer, moment], axis=-1)
+    made = np.empty((*np.shape(in_market), len(PAIR_FEATURES)), np.float32)
+    for place, column in enumerate(columns):
+        made[..., place] = column
+    made[..., 4:7], made[..., 7:] = offer, moment
+    return made

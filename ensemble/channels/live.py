@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ensemble.channels import NONE, Asked, nearest
+from ensemble.channels import NONE, Asked, first_kept, nearest
 
 PRIOR_S = 600
 """Seconds for which a room must have been open until its own viewers count as much as those of the others."""
@@ -21,9 +21,11 @@ def live(asked: Asked, count: int) -> np.ndarray:
     open_ = asked.may(rooms)
     some = np.flatnonzero(open_.any(axis=0))
     rooms, open_ = rooms[some], open_[:, some]
-    viewers = np.broadcast_to(shelf.viewers[rooms], open_.shape)
+    viewers = shelf.viewers[rooms]
     known = open_ & ~np.isnan(viewers)
-    usual = np.sum(viewers, axis=1, where=known) / np.maximum(known.sum(axis=1), 1)
+    if not known.any():
+        return first_kept(rooms, open_, min(count, len(rooms)))
+    usual = np.sum(np.broadcast_to(viewers, open_.shape), axis=1, where=known) / np.maximum(known.sum(axis=1), 1)
     age = np.maximum(asked.time[:, None] - shelf.opens[rooms], 0)
     weight = np.where(known, age / (age + PRIOR_S), 0)
     score = usual[:, None] + weight * (np.where(known, viewers, 0) - usual[:, None])
