@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnxruntime
@@ -17,6 +17,7 @@ from ensemble.stages.retrieval import Retrieval
 from ensemble.stages.user_state import REQUEST, UserState
 from ensemble.steering import NOTHING, Steering
 from ensemble.steps import OnnxStep, StageStep, Step, TensorSpec, check_inputs
+from ensemble.wire import WIRE_REQUEST, read_requests, wire_reply, write_slates
 
 
 def cascade_steps(plan: Plan) -> tuple[Step, ...]:
@@ -58,8 +59,42 @@ def served_steps(plan: Plan, *, one_process: bool) -> tuple[Step, ...]:
 
     On a CPU host every model is a process of its own, and a request's way from one to the next costs more
     than most steps do. On a GPU host the graphs run in Triton's own backend, so there they stand alone.
+    Either way the first reads what a client sends and the last writes what it gets; see `ensemble.wire`.
     """
-    return (StageStep(Cascade.name, REQUEST, reply(plan)),) if one_process else cascade_steps(plan)
+    if one_process:
+        return (StageStep(Cascade.name, WIRE_REQUEST, wire_reply(plan)),)
+    first, *between, last = cascade_steps(plan)
+    return (
+        StageStep(first.name, WIRE_REQUEST, (*first.outputs, *_passed_on(plan))),
+        *between,
+        StageStep(last.name, last.inputs, wire_reply(plan)),
+    )
+
+
+def _passed_on(plan: Plan) -> tuple[TensorSpec, ...]:
+    """Of a request, what is read after the first step."""
+    read = {spec.name for step in cascade_steps(plan)[1:] for spec in step.inputs}
+    return tuple(spec for spec in REQUEST if spec.name in read)
+
+
+def served(name: str, release: Release, steering: Steering) -> Callable[..., Mapping[str, np.ndarray]]:
+    """What a step of `served_steps` runs."""
+    if name == Cascade.name:
+        answer = Cascade(release, steering=steering).answer
+        return lambda request: write_slates(answer(**read_requests(request)))
+    run = stage(name, release, steering)
+    if name == UserState.name:
+        read = [spec.name for spec in UserState.step(run.plan).inputs]
+        passed = [spec.name for spec in _passed_on(run.plan)]
+
+        def begin(request: np.ndarray) -> dict[str, np.ndarray]:
+            asked = read_requests(request)
+            return run(**{name: asked[name] for name in read}) | {name: asked[name] for name in passed}
+
+        return begin
+    if name == Reordering.name:
+        return lambda **arrays: write_slates(run(**arrays))
+    return run
 
 
 class Cascade:

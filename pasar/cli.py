@@ -264,13 +264,13 @@ def served(release: Path, run: Path, settings: Any, state: Path | None = None) -
     """
     import dataclasses
 
-    from ensemble.cascade import reply, served_steps
+    from ensemble.cascade import served_steps
     from ensemble.plan import Plan
     from ensemble.release import Release
     from ensemble.repository import write_repository
     from ensemble.server import TritonServer
     from ensemble.stages.events import Events
-    from ensemble.stages.user_state import REQUEST
+    from ensemble.wire import WIRE_REQUEST, wire_reply
     from supply.journal import Journal
 
     plan = Plan.of(Release.open(release))
@@ -286,8 +286,8 @@ def served(release: Path, run: Path, settings: Any, state: Path | None = None) -
         repository,
         release,
         served_steps(plan, one_process=settings.one_process),
-        REQUEST,
-        reply(plan),
+        WIRE_REQUEST,
+        wire_reply(plan),
         max_batch=settings.max_batch,
         delay_us=settings.delay_us,
         instances=settings.instances or cores,
@@ -313,19 +313,19 @@ def reload(
     url: Annotated[str, typer.Option(help="gRPC address of the server.")] = "127.0.0.1:8001",
 ) -> None:
     """Move a running server to another release; a damaged one is refused and the running one stays."""
-    from ensemble.cascade import Cascade, reply, served_steps
+    from ensemble.cascade import Cascade, served_steps
     from ensemble.plan import Plan
     from ensemble.release import Release
     from ensemble.repository import add_version, models
     from ensemble.stages.events import Events
-    from ensemble.stages.user_state import REQUEST
+    from ensemble.wire import WIRE_REQUEST, wire_reply
     from pasar.show import say
 
     plan = Plan.of(Release.open(release))
     repository = run / "repository"
     steps = served_steps(plan, one_process=Cascade.name in models(repository))
     beside = [Events.step()] if Events.name in models(repository) else []
-    version = add_version(repository, release, steps, REQUEST, reply(plan), url=url, beside=beside)
+    version = add_version(repository, release, steps, WIRE_REQUEST, wire_reply(plan), url=url, beside=beside)
     say(f"serving {release} as version {version}")
 
 

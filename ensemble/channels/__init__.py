@@ -255,7 +255,7 @@ def first_eligible(
         may: whether each of the B requests may get the contents at places int64[c], bool[B, c].
         rows: B.
     """
-    length, k = 2 * k + 64, min(k, len(order))
+    length, k = k + k // 2 + 64, min(k, len(order))
     while True:
         found = first_kept(order[:length], may(order[:length]), k)
         if length >= len(order) or not (found[:, -1:] == NONE).any():

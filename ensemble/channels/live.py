@@ -25,7 +25,8 @@ def live(asked: Asked, count: int) -> np.ndarray:
     known = open_ & ~np.isnan(viewers)
     if not known.any():
         return first_kept(rooms, open_, min(count, len(rooms)))
-    usual = np.sum(np.broadcast_to(viewers, open_.shape), axis=1, where=known) / np.maximum(known.sum(axis=1), 1)
+    total = np.sum(np.broadcast_to(viewers, open_.shape), axis=1, where=known)
+    usual = total / np.maximum(known.sum(axis=1), 1)
     age = np.maximum(asked.time[:, None] - shelf.opens[rooms], 0)
     weight = np.where(known, age / (age + PRIOR_S), 0)
     score = usual[:, None] + weight * (np.where(known, viewers, 0) - usual[:, None])

@@ -21,12 +21,9 @@ def build(name: str, release: Release, *, state: str | None = None, rules: str =
     Raises:
         ValueError: no stage has that name.
     """
-    steering = Steering(Rules(**json.loads(rules)), None if state is None else Path(state))
-    if name == "cascade":
-        from ensemble.cascade import Cascade
+    from ensemble.cascade import served
 
-        return Cascade(release, steering=steering).answer
-    return stage(name, release, steering)
+    return served(name, release, Steering(Rules(**json.loads(rules)), None if state is None else Path(state)))
 
 
 def stage(name: str, release: Release, steering: Steering) -> Any:
