@@ -214,7 +214,7 @@ def check_inputs(specs: Sequence[TensorSpec], arrays: Arrays) -> dict[str, np.nd
             array = _decode(spec.name, array)
         if array.dtype != spec.dtype:
             raise _invalid(f"tensor '{spec.name}' has dtype {array.dtype}; send {spec}")
-        if array.ndim == 0 or not _fits(array.shape[1:], spec.shape):
+        if array.ndim == 0 or (array.shape[1:] != spec.shape and not _fits(array.shape[1:], spec.shape)):
             raise _invalid(f"tensor '{spec.name}' has shape {list(array.shape)}; send {spec}")
         rows = len(array) if rows is None else rows
         if len(array) != rows:
@@ -231,8 +231,11 @@ def check_inputs(specs: Sequence[TensorSpec], arrays: Arrays) -> dict[str, np.nd
 
 
 def _decode(name: str, array: np.ndarray) -> np.ndarray:
+    items = array.ravel().tolist()
+    if array.dtype == STRING and not any(isinstance(item, bytes) for item in items):
+        return array
     text = np.empty(array.size, STRING)
-    for i, item in enumerate(array.ravel().tolist()):
+    for i, item in enumerate(items):
         try:
             text[i] = item.decode() if isinstance(item, bytes) else item
         except UnicodeDecodeError:
