@@ -74,6 +74,7 @@ class CascadeConfig:
     Attributes:
         retrieved: contents that the channels bring for each request (contents).
         candidates: of these, contents that pre-ranking leaves for the ranker (contents).
+        category_share: of the candidates, what one category may take while others have any (above 0 to 1).
         quotas: of those retrieved, as many as each channel may fill before the others take what is left, by
             channel (contents).
         trending_half_life_h: age at which a wanted outcome counts half for the trending channel, where a data
@@ -104,6 +105,7 @@ class CascadeConfig:
 
     retrieved: int = 500
     candidates: int = 100
+    category_share: float = 0.15
     quotas: Mapping[str, int] = field(default_factory=lambda: dict(QUOTAS))
     trending_half_life_h: float = 48.0
     trending_prior: float = 100.0
@@ -131,6 +133,10 @@ class CascadeConfig:
         for name in ("trending_half_life_h", "trending_prior"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"cascade.{name} is {getattr(self, name)}; it must be above 0")
+        if not 0 < self.category_share <= 1:
+            raise ValueError(
+                f"cascade.category_share is {self.category_share}; it must be above 0 and at most 1"
+            )
         if self.fresh_exposures < 0:
             raise ValueError(f"cascade.fresh_exposures is {self.fresh_exposures}; it must be at least 0")
         if not self.slate <= self.pool <= self.candidates <= self.retrieved:

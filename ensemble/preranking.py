@@ -11,6 +11,7 @@ from ensemble.release import Release
 QUERY, CONTENTS, HIDDEN, BIAS, OUT = (
     f"preranking_{name}.npy" for name in ("query", "contents", "hidden", "bias", "out")
 )
+NO_CANDIDATE = -2
 
 
 class PreRanker:
@@ -53,3 +54,25 @@ class PreRanker:
             )
             scores[row] = np.maximum(x @ self.hidden + self.bias, 0) @ self.out
         return np.where(candidates >= 0, scores, np.float32(-np.inf))
+
+
+def spread(order: np.ndarray, category: np.ndarray, most: int) -> np.ndarray:
+    """An order in which those after the first `most` of their category come behind all others.
+
+    The slate takes a few of each category (`category_cap`), so a ranker that is given one category alone has
+    little to choose from.
+
+    Args:
+        order: int64[B, C], places of candidates, the best first.
+        category: int[B, C] of the candidates in that order, -1 where unknown, which has no limit;
+            `NO_CANDIDATE` where there is none, which comes last.
+    """
+    by_category = category.argsort(axis=1, kind="stable")
+    ordered = np.take_along_axis(category, by_category, axis=1)
+    place = np.arange(order.shape[1])
+    first = np.zeros(order.shape, np.int64)
+    first[:, 1:] = np.where(ordered[:, 1:] != ordered[:, :-1], place[1:], 0)
+    late = (place - np.maximum.accumulate(first, axis=1) >= most) & (ordered >= 0)
+    behind = np.empty(order.shape, np.int8)
+    np.put_along_axis(behind, by_category, np.where(ordered == NO_CANDIDATE, 2, late).astype(np.int8), axis=1)
+    return np.take_along_axis(order, behind.argsort(axis=1, kind="stable"), axis=1)

@@ -17,7 +17,7 @@ from ensemble.channels.trending import trending
 from ensemble.channels.two_tower import two_tower
 from ensemble.explanation import FUNNEL
 from ensemble.plan import Plan
-from ensemble.preranking import PreRanker
+from ensemble.preranking import NO_CANDIDATE, PreRanker, spread
 from ensemble.release import Release
 from ensemble.search import read_index
 from ensemble.steering import NOTHING, Steering, eligibility
@@ -158,8 +158,13 @@ class Retrieval:
         score = self.preranker(
             query_vector, made["candidates"], made["content_numbers"], made["retrieval_score"]
         )
-        best = np.argsort(-score, axis=1, kind="stable")[:, :size]
-        each = np.arange(len(best))[:, None]
+        order = np.argsort(-score, axis=1, kind="stable")
+        each = np.arange(len(order))[:, None]
+        ordered = made["candidates"][each, order]
+        category = self.offers.category.take(ordered, mode="clip")
+        category[ordered < 0] = NO_CANDIDATE
+        most = max(round(size * self.plan.config.category_share), 1)
+        best = spread(order, category, most)[:, :size]
         score = np.where(made["candidates"] >= 0, score, 0)
         return {name: array[each, best] for name, array in (made | {"preranking_score": score}).items()}
 

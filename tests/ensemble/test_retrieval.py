@@ -1,5 +1,7 @@
 """Candidates are eligible, distinct, filled by quota, and say where they came from."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -170,7 +172,7 @@ def test_candidates_carry_their_stored_features_and_the_pairs(worlds):
 def test_a_market_reads_the_ids_that_stand_in_for_those_of_contents(worlds):
     release = worlds(3)
     stage, request = Retrieval(release), ask(release, 1, 8)
-    stage.stand_ins = stage.stand_ins.copy()
+    stage.stand_ins = np.zeros_like(release.array("stand_in_ids.npy"))
     stage.stand_ins[1, 0] = 2
     made = stage(**request)
     there = (request["market_index"] == 1)[:, None] & (made["candidates"] >= 0)
@@ -182,7 +184,7 @@ def test_a_market_reads_the_ids_that_stand_in_for_those_of_contents(worlds):
 
 @given(SEEDS, st.integers(0, 10**6))
 @settings(max_examples=30, deadline=None)
-def test_pre_ranking_keeps_the_best_of_what_was_retrieved(worlds, world, seed):
+def test_pre_ranking_keeps_the_best_of_what_was_retrieved_and_a_share_of_each_category(worlds, world, seed):
     release = worlds(world)
     stage, request, size = Retrieval(release), ask(release, seed, 5), Plan.of(release).config.candidates
     every, kept = stage.retrieve(**request), stage(**request)
@@ -194,6 +196,16 @@ def test_pre_ranking_keeps_the_best_of_what_was_retrieved(worlds, world, seed):
         )
         assert (np.isfinite(score) == (every["candidates"] >= 0)).all()
         order = np.argsort(-score, axis=1, kind="stable")
+        category, most = release.array("category_code.npy"), max(round(size * 0.15), 1)
+        for row, contents in enumerate(every["candidates"]):
+            taken, late = Counter(), []
+            for place in order[row]:
+                group = category[contents[place]] if contents[place] >= 0 else -1
+                taken[group] += 1
+                if group >= 0 and taken[group] > most:
+                    late.append(place)
+            there = [place for place in order[row] if contents[place] >= 0 and place not in late]
+            order[row] = [*there, *late, *np.flatnonzero(contents < 0)]
     said = (
         np.zeros(every["candidates"].shape) if preranker is None else np.where(np.isfinite(score), score, 0)
     )
