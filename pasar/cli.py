@@ -8,6 +8,8 @@ import json
 import logging
 import os
 import shutil
+import signal
+import sys
 import time as clock
 import warnings
 from datetime import datetime, timezone
@@ -42,7 +44,8 @@ def _expected() -> tuple[type[Exception], ...]:
 
 
 def main() -> None:
-    """Entry point: expected errors end in one line and exit code 1."""
+    """Entry point: expected errors end in one line and exit code 1; SIGTERM cleans up as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     warnings.filterwarnings("ignore")
     logging.getLogger("distributed").setLevel(logging.ERROR)
     try:
@@ -237,7 +240,6 @@ def serve(
     config: ConfigOption = None,
 ) -> None:
     """Serve a release on Triton until interrupted; a new release is taken with `pasar reload`."""
-    import signal
     import threading
 
     from pasar.settings import load_serve

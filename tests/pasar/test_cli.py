@@ -313,3 +313,24 @@ def test_events_of_a_file_are_taken_in_up_to_a_wrong_line_which_is_named(pasar, 
     assert code == 1
     assert "line 1201: 'stock' lacks 'stock'; the 667 events before line 1001 were taken in" in one_line(err)
     assert len(Tail(state / "journal").read()[0]) == 2 + 667
+
+
+def test_a_command_that_is_terminated_cleans_up(tmp_path):
+    code = """
+import contextlib, sys, time
+from pasar import cli
+
+def app(**_):
+    with contextlib.ExitStack() as stack:
+        stack.callback(print, "cleaned up")
+        print("running", flush=True)
+        time.sleep(60)
+
+cli.app = app
+cli.main()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout.readline() == "running\n"
+        command.terminate()
+        assert command.stdout.read() == "cleaned up\n"
+    assert command.returncode == 128 + signal.SIGTERM
