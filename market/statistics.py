@@ -133,5 +133,6 @@ def pair_features(
     made = np.empty((*np.shape(in_market), len(PAIR_FEATURES)), np.float32)
     for place, column in enumerate(columns):
         made[..., place] = column
-    made[..., 4:7], made[..., 7:] = offer, moment
+    mine, theirs = len(columns), len(columns) + np.shape(offer)[-1]
+    made[..., mine:theirs], made[..., theirs:] = offer, moment
     return made

@@ -9,7 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import add
 
 import numpy as np
 import pandas as pd
@@ -285,16 +286,19 @@ class CoVisitation(FittedGraph):
     def _together(self) -> sp.csr_matrix:
         """Visits of each two contents by one user, float32[N, N], counting the less the further apart."""
         assert self.day is not None
-        contents = self.matrix.shape[1]
-        total = sp.csr_matrix((contents, contents), dtype=np.float32)
+        shape = (self.matrix.shape[1],) * 2
+        sums = [sp.csr_matrix(shape, dtype=np.float32)]
         for users, places in by_count(self.matrix):
             items, day = self.matrix.indices[places], self.day.data[places]
             near = np.exp(-np.abs(day[:, :, None] - day[:, None, :]) / self.days)
             near = (near * self.share[users][:, None, None]).astype(np.float32)
             row = np.repeat(items, items.shape[1], axis=1)
             column = np.tile(items, items.shape[1])
-            total = total + sp.csr_matrix((near.ravel(), (row.ravel(), column.ravel())), shape=total.shape)
-        return total
+            sums.append(sp.csr_matrix((near.ravel(), (row.ravel(), column.ravel())), shape=shape))
+            # An addition costs as much as its larger side, so those of like sizes are added first.
+            while len(sums) > 1 and sums[-2].nnz <= 2 * sums[-1].nnz:
+                sums.append(sums.pop() + sums.pop())
+        return reduce(add, reversed(sums))
 
     def edges(self, contents: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """All edges from contents int64[n], before the largest are chosen: the place among `contents` and the
