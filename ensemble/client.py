@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2 as messages
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
+from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from ensemble.channels import Channel
 from ensemble.errors import Code, RequestError
@@ -212,8 +213,7 @@ class FeedClient:
         """
         request = messages.ModelInferRequest(model_name=model)
         request.inputs.add(name=name, datatype="BYTES", shape=texts.shape)
-        encoded = [text.encode() for text in texts.ravel().tolist()]
-        request.raw_input_contents.append(b"".join(len(t).to_bytes(4, "little") + t for t in encoded))
+        request.raw_input_contents.append(serialize_byte_tensor(texts).item() if texts.size else b"")
         reply = self._ask(self._server.ModelInfer, request)
         return {
             output.name: _array(raw, output.datatype, output.shape)
@@ -255,14 +255,7 @@ def connect(url: str) -> Iterator[FeedClient]:
 
 
 def _array(raw: bytes, datatype: str, shape: Sequence[int]) -> np.ndarray:
-    """A tensor of a reply; each text is its length as four bytes and UTF-8."""
-    if datatype != "BYTES":
-        return np.frombuffer(raw, TensorSpec.dtype_of(datatype)).reshape(shape)
-    texts, at = [], 0
-    while at < len(raw):
-        start = at + 4
-        at = start + int.from_bytes(raw[at:start], "little")
-        texts.append(raw[start:at])
-    array = np.empty(len(texts), STRING)
-    array[:] = texts
-    return array.reshape(shape)
+    """A tensor of a reply; text as UTF-8."""
+    if datatype == "BYTES":
+        return deserialize_bytes_tensor(raw).reshape(shape)
+    return np.frombuffer(raw, TensorSpec.dtype_of(datatype)).reshape(shape)

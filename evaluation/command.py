@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,12 @@ def run_protocol(
     return rows
 
 
+@lru_cache(maxsize=1)
+def _tables(protocol: str, path: Path) -> Tables:
+    """Parts that run one after another in a process learn from the same tables."""
+    return load_tables(protocol, path)
+
+
 @dataclass(frozen=True)
 class _Part:
     """What one process can do on its own: the baselines (no `build`), or our models under one seed."""
@@ -141,7 +148,7 @@ class _Part:
 
     def run(self, step: Callable[[str], None], training: Callable[..., None] | None) -> list[Row]:
         step(f"reading {self.protocol}")
-        tables = load_tables(self.protocol, self.path)
+        tables = _tables(self.protocol, self.path)
         if not self.each_alone:
             return self._learn(tables, self.markets, step, training)
         rows: list[Row] = []

@@ -74,21 +74,18 @@ def training_events(examples: Examples, events: int, last: int = TRAIN) -> Event
     content = np.asarray(pairs.content[rows])
     time = examples.queries.time[pairs.query[rows]]
     shape = (len(examples.users), len(examples.contents))
-    if not examples.has_time:
-        matrix = sp.csr_matrix((np.ones(len(user), np.float32), (user, content)), shape=shape)
-        matrix.sum_duplicates()
-        matrix.data[:] = 1
-        return Events(matrix)
-    order = np.lexsort((time, user))
-    user, content, time = user[order], content[order], time[order]
-    left = np.searchsorted(user, user, side="right") - np.arange(len(user))
-    user, content, time = (array[left <= events] for array in (user, content, time))
+    if examples.has_time:
+        order = np.lexsort((time, user))
+        user, content, time = user[order], content[order], time[order]
+        left = np.searchsorted(user, user, side="right") - np.arange(len(user))
+        user, content, time = (array[left <= events] for array in (user, content, time))
     order = np.lexsort((time, content, user))
     user, content, time = user[order], content[order], time[order]
     latest = np.append((user[1:] != user[:-1]) | (content[1:] != content[:-1]), True)[: len(user)]
     starts = np.searchsorted(user[latest], np.arange(shape[0] + 1))
     ones = np.ones(int(latest.sum()), np.float32)
-    return Events(sp.csr_matrix((ones, content[latest], starts), shape=shape), time[latest] / 86400.0)
+    matrix = sp.csr_matrix((ones, content[latest], starts), shape=shape)
+    return Events(matrix, time[latest] / 86400.0 if examples.has_time else None)
 
 
 class FittedGraph(ABC):
