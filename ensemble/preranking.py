@@ -26,6 +26,9 @@ class PreRanker:
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         self.query, self.contents = arrays[QUERY], arrays[CONTENTS]
         self.hidden, self.bias, self.out = arrays[HIDDEN], arrays[BIAS], arrays[OUT]
+        width = self.contents.shape[1]
+        self._both, self._content = self.hidden[:width], self.hidden[width : 2 * width]
+        self._numbers, self._cosine = self.hidden[2 * width : -1], self.hidden[-1]
 
     @classmethod
     def of(cls, release: Release) -> PreRanker | None:
@@ -48,11 +51,14 @@ class PreRanker:
         scores = np.empty(candidates.shape, np.float32)
         # A request at a time: what it needs stays in the cache, and it gets the same score in every batch.
         for row, (vector, own) in enumerate(zip(query_vector, candidates)):
-            content = self.contents[np.maximum(own, 0)]
-            x = np.concatenate(
-                [(vector @ self.query) * content, content, numbers[row], cosine[row, :, None]], axis=1
+            # (asked * content) @ both is content @ (asked * both), and a request has one `asked`.
+            hidden = self.contents.take(own, axis=0, mode="clip") @ (
+                (vector @ self.query)[:, None] * self._both + self._content
             )
-            scores[row] = np.maximum(x @ self.hidden + self.bias, 0) @ self.out
+            hidden += numbers[row] @ self._numbers
+            hidden += cosine[row, :, None] * self._cosine
+            hidden += self.bias
+            scores[row] = np.maximum(hidden, 0, out=hidden) @ self.out
         return np.where(candidates >= 0, scores, np.float32(-np.inf))
 
 
@@ -67,12 +73,13 @@ def spread(order: np.ndarray, category: np.ndarray, most: int) -> np.ndarray:
         category: int[B, C] of the candidates in that order, -1 where unknown, which has no limit;
             `NO_CANDIDATE` where there is none, which comes last.
     """
+    each = np.arange(len(order))[:, None]
     by_category = category.argsort(axis=1, kind="stable")
-    ordered = np.take_along_axis(category, by_category, axis=1)
-    place = np.arange(order.shape[1])
-    first = np.zeros(order.shape, np.int64)
-    first[:, 1:] = np.where(ordered[:, 1:] != ordered[:, :-1], place[1:], 0)
-    late = (place - np.maximum.accumulate(first, axis=1) >= most) & (ordered >= 0)
+    ordered = category[each, by_category]
+    # Of a category sorted, what stands `most` behind another of it comes after the first ones.
+    late = np.zeros(order.shape, np.int8)
+    late[:, most:] = (ordered[:, most:] == ordered[:, :-most]) & (ordered[:, most:] >= 0)
+    late[ordered == NO_CANDIDATE] = 2
     behind = np.empty(order.shape, np.int8)
-    np.put_along_axis(behind, by_category, np.where(ordered == NO_CANDIDATE, 2, late).astype(np.int8), axis=1)
-    return np.take_along_axis(order, behind.argsort(axis=1, kind="stable"), axis=1)
+    behind[each, by_category] = late
+    return order[each, behind.argsort(axis=1, kind="stable")]

@@ -44,7 +44,7 @@ def write_repository(
     *,
     version: int = 1,
     max_batch: int = 64,
-    delay_us: int = 100,
+    delay_us: int = 0,
     instances: int = 1,
     threads: int = 1,
     stages: str = "ensemble.stages:build",

@@ -98,7 +98,14 @@ class Lookup(mm.Block):
         if training:
             return self.pooled(ids)
         parts = [self.scalar_vectors(tf.concat([ids[name] for name in self.scalars], axis=1))]
-        parts += [self.list_vectors(name, ids[name])[:, tf.newaxis] for name in self.lists]
+        if self.lists:
+            widest = max(self.width[name] for name in self.lists)
+            lists = [
+                ids[name] if width == widest else tf.pad(ids[name], [[0, 0], [0, widest - width]])
+                for name, width in self.width.items()
+                if name in self.lists
+            ]
+            parts.append(self.list_vectors(tf.stack(lists, axis=1), self.lists))
         return tf.concat(parts, axis=1)
 
     def scalar_vectors(self, ids: tf.Tensor, columns: tuple[str, ...] | None = None) -> tf.Tensor:
@@ -106,9 +113,10 @@ class Lookup(mm.Block):
         first = tf.constant([self.first[name] for name in columns or self.scalars], ids.dtype)
         return tf.gather(self.table.rows, ids + first)
 
-    def list_vectors(self, name: str, ids: tf.Tensor) -> tf.Tensor:
-        """Means over the known ids [..., L] of a list column: float32[..., D]."""
-        return masked_mean(tf.gather(self.table.rows, ids + self.first[name]), ids)
+    def list_vectors(self, ids: tf.Tensor, columns: tuple[str, ...]) -> tf.Tensor:
+        """Means over the known ids [..., K, L] of K list columns: float32[..., K, D]."""
+        first = tf.constant([[self.first[name]] for name in columns], ids.dtype)
+        return masked_mean(tf.gather(self.table.rows, ids + first), ids)
 
     def pooled(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
         """As `call`, for training."""

@@ -195,6 +195,10 @@ def ranker_to_onnx(model: mm.Model, layout: Layout, tasks: tuple[str, ...]) -> o
         raise ValueError("the ranker was built on other columns than the layout's")
     of_content_ids = range(len(layout.query_ids), len(layout.query_ids) + len(layout.content_ids))
     query_fields = [place for place in range(len(lookup.fields)) if place not in of_content_ids]
+    matched = [layout.content_ids.index(followed_column(name)) for name in layout.query_lists]
+    # A query without numbers has a column of zeros in their place.
+    numbers = (*(layout.query_numbers or ("",)), *content_numbers, *map(match_name, layout.query_lists))
+    numbers_read = [numbers.index(name) for name in body.numbers]
     items = None if body.items is None else body.items.table()
 
     def call(query_ids, query_lists, query_numbers, content_ids, content_numbers_, *rows):
@@ -206,10 +210,7 @@ def ranker_to_onnx(model: mm.Model, layout: Layout, tasks: tuple[str, ...]) -> o
             wide = tf.tile(x[:, tf.newaxis], [1, candidates, *(1 for _ in x.shape[1:])])
             return tf.reshape(wide, [batch * candidates, *x.shape[1:]])
 
-        lists = [
-            lookup.list_vectors(name, query_lists[:, place])[:, tf.newaxis]
-            for place, name in enumerate(layout.query_lists)
-        ]
+        lists = [lookup.list_vectors(query_lists, layout.query_lists)] if layout.query_lists else []
         of_query = tf.concat([lookup.scalar_vectors(query_ids, layout.query_ids), *lists], axis=1)
         flat_ids = tf.reshape(content_ids, [-1, len(layout.content_ids)])
         fields = [lookup.scalar_vectors(flat_ids, layout.content_ids)]
@@ -222,15 +223,13 @@ def ranker_to_onnx(model: mm.Model, layout: Layout, tasks: tuple[str, ...]) -> o
         dim = lookup.table.dim
         of_content = tf.concat([fields[0], *(tf.reshape(x, [-1, 1, dim]) for x in fields[1:])], axis=1)
 
-        numbers = dict(zip(layout.query_numbers, tf.unstack(share(query_numbers), axis=1)))
-        flat_numbers = tf.reshape(content_numbers_, [-1, len(content_numbers)])
-        numbers |= dict(zip(content_numbers, tf.unstack(flat_numbers, axis=1)))
-        for place, name in enumerate(layout.query_lists):  # as `history_match`
-            own = content_ids[:, :, layout.content_ids.index(followed_column(name)), tf.newaxis]
-            again = tf.logical_and(query_lists[:, tf.newaxis, place, :] == own, own > UNSEEN)
+        parts = [share(query_numbers), tf.reshape(content_numbers_, [-1, len(content_numbers)])]
+        if layout.query_lists:  # as `history_match`
+            own = tf.gather(content_ids, matched, axis=2)[..., tf.newaxis]
+            again = tf.logical_and(query_lists[:, tf.newaxis] == own, own > UNSEEN)
             count_again = tf.reduce_sum(tf.cast(again, tf.float32), axis=-1)
-            numbers[match_name(name)] = tf.reshape(tf.math.log(1.0 + count_again), [-1])
-        of_pair = tf.stack([numbers[name] for name in body.numbers], axis=1)
+            parts.append(tf.reshape(tf.math.log(1.0 + count_again), [-1, len(matched)]))
+        of_pair = tf.gather(tf.concat(parts, axis=1), numbers_read, axis=1)
         gates = None
         if body.gates is not None:
             prior = {name: query_ids[:, layout.query_ids.index(name)] for name in body.gates.kernels}

@@ -60,7 +60,7 @@ class ServeConfig:
     http_port: int = 8000
     metrics_port: int = 8002
     max_batch: int = 64
-    delay_us: int = 100
+    delay_us: int = 0
     one_process: bool = True
     instances: int = 0
     threads: int = 1

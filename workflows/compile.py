@@ -164,7 +164,8 @@ def write_outputs(
         if column.present is not None:
             if column_name in lengths:
                 length = lengths.pop(column_name)
-                column = lists.cut(graph, column, 0, length, length)
+                if column.length != length:
+                    column = lists.cut(graph, column, 0, length, length)
             dims.append(f"{column_name}_length" if column.length is None else column.length)
         outputs[feature_name(column_name)] = (_output(graph, column), dims)
     if lengths:

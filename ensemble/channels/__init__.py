@@ -199,7 +199,8 @@ class Asked:
     def may(self, places: np.ndarray) -> np.ndarray:
         """The same for places int64[c] that all requests look at, or int64[b, c]; -1 may none: bool[b, c]."""
         opens, ends, time = self.shelf.opens[places], self.shelf.ends[places], self.time[:, None]
-        allowed = (opens <= time) & (time < ends)
+        allowed = opens <= time
+        allowed &= time < ends
         for row, hidden in enumerate(self._hidden):
             allowed[row] &= ~hidden[places if places.ndim == 1 else places[row]]
         return allowed

@@ -65,15 +65,18 @@ def best_of(value: np.ndarray, wanted: np.ndarray, rivals: np.ndarray) -> np.nda
     """
     middle = np.where(rivals, value, 0).astype(np.float64)
     scale = (np.abs(middle) / np.sqrt(1.0 + wanted) + 1e-9) * (np.sqrt(3) / np.pi)
+    none = np.where(rivals, 0.0, -np.inf)
     # Below `low` some rival is almost surely better, above `high` none.
-    low = np.max(middle - 6 * scale, axis=1, where=rivals, initial=-np.inf)
-    high = np.max(middle + 12 * scale, axis=1, where=rivals, initial=-np.inf)
-    point = low[:, None] + (high - low)[:, None] * GRID
-    far = (point[:, None, :] - middle[:, :, None]) / scale[:, :, None]
-    far = np.minimum(np.maximum(far, -40), 40)
-    tail = np.exp(-far)
-    log_all = -(np.log1p(tail) * rivals[:, :, None]).sum(axis=1)
-    chance = rivals * ((tail / (1 + tail)) @ np.exp(log_all)[:, :, None])[:, :, 0] / scale
+    low = (middle - 6 * scale + none).max(axis=1, keepdims=True)
+    high = (middle + 12 * scale + none).max(axis=1, keepdims=True)
+    point = low + (high - low) * GRID
+    far = middle[:, :, None] - point[:, None, :]
+    far /= scale[:, :, None]
+    tail = np.exp(np.minimum(np.maximum(far, -40, out=far), 40, out=far))
+    odds = 1 + tail
+    # The product of a few factors of at most e^40 each does not overflow.
+    all_ = 1 / np.where(rivals[:, :, None], odds, 1).prod(axis=1)
+    chance = rivals * ((tail / odds) @ all_[:, :, None])[:, :, 0] / scale
     chance /= chance.sum(axis=1, keepdims=True)
     return (1 - UNIFORM) * chance + UNIFORM * rivals / rivals.sum(axis=1, keepdims=True)
 

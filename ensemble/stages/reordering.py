@@ -36,6 +36,8 @@ GAINS: dict[str, Callable[..., Gain]] = {"mmr": Mmr, "dpp": Dpp}
 TOO_LIKE = "too like others"
 GONE = np.uint16(0xFFFF)
 """Above all broken limits: what is in the slate already, or is no content."""
+FAR = 32.0
+"""More than two gains lie apart; as float64 it keeps their order within equal limits to the last bit."""
 
 
 @dataclass(frozen=True)
@@ -244,8 +246,7 @@ class Reordering:
                 room = self.most[place:].min(axis=0) - (explored - 1)
                 allowed = self._broken(count >= room, gone) == 0
             broken[place] = over = self._broken(count >= self.most[place], gone)
-            open_ = over == over.min(axis=1, keepdims=True)
-            best[place] = one = np.where(open_, gain, -np.inf).argmax(axis=1)
+            best[place] = one = (gain - np.multiply(over, FAR, dtype=np.float64)).argmax(axis=1)
             if place == slate - 1:
                 break
             gone[each, one] = GONE

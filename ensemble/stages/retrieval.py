@@ -85,7 +85,7 @@ class Retrieval:
             fit=release.array("language_fit.npy"),
         )
         self.channels = CHANNELS
-        self.quotas = [self.plan.config.quotas[str(channel.name).lower()] for channel in CHANNELS]
+        self.quotas = {channel: self.plan.config.quotas[str(channel.name).lower()] for channel in CHANNELS}
         self.content_ids = release.array("content_ids.npy")
         stand_ins = release.array("stand_in_ids.npy")
         self.stand_ins = stand_ins if stand_ins.any() else None
@@ -203,18 +203,25 @@ class Retrieval:
             shelf = self.shelves[market]
             if not len(shelf.rows):
                 continue
-            asked = Asked(
-                shelf,
-                query_vector[here],
-                time[here],
-                recent[here],
-                affinity.of(here),
-                seen[here],
-                followed[here],
-                tired_sellers[here],
-            )
-            proposed = [source(asked, size) for source in self.channels.values()]
-            found, bits = merge(proposed, self.quotas, tuple(self.channels), size)
+
+            def ask(rows: np.ndarray, shelf: Shelf = shelf) -> Asked:
+                return Asked(
+                    shelf,
+                    query_vector[rows],
+                    time[rows],
+                    recent[rows],
+                    affinity.of(rows),
+                    seen[rows],
+                    followed[rows],
+                    tired_sellers[rows],
+                )
+
+            asked = ask(here)
+            found, bits = self._found(asked, size, first=True)
+            short = np.flatnonzero(found[:, -1] == NONE)
+            if len(short):
+                again = asked if len(short) == len(here) else ask(here[short])
+                found[short], bits[short] = self._found(again, size)
             known = found >= 0
             candidates[here] = np.where(known, shelf.rows.take(found, mode="clip"), NONE)
             score[here] = asked.cosine(found)
@@ -225,6 +232,18 @@ class Retrieval:
             "channel": channel,
             "content_numbers": self.numbers(candidates, market_index, time, affinity, speaks),
         }
+
+    def _found(self, asked: Asked, size: int, *, first: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """What the channels bring, merged; as `merge` says.
+
+        Args:
+            first: ask the first channel alone for all, the others for their quotas. It goes first where
+                places are left, and mostly fills them: what more the others have is seldom needed.
+        """
+        quotas = [self.quotas[channel] for channel in self.channels]
+        counts = [size, *quotas[1:]] if first else [size] * len(quotas)
+        proposed = [source(asked, min(n, size)) for source, n in zip(self.channels.values(), counts)]
+        return merge(proposed, quotas, tuple(self.channels), size)
 
     def _update(self, changed: np.ndarray) -> None:
         now = self.eligibility

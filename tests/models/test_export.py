@@ -222,7 +222,7 @@ def test_a_query_is_embedded_once_for_all_its_candidates(ranker, small_training_
     made = loaded.run(lookups, {name: inputs[name] for name in taken})
     shapes = sorted(array.shape for array in made)
     expected = [(batch, len(layout.query_ids), DIM)]
-    expected += [(batch, layout.history_length, DIM)] * len(layout.query_lists)
+    expected += [(batch, len(layout.query_lists), layout.history_length, DIM)]
     expected += [(batch * candidates, len(layout.content_ids), DIM)]
     expected += [(batch, candidates, DIM)] * ("candidates" in taken)
     expected += [(batch, layout.history_length, DIM)] * ("recent" in taken)
