@@ -100,8 +100,8 @@ def build_release(
     info = {
         "data_set": dataset.name,
         "seed": config.seed,
-        "two_tower": {"best_epoch": retrieval.best_epoch, "validation": retrieval.history},
-        "ranker": {"best_epoch": ranking.best_epoch, "validation": ranking.history},
+        "two_tower": [{"best_epoch": one.best_epoch, "validation": one.history} for one in retrieval],
+        "ranker": [{"best_epoch": one.best_epoch, "validation": one.history} for one in ranking],
     }
     draft = write_release(
         drafted,

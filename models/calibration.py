@@ -22,6 +22,7 @@ from market.profiles import profile
 from workflows.examples import VALID
 
 from .batches import RankingBatches, TrainingSet
+from .members import Rankers
 from .ranker import RankerConfig, predict, task_labels
 
 import merlin.models.tf as mm  # isort: skip
@@ -275,7 +276,7 @@ def fit_calibration(
 
 
 def calibrate(
-    model: mm.Model,
+    model: mm.Model | Rankers,
     data: TrainingSet,
     tasks: tuple[str, ...],
     ranker: RankerConfig,

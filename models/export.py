@@ -8,6 +8,7 @@ Encoded features travel packed, a few tensors instead of a few dozen: `query_ids
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from workflows.vectors import VectorSpace
 
 from .batches import PAIR_FEATURES, UNSEEN, followed_column, match_name
 from .blocks import EmbeddingTable
+from .members import Rankers, TwoTowers, mean_chance, members_of
 
 import models.names  # noqa: F401  (before Merlin)  # isort: skip
 import merlin.models.tf as mm  # isort: skip
@@ -79,21 +81,27 @@ class Layout:
 
 
 def _convert(
-    model: tf.keras.Model, function, specs: list[tf.TensorSpec], outputs: tuple[str, ...]
+    model: tf.Module, function, specs: list[tf.TensorSpec], outputs: tuple[str, ...]
 ) -> onnx.ModelProto:
     """Trace and convert a function of the model; graph inputs and outputs bear the names of the specs and of
     `outputs`.
 
-    The embeddings are an input of what is converted and become a constant of the graph afterwards: the
+    The embeddings are inputs of what is converted and become constants of the graph afterwards: the
     conversion copies constants a dozen times, and these may be most of a model.
     """
-    [table] = [layer for layer in model.submodules if isinstance(layer, EmbeddingTable)]
-    signature = [*specs, tf.TensorSpec(table.embeddings.shape, tf.float32, name="embeddings")]
+    tables = [_table(member) for member in members_of(model)]
+    names = [f"embeddings_{number}" for number in range(len(tables))]
+    signature = [*specs]
+    signature += [
+        tf.TensorSpec(table.embeddings.shape, tf.float32, name=name) for name, table in zip(names, tables)
+    ]
 
     @tf.function(input_signature=signature)
     def traced(*inputs):
-        with table.replaced(inputs[-1]):
-            made = function(*inputs[:-1])
+        with ExitStack() as replaced:
+            for table, rows in zip(tables, inputs[len(specs) :]):
+                replaced.enter_context(table.replaced(rows))
+            made = function(*inputs[: len(specs)])
         return tuple(tf.identity(made[name], name=name) for name in outputs)
 
     graph, _ = tf2onnx.convert.from_function(traced, input_signature=signature, opset=OPSET)
@@ -106,10 +114,15 @@ def _convert(
     renamed |= {value.name: name for value, name in zip(graph.graph.output, outputs)}
     rename(graph, renamed)
     del graph.graph.input[len(specs) :]
-    graph.graph.initializer.add().CopyFrom(
-        onnx.numpy_helper.from_array(table.embeddings.numpy(), "embeddings")
-    )
+    for name, table in zip(names, tables):
+        graph.graph.initializer.add().CopyFrom(onnx.numpy_helper.from_array(table.embeddings.numpy(), name))
     return graph
+
+
+def _table(model: tf.keras.Model) -> EmbeddingTable:
+    """The one table of a model."""
+    [table] = [layer for layer in model.submodules if isinstance(layer, EmbeddingTable)]
+    return table
 
 
 def rename(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProto:
@@ -138,7 +151,9 @@ def _columns(schema: Schema, arrays: tuple) -> dict[str, tf.Tensor]:
     return {name: x if x.shape.rank == 2 else x[:, tf.newaxis] for name, x in named.items()}
 
 
-def query_tower_to_onnx(model: mm.RetrievalModelV2, schema: Schema, layout: Layout) -> onnx.ModelProto:
+def query_tower_to_onnx(
+    model: mm.RetrievalModelV2 | TwoTowers, schema: Schema, layout: Layout
+) -> onnx.ModelProto:
     """Encoded query columns → query_vector float32[B, D] and the packed query tensors."""
 
     def call(*arrays: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -158,7 +173,7 @@ def query_tower_to_onnx(model: mm.RetrievalModelV2, schema: Schema, layout: Layo
 
 
 def content_tower_to_onnx(
-    model: mm.RetrievalModelV2, schema: Schema, layout: Layout, spaces: Sequence[VectorSpace] = ()
+    model: mm.RetrievalModelV2 | TwoTowers, schema: Schema, layout: Layout, spaces: Sequence[VectorSpace] = ()
 ) -> onnx.ModelProto:
     """Encoded content columns, and raw content vectors, NaN where unknown → content_vector float32[N, D]."""
     columns = schema.excluding_by_tag(Tags.EMBEDDING)
@@ -180,7 +195,7 @@ def _turned(space: VectorSpace, vectors: tf.Tensor) -> tf.Tensor:
     return tf.matmul(centred / tf.maximum(length, 1e-9), space.directions)
 
 
-def ranker_to_onnx(model: mm.Model, layout: Layout, tasks: tuple[str, ...]) -> onnx.ModelProto:
+def ranker_to_onnx(model: mm.Model | Rankers, layout: Layout, tasks: tuple[str, ...]) -> onnx.ModelProto:
     """Packed queries [B, ..] and candidates [B, C, ..] → probabilities float32[B, C, T], and what calibration
     reads beside them, kind int64[B, C] and price_local float32[B, C].
 
@@ -188,54 +203,65 @@ def ranker_to_onnx(model: mm.Model, layout: Layout, tasks: tuple[str, ...]) -> o
     with the history are counted here. A ranker that has `items` also reads rows of the contents table, -1
     where there is none: `candidates` int64[B, C] and, where it attends to them, `recent` int64[B, L].
     """
-    body, heads = model.blocks
-    lookup = body.lookup
+    members = [member.blocks for member in members_of(model)]
+    body, _ = members[0]  # all are made alike
     content_numbers = (*layout.content_numbers, *PAIR_FEATURES)
-    if lookup.fields != (*layout.query_ids, *layout.content_ids, *layout.query_lists):
+    if body.lookup.fields != (*layout.query_ids, *layout.content_ids, *layout.query_lists):
         raise ValueError("the ranker was built on other columns than the layout's")
     of_content_ids = range(len(layout.query_ids), len(layout.query_ids) + len(layout.content_ids))
-    query_fields = [place for place in range(len(lookup.fields)) if place not in of_content_ids]
+    query_fields = [place for place in range(len(body.lookup.fields)) if place not in of_content_ids]
     matched = [layout.content_ids.index(followed_column(name)) for name in layout.query_lists]
     # A query without numbers has a column of zeros in their place.
     numbers = (*(layout.query_numbers or ("",)), *content_numbers, *map(match_name, layout.query_lists))
     numbers_read = [numbers.index(name) for name in body.numbers]
-    items = None if body.items is None else body.items.table()
+    items = [None if body.items is None else body.items.table() for body, _ in members]
 
-    def call(query_ids, query_lists, query_numbers, content_ids, content_numbers_, *rows):
-        shape = tf.shape(content_ids)
-        batch, candidates = shape[0], shape[1]
+    def pair_numbers(query_lists, query_numbers, content_ids, content_numbers_):
+        """float32[B * C, G], as `RankerBody.numbers`."""
+        batch, candidates = tf.unstack(tf.shape(content_ids)[:2])
+        wide = tf.tile(query_numbers[:, tf.newaxis], [1, candidates, 1])
+        parts = [
+            tf.reshape(wide, [batch * candidates, wide.shape[-1]]),
+            tf.reshape(content_numbers_, [-1, len(content_numbers)]),
+        ]
+        if layout.query_lists:  # as `history_match`
+            own = tf.gather(content_ids, matched, axis=2)[..., tf.newaxis]
+            again = tf.logical_and(query_lists[:, tf.newaxis] == own, own > UNSEEN)
+            count_again = tf.reduce_sum(tf.cast(again, tf.float32), axis=-1)
+            parts.append(tf.reshape(tf.math.log(1.0 + count_again), [-1, len(matched)]))
+        return tf.gather(tf.concat(parts, axis=1), numbers_read, axis=1)
 
-        def share(x: tf.Tensor) -> tf.Tensor:
-            """[B, ...] → [B * C, ...]."""
-            wide = tf.tile(x[:, tf.newaxis], [1, candidates, *(1 for _ in x.shape[1:])])
-            return tf.reshape(wide, [batch * candidates, *x.shape[1:]])
-
+    def chance(member, table, of_pair, query_ids, query_lists, content_ids, rows):
+        """float32[B * C, T], of one member."""
+        body, heads = member
+        lookup = body.lookup
         lists = [lookup.list_vectors(query_lists, layout.query_lists)] if layout.query_lists else []
         of_query = tf.concat([lookup.scalar_vectors(query_ids, layout.query_ids), *lists], axis=1)
         flat_ids = tf.reshape(content_ids, [-1, len(layout.content_ids)])
         fields = [lookup.scalar_vectors(flat_ids, layout.content_ids)]
-        if items is not None:
-            table = tf.constant(items)
+        if table is not None:
+            table = tf.constant(table)
             item = tf.gather(table, rows[0] + 1)
             fields.append(item)
             if body.attention is not None:
                 fields.append(body.attention(item, tf.gather(table, rows[1] + 1), rows[1] >= 0))
         dim = lookup.table.dim
         of_content = tf.concat([fields[0], *(tf.reshape(x, [-1, 1, dim]) for x in fields[1:])], axis=1)
-
-        parts = [share(query_numbers), tf.reshape(content_numbers_, [-1, len(content_numbers)])]
-        if layout.query_lists:  # as `history_match`
-            own = tf.gather(content_ids, matched, axis=2)[..., tf.newaxis]
-            again = tf.logical_and(query_lists[:, tf.newaxis] == own, own > UNSEEN)
-            count_again = tf.reduce_sum(tf.cast(again, tf.float32), axis=-1)
-            parts.append(tf.reshape(tf.math.log(1.0 + count_again), [-1, len(matched)]))
-        of_pair = tf.gather(tf.concat(parts, axis=1), numbers_read, axis=1)
         gates = None
         if body.gates is not None:
             prior = {name: query_ids[:, layout.query_ids.index(name)] for name in body.gates.kernels}
             gates = body.gates(prior)
-        mixed = body.mix_candidates(of_query, of_content, of_pair, query_fields, gates)
-        made = heads(mixed, training=False)
+        return heads(body.mix_candidates(of_query, of_content, of_pair, query_fields, gates), training=False)
+
+    def call(query_ids, query_lists, query_numbers, content_ids, content_numbers_, *rows):
+        of_pair = pair_numbers(query_lists, query_numbers, content_ids, content_numbers_)
+        made = mean_chance(
+            [
+                chance(member, table, of_pair, query_ids, query_lists, content_ids, rows)
+                for member, table in zip(members, items)
+            ]
+        )
+        batch, candidates = tf.unstack(tf.shape(content_ids)[:2])
         return {
             "probabilities": tf.reshape(made, [batch, candidates, len(tasks)]),
             "kind": content_ids[..., layout.content_ids.index("kind")],

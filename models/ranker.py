@@ -18,6 +18,7 @@ from .blocks import EmbeddingTable, InteractionDense, Lookup
 from .gates import PRIOR, Gates
 from .heads import TaskHeads
 from .history import HistoryAttention, Items, history_length, history_schema
+from .members import Rankers, train_members
 from .training import Progress, TrainingState, quiet, set_seed, train
 from .unseen import fill_unseen
 
@@ -58,6 +59,7 @@ class RankerConfig:
             that all share alike.
         gates: whether market and language say how much each field and hidden unit counts.
         esmm: whether carts and orders are learned as given the outcome that they follow.
+        members: rankers that are trained under different seeds and asked as one (`models.members`).
     """
 
     embedding_dim: int = 32
@@ -76,8 +78,11 @@ class RankerConfig:
     experts: int = 0
     gates: bool = False
     esmm: bool = False
+    members: int = 1
 
     def __post_init__(self) -> None:
+        if self.members < 1:
+            raise ValueError(f"ranker.members is {self.members}; it must be at least 1")
         if self.experts and len(self.top) < 2:
             raise ValueError(
                 f"ranker.experts is {self.experts}, but ranker.top = {list(self.top)} has no layer for them; "
@@ -275,7 +280,7 @@ def losses(model: mm.Model, x: dict[str, tf.Tensor], y: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(y, logit - log_q), axis=1)
 
 
-def predict(model: mm.Model, batches: RankingBatches) -> tuple[np.ndarray, np.ndarray]:
+def predict(model: mm.Model | Rankers, batches: RankingBatches) -> tuple[np.ndarray, np.ndarray]:
     """Predictions and labels of all batches, float32[P, T] each."""
     call = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
     predicted, labels = [], []
@@ -289,7 +294,7 @@ def predict(model: mm.Model, batches: RankingBatches) -> tuple[np.ndarray, np.nd
 
 def train_ranker(
     data: TrainingSet, config: RankerConfig, folder: Path, seed: int, progress: Progress = quiet
-) -> tuple[mm.Model, tuple[str, ...], TrainingState]:
+) -> tuple[mm.Model | Rankers, tuple[str, ...], list[TrainingState]]:
     """Fit the ranker; a metric on validation pairs decides when to stop.
 
     With logged impressions it is the mean AUC over the tasks. Where only positives were logged it is the nDCG
@@ -297,10 +302,26 @@ def train_ranker(
     while the first places, which are all that a slate shows, get worse.
 
     Returns:
-        The model, its tasks in output order, and how training went.
+        The model, its tasks in output order, and how the training of each of its members went.
     """
-    set_seed(seed)
     labels = task_labels(data.examples, config.min_outcomes)
+
+    def train_one(folder: Path, seed: int) -> tuple[mm.Model, TrainingState]:
+        return _train_one(data, labels, config, folder, seed, progress)
+
+    model, states = train_members(train_one, Rankers, config.members, folder, seed)
+    return model, tuple(labels), states
+
+
+def _train_one(
+    data: TrainingSet,
+    labels: dict[str, np.ndarray],
+    config: RankerConfig,
+    folder: Path,
+    seed: int,
+    progress: Progress,
+) -> tuple[mm.Model, TrainingState]:
+    set_seed(seed)
     tasks = tuple(labels)
     train_rows = data.examples.pairs.rows(TRAIN)
     follows = followed_tasks({task: y[train_rows] for task, y in labels.items()}) if config.esmm else ()
@@ -367,7 +388,7 @@ def train_ranker(
         progress=progress,
     )
     fill_unseen(model, data)
-    return model, tasks, state
+    return model, state
 
 
 def _ndcg(score: np.ndarray, content: np.ndarray, positives: int) -> float:

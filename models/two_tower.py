@@ -10,6 +10,7 @@ import numpy as np
 from .batches import LOG_Q, RetrievalBatches, TrainingSet
 from .blocks import EmbeddingTable, InputVector
 from .gates import PRIOR, Gated
+from .members import TwoTowers, train_members
 from .row_adam import RowAdam
 from .training import Progress, TrainingState, quiet, set_seed, train
 from .unseen import fill_unseen
@@ -40,6 +41,7 @@ class TwoTowerConfig:
         logq: strength of the correction for popular negatives, 0 to 1.
         validation_queries: validation queries scored after each epoch (queries).
         gates: whether market and language say how much each input of the query tower counts.
+        members: two-towers that are trained under different seeds and asked as one (`models.members`).
     """
 
     dim: int = 64
@@ -54,6 +56,11 @@ class TwoTowerConfig:
     logq: float = 1.0
     validation_queries: int = 4_000
     gates: bool = False
+    members: int = 1
+
+    def __post_init__(self) -> None:
+        if self.members < 1:
+            raise ValueError(f"two_tower.members is {self.members}; it must be at least 1")
 
 
 #: Scores of queries and contents that are held at once: 64 MB.
@@ -185,8 +192,22 @@ def recall_in_market(
 
 def train_two_tower(
     data: TrainingSet, config: TwoTowerConfig, folder: Path, seed: int, progress: Progress = quiet
+) -> tuple[mm.RetrievalModelV2 | TwoTowers, list[TrainingState]]:
+    """Fit the two-tower on training positives; recall@100 on validation positives decides when to stop.
+
+    Returns:
+        The model, and how the training of each of its members went.
+    """
+
+    def train_one(folder: Path, seed: int) -> tuple[mm.RetrievalModelV2, TrainingState]:
+        return _train_one(data, config, folder, seed, progress)
+
+    return train_members(train_one, TwoTowers, config.members, folder, seed)
+
+
+def _train_one(
+    data: TrainingSet, config: TwoTowerConfig, folder: Path, seed: int, progress: Progress
 ) -> tuple[mm.RetrievalModelV2, TrainingState]:
-    """Fit the two-tower on training positives; recall@100 on validation positives decides when to stop."""
     set_seed(seed)
     pairs = data.examples.pairs
     rows = np.flatnonzero(pairs.positive & (pairs.split == TRAIN))

@@ -205,8 +205,9 @@ def test_a_release_that_could_not_be_finished_leaves_nothing(small_build, models
 
 def test_a_release_says_its_tasks_and_how_training_went(small_release):
     assert small_release.info["feed"]["tasks"].split(",") == list(Plan.of(small_release).tasks)
-    assert small_release.info["two_tower"]["best_epoch"] == 1
-    assert small_release.info["ranker"]["validation"]
+    [tower], [ranker] = small_release.info["two_tower"], small_release.info["ranker"]
+    assert tower["best_epoch"] == 1
+    assert ranker["validation"]
 
 
 def test_a_build_that_fails_keeps_the_old_release(small_build, small_world_dataset, monkeypatch):

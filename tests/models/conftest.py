@@ -31,7 +31,7 @@ def small_two_tower(small_training_set: TrainingSet, tmp_path_factory: pytest.Te
         dim=8, embedding_dim=8, hidden=(16,), batch_size=128, epochs=2, learning_rate=1e-2
     )
     folder = tmp_path_factory.mktemp("two-tower")
-    model, state = train_two_tower(small_training_set, config, folder, SEED)
+    model, [state] = train_two_tower(small_training_set, config, folder, SEED)
     return Trained(model, config, (), state, folder)
 
 
@@ -39,5 +39,5 @@ def small_two_tower(small_training_set: TrainingSet, tmp_path_factory: pytest.Te
 def small_ranker(small_training_set: TrainingSet, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     config = RankerConfig(embedding_dim=8, bottom=(16,), top=(16,), batch_size=512, epochs=1, min_outcomes=60)
     folder = tmp_path_factory.mktemp("ranker")
-    model, tasks, state = train_ranker(small_training_set, config, folder, SEED)
+    model, tasks, [state] = train_ranker(small_training_set, config, folder, SEED)
     return Trained(model, config, tasks, state, folder)

@@ -103,13 +103,13 @@ def test_a_run_of_no_epoch_is_refused(knob, tmp_path):
 
 
 def test_a_seed_gives_bitwise_equal_towers(small_two_tower: Trained, small_training_set, tmp_path):
-    model, state = train_two_tower(small_training_set, small_two_tower.config, tmp_path, SEED)
+    model, [state] = train_two_tower(small_training_set, small_two_tower.config, tmp_path, SEED)
     assert same(model.get_weights(), small_two_tower.model.get_weights())
     assert state == small_two_tower.state
 
 
 def test_a_seed_gives_a_bitwise_equal_ranker(small_ranker: Trained, small_training_set, tmp_path):
-    model, tasks, state = train_ranker(small_training_set, small_ranker.config, tmp_path, SEED)
+    model, tasks, [state] = train_ranker(small_training_set, small_ranker.config, tmp_path, SEED)
     assert tasks == small_ranker.tasks
     assert same(model.get_weights(), small_ranker.model.get_weights())
     assert state == small_ranker.state
