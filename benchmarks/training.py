@@ -12,7 +12,7 @@ import contextlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ import models.ranker
 import models.two_tower
 from benchmarks.harness import Peer, Result, compare, machine, peer, peer_python, timed, versions, write_json
 from market.world import World, WorldConfig
-from models.batches import RankingBatches, RetrievalBatches, TrainingSet, make_training_set
+from models.batches import UNSEEN, RankingBatches, RetrievalBatches, TrainingSet, make_training_set
 from models.item_graph import ItemGraphConfig, fit_item_graph
 from models.ranker import RankerConfig, build_ranker, predict, task_labels
 from models.training import TrainingLoop, set_seed
 from models.two_tower import TwoTowerConfig, build_two_tower, encode, recall_in_market
+from models.unseen import FORGOTTEN
 from workflows.examples import TRAIN, VALID, build_examples
 from workflows.features import FeatureConfig, fit_features
 
@@ -109,6 +110,13 @@ def _sides(data: TrainingSet) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return about, arrays
 
 
+def _places(about: Mapping[str, Any], names: Collection[str]) -> list[int]:
+    """Where columns stand in the ids of queries and contents side by side."""
+    columns = [column for side in ("query", "content") for column in about[side]["columns"]]
+    ends = np.cumsum([column["width"] for column in columns]).tolist()
+    return [end - column["width"] for column, end in zip(columns, ends) if column["name"] in names]
+
+
 def ranker(data: TrainingSet, seed: int, folder: Path) -> Case:
     """The DLRM, one head a task, on logged impressions."""
     config = RankerConfig()
@@ -137,7 +145,7 @@ def ranker(data: TrainingSet, seed: int, folder: Path) -> Case:
         return RankingBatches(data, rows[split], labels, logged=logged[split], **options)
 
     def shuffled() -> RankingBatches:
-        return batches(TRAIN, batch_size=config.batch_size, seed=next(passes))
+        return batches(TRAIN, batch_size=config.batch_size, seed=next(passes), id_dropout=config.id_dropout)
 
     loop = TrainingLoop(model, models.ranker.losses, shuffled()[0], models.ranker.PARTS)
 
@@ -161,6 +169,7 @@ def ranker(data: TrainingSet, seed: int, folder: Path) -> Case:
         "top": config.top,
         "batch_size": config.batch_size,
         "learning_rate": config.learning_rate,
+        "forgotten": {"share": config.id_dropout, "id": UNSEEN, "places": _places(about, FORGOTTEN)},
     }
     valid = of_split(VALID)
     return Case(about | sizes, arrays | of_split(TRAIN), valid, ours, score, "AUC of click")

@@ -128,7 +128,7 @@ class Recommenders(Trained):
         query, content = tf.gather(given["pair_query"], rows), tf.gather(given["pair_content"], rows)
         if self.about["model"] == "dlrm":
             ids, numbers = self.joined(query, content, tf.gather(given["pair_numbers"], rows))
-            return ids, numbers, tf.gather(given["labels"], rows)
+            return self.forgotten(ids), numbers, tf.gather(given["labels"], rows)
         return (
             tf.gather(given["query_ids"], query),
             tf.gather(given["query_numbers"], query),
@@ -137,6 +137,16 @@ class Recommenders(Trained):
             tf.gather(self.item, content),
             tf.gather(given["log_q"], rows),
         )
+
+    def forgotten(self, ids):
+        """A share of the user and content ids as unseen ones, as our batches have it."""
+        what = self.about["forgotten"]
+        count = len(what["places"])
+        drawn = tf.random.uniform([tf.shape(ids)[0], count]) < what["share"]
+        never = tf.zeros([tf.shape(ids)[0], 1], tf.bool)
+        which = [what["places"].index(p) if p in what["places"] else count for p in range(ids.shape[1])]
+        hidden = tf.gather(tf.concat([drawn, never], axis=1), which, axis=1)
+        return tf.where(hidden, tf.cast(what["id"], ids.dtype), ids)
 
     def joined(self, query, content, pair_numbers):
         """Ids and numbers of pairs, as the DLRM reads them."""

@@ -125,8 +125,8 @@ class Torch(Trained):
     def columns(self, rows):
         query, content = self.rows_of("pair_query", rows), self.rows_of("pair_content", rows)
         if self.about["model"] == "dlrm":
-            labels = self.rows_of("labels", rows)
-            return *self.joined(query, content, self.rows_of("pair_numbers", rows)), labels
+            ids, numbers = self.joined(query, content, self.rows_of("pair_numbers", rows))
+            return self.forgotten(ids), numbers, self.rows_of("labels", rows)
         return (
             self.rows_of("query_ids", query),
             self.rows_of("query_numbers", query),
@@ -135,6 +135,13 @@ class Torch(Trained):
             self.item.index_select(0, content),
             self.rows_of("log_q", rows),
         )
+
+    def forgotten(self, ids):
+        """A share of the user and content ids as unseen ones, as our batches have it."""
+        what = self.about["forgotten"]
+        for place in what["places"]:
+            ids[torch.rand(len(ids)) < what["share"], place] = what["id"]
+        return ids
 
     def rows_of(self, name, rows):
         return self.tensors[name].index_select(0, rows)

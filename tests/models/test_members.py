@@ -1,4 +1,4 @@
-"""Models of several seeds are asked as one: the mean of what each says, in training's graph and in the served one."""
+"""Models of several seeds are asked as one: the mean of what each says, here and in the served graphs."""
 
 import numpy as np
 import pytest
