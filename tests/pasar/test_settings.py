@@ -131,7 +131,7 @@ def test_rules_of_markets_are_read_and_a_wrong_one_is_said(tmp_path):
 def test_what_a_data_sets_shape_asks_for_joins_the_working_folders_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     default = load().build
-    assert load_build("tiktok") == default
+    assert load_build("kuairand") == default
     Path(FILE).write_text("[build.features]\nseen_length = 7\n")
     made = load_build("gowalla")
     assert (made.features.seen_length, made.features.history_length) == (7, 50)
