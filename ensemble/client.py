@@ -62,8 +62,8 @@ class Item:
 
     Attributes:
         content: id.
-        channels: retrieval channels that found it; all but the two-tower look no further than their quotas while
-            places are filled.
+        channels: retrieval channels that found it; all but the first look no further than their quotas where
+            that fills all places.
         retrieval_rank: place among the candidates, from 1.
         retrieval_score: cosine of query and content.
         probabilities: of the ranker, by task.

@@ -48,9 +48,10 @@ def ablate_ranker(
         for seed in seeds:
             with tempfile.TemporaryDirectory(prefix="pasar-ranker-") as folder:
                 knobs = replace(config, **{**PLAIN, **parts})
-                _, _, [state] = train_ranker(data, knobs, Path(folder), seed, progress)
-            for metric, value in state.history[state.best_epoch - 1].items():
-                found.setdefault(metric, []).append(value)
+                _, _, states = train_ranker(data, knobs, Path(folder), seed, progress)
+            for state in states:
+                for metric, value in state.history[state.best_epoch - 1].items():
+                    found.setdefault(metric, []).append(value)
         measured = {metric: np.array(values) for metric, values in found.items()}
         base = base or measured
         measured |= {f"{metric} over plain": values - base[metric] for metric, values in measured.items()}

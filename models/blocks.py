@@ -100,11 +100,8 @@ class Lookup(mm.Block):
         parts = [self.scalar_vectors(tf.concat([ids[name] for name in self.scalars], axis=1))]
         if self.lists:
             widest = max(self.width[name] for name in self.lists)
-            lists = [
-                ids[name] if width == widest else tf.pad(ids[name], [[0, 0], [0, widest - width]])
-                for name, width in self.width.items()
-                if name in self.lists
-            ]
+            short = {name: widest - self.width[name] for name in self.lists}
+            lists = [tf.pad(ids[name], [[0, 0], [0, n]]) if n else ids[name] for name, n in short.items()]
             parts.append(self.list_vectors(tf.stack(lists, axis=1), self.lists))
         return tf.concat(parts, axis=1)
 

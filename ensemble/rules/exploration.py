@@ -74,7 +74,7 @@ def best_of(value: np.ndarray, wanted: np.ndarray, rivals: np.ndarray) -> np.nda
     far /= scale[:, :, None]
     tail = np.exp(np.minimum(np.maximum(far, -40, out=far), 40, out=far))
     odds = 1 + tail
-    # The product of a few factors of at most e^40 each does not overflow.
+    # Up to 17 rivals, more than there ever are, the product of factors of at most e^40 does not overflow.
     all_ = 1 / np.where(rivals[:, :, None], odds, 1).prod(axis=1)
     chance = rivals * ((tail / odds) @ all_[:, :, None])[:, :, 0] / scale
     chance /= chance.sum(axis=1, keepdims=True)
