@@ -24,12 +24,18 @@ import models.ranker
 import models.two_tower
 from benchmarks.harness import Peer, Result, compare, machine, peer, peer_python, timed, versions, write_json
 from market.world import World, WorldConfig
-from models.batches import UNSEEN, RankingBatches, RetrievalBatches, TrainingSet, make_training_set
+from models.batches import (
+    FORGOTTEN,
+    UNSEEN,
+    RankingBatches,
+    RetrievalBatches,
+    TrainingSet,
+    make_training_set,
+)
 from models.item_graph import ItemGraphConfig, fit_item_graph
 from models.ranker import RankerConfig, build_ranker, predict, task_labels
 from models.training import TrainingLoop, set_seed
 from models.two_tower import TwoTowerConfig, build_two_tower, encode, recall_in_market
-from models.unseen import FORGOTTEN
 from workflows.examples import TRAIN, VALID, build_examples
 from workflows.features import FeatureConfig, fit_features
 

@@ -22,6 +22,8 @@ HISTORY = "history_rows"
 """Column of a batch: a query's history as rows of the contents table, counted from 1, 0 pads."""
 UNSEEN = 2
 """Encoded id of what training did not know; below it are padding and null."""
+FORGOTTEN = ("user_id", "content_id")
+"""Columns, and domains, whose unseen id training shows on purpose; see `forget_ids`."""
 
 
 @dataclass(frozen=True)
@@ -318,7 +320,7 @@ def forget_ids(
     that training saw least; new contents are not such. After Volkovs et al., "DropoutNet: addressing cold
     start in recommender systems", NIPS 2017.
     """
-    ids = [name for name in ("user_id", "content_id") if name in x] if share else []
+    ids = [name for name in FORGOTTEN if name in x] if share else []
     return {name: np.where(random.random(x[name].shape) < share, UNSEEN, x[name]) for name in ids}
 
 

@@ -64,6 +64,12 @@ class EmbeddingTable(tf.keras.layers.Layer):
             self._given = None
 
 
+def table_of(model: tf.Module) -> EmbeddingTable:
+    """The one table of a model."""
+    [table] = [layer for layer in model.submodules if isinstance(layer, EmbeddingTable)]
+    return table
+
+
 class Lookup(mm.Block):
     """The embeddings of a schema's categorical columns in a table: float32[B, F, D], scalars before lists.
 

@@ -17,7 +17,7 @@ import onnx
 from workflows.vectors import VectorSpace
 
 from .batches import PAIR_FEATURES, UNSEEN, followed_column, match_name
-from .blocks import EmbeddingTable
+from .blocks import table_of
 from .members import Rankers, TwoTowers, mean_chance, members_of
 
 import models.names  # noqa: F401  (before Merlin)  # isort: skip
@@ -89,17 +89,14 @@ def _convert(
     The embeddings are inputs of what is converted and become constants of the graph afterwards: the
     conversion copies constants a dozen times, and these may be most of a model.
     """
-    tables = [_table(member) for member in members_of(model)]
-    names = [f"embeddings_{number}" for number in range(len(tables))]
-    signature = [*specs]
-    signature += [
-        tf.TensorSpec(table.embeddings.shape, tf.float32, name=name) for name, table in zip(names, tables)
-    ]
+    tables = {f"embeddings_{n}": table_of(member) for n, member in enumerate(members_of(model))}
+    embeddings = [tf.TensorSpec(t.embeddings.shape, tf.float32, name=name) for name, t in tables.items()]
+    signature = [*specs, *embeddings]
 
     @tf.function(input_signature=signature)
     def traced(*inputs):
         with ExitStack() as replaced:
-            for table, rows in zip(tables, inputs[len(specs) :]):
+            for table, rows in zip(tables.values(), inputs[len(specs) :]):
                 replaced.enter_context(table.replaced(rows))
             made = function(*inputs[: len(specs)])
         return tuple(tf.identity(made[name], name=name) for name in outputs)
@@ -114,15 +111,9 @@ def _convert(
     renamed |= {value.name: name for value, name in zip(graph.graph.output, outputs)}
     rename(graph, renamed)
     del graph.graph.input[len(specs) :]
-    for name, table in zip(names, tables):
+    for name, table in tables.items():
         graph.graph.initializer.add().CopyFrom(onnx.numpy_helper.from_array(table.embeddings.numpy(), name))
     return graph
-
-
-def _table(model: tf.keras.Model) -> EmbeddingTable:
-    """The one table of a model."""
-    [table] = [layer for layer in model.submodules if isinstance(layer, EmbeddingTable)]
-    return table
 
 
 def rename(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProto:

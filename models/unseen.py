@@ -10,14 +10,12 @@ from market.neighbours import neighbour_shares
 from market.profiles import profile
 from workflows.examples import TRAIN, Examples, content_frame
 
-from .batches import UNSEEN, TrainingSet
-from .blocks import EmbeddingTable
+from .batches import FORGOTTEN, UNSEEN, TrainingSet
+from .blocks import EmbeddingTable, table_of
 from .gates import Gates
 
 from merlin.schema import Tags  # isort: skip
 
-FORGOTTEN = ("user_id", "content_id")
-"""Domains whose unseen id training shows on purpose; see `models.batches.forget_ids`."""
 LANGUAGE = "content_language"
 BLOCK = 1 << 20
 """Rows that are counted at once."""
@@ -44,7 +42,7 @@ def fill_unseen(model: tf.keras.Model, data: TrainingSet) -> None:
         if known.any():
             rows[codes] = neighbour_shares(data.examples.markets, known) @ rows[codes]
 
-    [table] = [layer for layer in model.submodules if isinstance(layer, EmbeddingTable)]
+    table = table_of(model)
     rows = table.embeddings.numpy()
     for domain, seen in _shown(data, table).items():
         first = table.first[domain]

@@ -181,6 +181,19 @@ class Asked:
     followed: np.ndarray
     tired: np.ndarray
 
+    def of(self, rows: np.ndarray) -> Asked:
+        """Some of the requests, int64[k], ascending."""
+        return Asked(
+            self.shelf,
+            self.query_vector[rows],
+            self.time[rows],
+            self.recent[rows],
+            self.affinity.of(rows),
+            self.seen[rows],
+            self.followed[rows],
+            self.tired[rows],
+        )
+
     def cosine(self, places: np.ndarray) -> np.ndarray:
         """float32[b, c], of each query and its contents at `places` int64[b, c]; 0 where that is -1."""
         return np.where(places >= 0, self.shelf.index.products(self.query_vector, places), np.float32(0))

@@ -203,24 +203,20 @@ class Retrieval:
             shelf = self.shelves[market]
             if not len(shelf.rows):
                 continue
-
-            def ask(rows: np.ndarray, shelf: Shelf = shelf) -> Asked:
-                return Asked(
-                    shelf,
-                    query_vector[rows],
-                    time[rows],
-                    recent[rows],
-                    affinity.of(rows),
-                    seen[rows],
-                    followed[rows],
-                    tired_sellers[rows],
-                )
-
-            asked = ask(here)
+            asked = Asked(
+                shelf,
+                query_vector[here],
+                time[here],
+                recent[here],
+                affinity.of(here),
+                seen[here],
+                followed[here],
+                tired_sellers[here],
+            )
             found, bits = self._found(asked, size, first=True)
             short = np.flatnonzero(found[:, -1] == NONE)
             if len(short):
-                again = asked if len(short) == len(here) else ask(here[short])
+                again = asked if len(short) == len(here) else asked.of(short)
                 found[short], bits[short] = self._found(again, size)
             known = found >= 0
             candidates[here] = np.where(known, shelf.rows.take(found, mode="clip"), NONE)
