@@ -59,7 +59,6 @@ class Probing(Flat):
         lists = 2 ** round(np.log2(per_list * np.sqrt(len(vectors))))
         self.index = faiss.index_factory(vectors.shape[1], f"IVF{lists},{form}", faiss.METRIC_INNER_PRODUCT)
         self.lists = faiss.extract_index_ivf(self.index)
-        self.lists.cp.max_points_per_centroid = 64
         self.index.train(vectors)
         self.index.add(vectors)
         self.params = None

@@ -95,8 +95,9 @@ def test_a_large_market_is_searched_approximately_with_the_recall_asked_for(
 ) -> None:
     index, queries = large
     places, scores = index.search(queries, K)
-    recall = shares(places, by_brute_force(index.vectors, queries, K)[0]).mean()
-    assert 0.98 <= recall < 1
+    found = shares(places, by_brute_force(index.vectors, queries, K)[0])
+    # These 500 are a sample too.
+    assert 0.98 - 2 * found.std() / np.sqrt(len(found)) <= found.mean() < 1
     assert 0.98 <= index.tuning.recall < 1
     assert index.tuning.probes < 64
     np.testing.assert_allclose(scores, np.einsum("bkd,bd->bk", index.vectors[places], queries), rtol=1e-5)
