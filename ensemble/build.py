@@ -15,6 +15,7 @@ from ensemble.export import write_release
 from ensemble.plan import CascadeConfig
 from ensemble.release import Release
 from market.dataset import Dataset
+from market.statistics import DAY_S
 from models.batches import TrainingSet, make_training_set
 from models.calibration import CalibrationConfig, calibrate
 from models.item_graph import ItemGraphConfig, fit_item_graph
@@ -156,7 +157,8 @@ def build_training_set(
     )
     step("item graph")
     graph = fit_item_graph(examples, config.item_graph)
-    return make_training_set(examples, features, graph, int(config.popularity_window_h * 3600))
+    window_s, season_s = int(config.popularity_window_h * 3600), int(config.features.season_days * DAY_S)
+    return make_training_set(examples, features, graph, window_s, season_s)
 
 
 def _fingerprint(dataset: Dataset, config: BuildConfig) -> str:

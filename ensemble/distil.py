@@ -38,7 +38,8 @@ def with_stacking(
     the signals of retrieval, fitted to validation queries; without any the release is `draft` itself.
 
     Each user is asked once, with the history of the first validation query; all that the user wants in the
-    validation part counts as wanted, of a log with orders all that is ordered.
+    validation part counts as wanted, of a log with orders all that is ordered. With `config.drawn` each is
+    asked again about what was wanted among contents that are drawn at random.
     """
     examples = data.examples
     pairs, queries = examples.pairs, examples.queries
@@ -58,6 +59,7 @@ def with_stacking(
     retrieval = cascade.run["retrieval"]
     assert isinstance(retrieval, Retrieval)
     retrieval.moments = examples.moments
+    vectors, random = draft.array("content_vectors.npy"), np.random.default_rng(seed)
     parts = []
     for part in _parts(np.arange(len(rows))):
         target_of = wanted[user[part]].toarray()
@@ -65,16 +67,26 @@ def with_stacking(
         held_out = np.take_along_axis(target_of, np.maximum(seen, 0), axis=1)
         seen = np.where(held_out, -1, seen)
         made = _ranked(cascade, retrieval, data, two_tower, rows[part], seen)
-        found = np.maximum(made["candidates"], 0)
-        signal, length = signals(
-            made["probabilities"][..., 0],
-            made["content_numbers"],
-            made["candidates"],
-            made["recent"],
-            made["retrieval_score"],
-        )
-        present = made["candidates"] >= 0
-        parts.append((signal, length, np.take_along_axis(target_of, found, axis=1) & present, present))
+        lists = [made]
+        if config.drawn:
+            rest = _random_contents(retrieval, made["market_index"], made["candidates"].shape[1], random)
+            known = (rest[..., None] == np.concatenate([seen, made["recent"]], axis=1)[:, None]).any(axis=2)
+            rest = np.where(known | np.take_along_axis(target_of, rest, axis=1), -1, rest)
+            width = min(int(target_of.sum(axis=1).max()), rest.shape[1] // 2)
+            liked = np.argsort(~target_of, axis=1, kind="stable")[:, :width]
+            rest[:, :width] = np.where(np.take_along_axis(target_of, liked, axis=1), liked, rest[:, :width])
+            lists.append(_scored(cascade, retrieval, vectors, made, rest))
+        for each in lists:
+            signal, length = signals(
+                each["probabilities"][..., 0],
+                each["content_numbers"],
+                each["candidates"],
+                each["recent"],
+                each["retrieval_score"],
+            )
+            present = each["candidates"] >= 0
+            hit = np.take_along_axis(target_of, np.maximum(each["candidates"], 0), axis=1)
+            parts.append((signal, length, hit & present, present))
     signal, length, hit, present = (np.concatenate(part) for part in zip(*parts))
     stacking = fit_stacking(signal, length, hit, present, config.strength)
     if stacking is None:
@@ -189,11 +201,45 @@ def _ranked(
         "tired_sellers": np.full((len(rows), 0), -1),
         "speaks": data.speaks[examples.queries.user[rows]],
         "explain": np.zeros(len(rows), bool),
+        "since": examples.queries.time[rows] if data.seasons is None else data.seasons.since[rows],
     }
     made |= retrieval.retrieve(**{s.name: made[s.name] for s in Retrieval.step(cascade.plan).inputs})
     made["content_ids"] = retrieval.ids(made["candidates"], made["market_index"])
+    return made | _judged(cascade, made)
+
+
+def _scored(
+    cascade: Cascade,
+    retrieval: Retrieval,
+    vectors: np.ndarray,
+    made: dict[str, np.ndarray],
+    candidates: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """The tensors `made` with other candidates int64[B, C], -1 fills; vectors float32[N, D]."""
+    known = (made[name] for name in ("market_index", "time", "recent", "speaks", "since"))
+    cosine = np.einsum("bd,bcd->bc", made["query_vector"], vectors[np.maximum(candidates, 0)])
+    made = made | retrieval.describe(candidates, *known)
+    made |= {"candidates": candidates, "retrieval_score": cosine}
+    return made | _judged(cascade, made)
+
+
+def _judged(cascade: Cascade, made: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What the ranking step says."""
     ranking = next(step for step in cascade.steps if step.name == "ranking")
-    return made | cascade.run["ranking"](**{s.name: made[s.name] for s in ranking.inputs})
+    return cascade.run["ranking"](**{s.name: made[s.name] for s in ranking.inputs})
+
+
+def _random_contents(
+    retrieval: Retrieval, market: np.ndarray, count: int, random: np.random.Generator
+) -> np.ndarray:
+    """Contents of each query's market, drawn with replacement: int64[B, count]."""
+    sizes = np.array([len(shelf.rows) for shelf in retrieval.shelves])[market]
+    places = (random.random((len(market), count)) * sizes[:, None]).astype(np.int64)
+    drawn = np.empty_like(places)
+    for each in np.unique(market):
+        here = market == each
+        drawn[here] = retrieval.shelves[each].rows[places[here]]
+    return drawn
 
 
 def kept_share(score: np.ndarray, value: np.ndarray, count: int) -> float:

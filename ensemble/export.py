@@ -22,6 +22,7 @@ from market.statistics import PAIR_FEATURES, counts, trend
 from models.batches import UNSEEN, TrainingSet
 from models.calibration import Calibration
 from models.export import Layout, content_tower_to_onnx, query_tower_to_onnx, ranker_to_onnx, rename
+from models.seasons import training_positives
 from models.two_tower import encode
 from models.unseen import known_markets
 from supply.fatigue import FatigueConfig, tired_of
@@ -109,6 +110,7 @@ def write_release(
             config=config,
             ranking_reads=ranking_reads,
             recency=data.graph.graph.recency,
+            season_s=0 if data.seasons is None else data.seasons.counts.after_s,
         )
         release.json(FILE, plan.to_json())
         release.array("content_vectors.npy", vectors)
@@ -150,6 +152,10 @@ def write_release(
         release.array("graph_weights.npy", data.graph.graph.weights)
         release.array("user_history.npy", examples.latest_history)
         release.array("user_seen.npy", examples.latest_seen)
+        if data.seasons is not None:
+            release.array("user_since.npy", data.seasons.latest)
+            for what, values in zip(("market", "content", "time"), training_positives(examples)):
+                release.array(f"season_{what}.npy", values)
         release.array("user_followed.npy", followed_sellers(examples, seller))
         for what, array in tired(examples, seller, config.fatigue, examples.end).items():
             release.array(f"user_tired_{what}.npy", array)

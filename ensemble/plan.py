@@ -234,6 +234,7 @@ class Plan:
         ranking_reads: what the ranking graph reads beside encoded features: of `candidates` and `recent`,
             rows of the contents table, and `retrieval_score`.
         recency: of the item graph, see `market.item_graph.ItemGraph`.
+        season_s: half the length of a season (s); 0 where the release knows none.
     """
 
     markets: tuple[str, ...]
@@ -250,6 +251,7 @@ class Plan:
     config: CascadeConfig
     ranking_reads: tuple[str, ...] = ()
     recency: float = 0.0
+    season_s: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -18,6 +18,7 @@ from ensemble.stages.user_state import UserState
 from evaluation.systems import KNOWN
 from evaluation.tasks import Progress, Task
 from market.dataset import write_dataset
+from market.tables import Tables
 from market.watch_time import WatchTime
 from models.training import quiet
 
@@ -83,9 +84,10 @@ class Released:
         stage = self.cascade.run["user_state"]
         assert isinstance(stage, UserState)
         self.user_state = stage
-        self.known = stage.history, stage.seen
+        self.known = stage.history, stage.seen, stage.since
         wanted = task.validation()
-        self.trained = _without(stage.history, wanted), _without(stage.seen, wanted)
+        since = None if stage.since is None else _latest(task.tables, self.cascade.plan.as_of)
+        self.trained = _without(stage.history, wanted), _without(stage.seen, wanted), since
 
     def queries(self, users: np.ndarray, known: bool = False) -> dict[str, np.ndarray]:
         """The cascade's tensors after its query step, for users int64[B] at the end of the log.
@@ -93,7 +95,8 @@ class Released:
         Args:
             known: the validation rows are part of the histories.
         """
-        self.user_state.history, self.user_state.seen = self.known if known else self.trained
+        state = self.user_state
+        state.history, state.seen, state.since = self.known if known else self.trained
         made: dict[str, np.ndarray] = {
             "user_id": self.user_id[users],
             "market": self.market[users],
@@ -111,7 +114,12 @@ class Released:
         """The ranker's blended value of candidates int64[B, C], float32[B, C]; where the task asks for watch
         time, the seconds it expects."""
         contents = self.retrieval.describe(
-            candidates, made["market_index"], made["time"], made["recent"], made["speaks"]
+            candidates,
+            made["market_index"],
+            made["time"],
+            made["recent"],
+            made["speaks"],
+            made.get("since"),
         )
         cosine = np.einsum("bd,bcd->bc", made["query_vector"], self.vectors[candidates])
         asked = made | contents | {"candidates": candidates, "retrieval_score": cosine}
@@ -122,6 +130,13 @@ class Released:
             return self.cascade.blend(probabilities, candidates, made["market_index"])
         rank = probabilities[..., self.cascade.plan.tasks.index("watch")]
         return self.times.seconds(rank, self.duration_s[candidates])
+
+
+def _latest(tables: Tables, without: int) -> np.ndarray:
+    """When each user's latest training row was, int64[U]; `without` where there is none."""
+    log = tables.impressions
+    last = log[log["split"] == "train"].groupby("user_id")["time"].max()
+    return last.reindex(tables.users["user_id"]).fillna(without).to_numpy(np.int64)
 
 
 def _without(histories: np.ndarray, wanted: sp.csr_matrix) -> np.ndarray:

@@ -226,6 +226,8 @@ class Player:
         retrieval.moments = examples.moments
         user_state.history = histories_until(examples, begin, examples.latest_history.shape[1])
         user_state.seen = histories_until(examples, begin, examples.latest_seen.shape[1])
+        if user_state.since is not None:
+            user_state.since = np.minimum(user_state.since, begin)
         seller, config = release.array("seller_code.npy"), self.cascade.plan.config
         user_state.sellers = followed_sellers(examples, seller, before=begin)
         user_state.tired = tired(examples, seller, config.fatigue, begin)

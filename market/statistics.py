@@ -17,6 +17,7 @@ PAIR_FEATURES = (
     "popularity_world",
     "age",
     "affinity",
+    "season",
     *OFFER_FEATURES,
     *MOMENT_FEATURES,
 )
@@ -27,19 +28,26 @@ BLOCK = 1 << 22
 
 
 class EventCounts:
-    """How often each (market, content) was wanted before a given time, by binary search in sorted events.
+    """How often each (market, content) was wanted around a given time, by binary search in sorted events.
 
     Args:
         market, content: int[E], places of the events.
         time: int64[E], seconds since the epoch.
         contents: number of contents.
-        window_s: only events of the last `window_s` seconds count.
+        window_s: only events of the `window_s` seconds before count,
+        after_s: and of the `after_s` seconds from then on.
     """
 
     def __init__(
-        self, market: np.ndarray, content: np.ndarray, time: np.ndarray, contents: int, window_s: int
+        self,
+        market: np.ndarray,
+        content: np.ndarray,
+        time: np.ndarray,
+        contents: int,
+        window_s: int,
+        after_s: int = 0,
     ) -> None:
-        self.contents, self.window_s = contents, window_s
+        self.contents, self.window_s, self.after_s = contents, window_s, after_s
         self.start = int(time.min(initial=0)) if len(time) else 0
         self.span = (int(time.max()) - self.start if len(time) else 0) + 2
         cell = market.astype(np.int64) * contents + content
@@ -48,14 +56,15 @@ class EventCounts:
 
     def _count(self, keys: np.ndarray, cell: np.ndarray, time: np.ndarray) -> np.ndarray:
         base = cell.astype(np.int64) * self.span
-        until = np.clip(time - self.start, 0, self.span - 1)
+        until = np.clip(time - self.start + self.after_s, 0, self.span - 1)
         since = np.clip(time - self.start - self.window_s, 0, self.span - 1)
         return (np.searchsorted(keys, base + until) - np.searchsorted(keys, base + since)).astype(np.float32)
 
     def __call__(
         self, market: np.ndarray, content: np.ndarray, time: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Events strictly before `time` and inside the window: in the market and in all, float32[P] each."""
+        """Events inside the window, by default strictly before `time`: in the market and in all, float32[P]
+        each."""
         here = self._count(self.by_market, market.astype(np.int64) * self.contents + content, time)
         return here, self._count(self.by_world, content.astype(np.int64), time)
 
@@ -109,6 +118,7 @@ def pair_features(
     affinity: np.ndarray,
     offer: np.ndarray,
     moment: np.ndarray,
+    season: np.ndarray | None = None,
 ) -> np.ndarray:
     """Features of a (query, content) pair that neither side has alone, scaled to about [0, 3].
 
@@ -119,9 +129,10 @@ def pair_features(
         affinity: float32[...], summed weights of the item graph's edges from the history to the content.
         offer: float32[..., 3], of `market.offers.Offers`.
         moment: float32[..., 5], of `market.moments.moment_features`.
+        season: float32[...], as `in_market` around the latest event of the history; 0 where it is None.
 
     Returns:
-        float32[..., 12], columns as in `PAIR_FEATURES`; age is 0 where unknown.
+        float32[..., 13], columns as in `PAIR_FEATURES`; age is 0 where unknown.
     """
     if created_at is None or time is None:
         age = np.zeros(np.shape(in_market), np.float32)
@@ -129,7 +140,8 @@ def pair_features(
         age = np.log1p(np.maximum(time - created_at, 0) / DAY_S) * (created_at > 0)
     # Small affinities must be told apart as well as large ones.
     related = np.log1p(100 * affinity) / 2
-    columns = (np.log1p(in_market) / 3, np.log1p(in_world) / 3, age / 2, related)
+    columns = [np.log1p(in_market) / 3, np.log1p(in_world) / 3, age / 2, related]
+    columns.append(np.float32(0) if season is None else np.log1p(season) / 2)
     made = np.empty((*np.shape(in_market), len(PAIR_FEATURES)), np.float32)
     for place, column in enumerate(columns):
         made[..., place] = column

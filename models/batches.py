@@ -16,6 +16,7 @@ from workflows.examples import TRAIN, Examples, language_codes, offers
 from workflows.features import Features
 
 from .item_graph import FittedGraph
+from .seasons import Seasons
 
 LOG_Q = "log_q"
 HISTORY = "history_rows"
@@ -81,6 +82,7 @@ class TrainingSet:
         graph: the item graph of the training part.
         offers: prices and languages of the contents.
         speaks: int64[U], codes of the users' languages, -1 where unknown.
+        seasons: positives around the time of a latest event, see `FeatureConfig.season_days`; None without.
     """
 
     examples: Examples
@@ -91,6 +93,7 @@ class TrainingSet:
     graph: FittedGraph
     offers: Offers
     speaks: np.ndarray
+    seasons: Seasons | None = None
 
     def query_arrays(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return {name: _column(array[rows]) for name, array in self.features.query.arrays.items()}
@@ -124,7 +127,8 @@ class TrainingSet:
 
         # Without times nothing is known of a moment but what the catalogue says of any.
         moment = moment_features(self.examples.moments, content, np.maximum(time, 0), shown_affinity)
-        columns = pair_features(here, world, created_at, known, affinity, offer, moment)
+        season = None if self.seasons is None else self.seasons.around(self.examples, query, content, own)
+        columns = pair_features(here, world, created_at, known, affinity, offer, moment, season)
         named = {name: columns[:, [place]] for place, name in enumerate(PAIR_FEATURES)}
         for name, history in self.features.query.arrays.items():
             if history.ndim == 2:
@@ -162,12 +166,16 @@ def _column(array: np.ndarray) -> np.ndarray:
 
 
 def make_training_set(
-    examples: Examples, features: Features, graph: FittedGraph, window_s: int
+    examples: Examples, features: Features, graph: FittedGraph, window_s: int, season_s: int = 0
 ) -> TrainingSet:
     """Bind examples, features and item graph, and count popularity the way the split allows.
 
     Args:
         window_s: trailing window of popularity where the data set is cut by time (seconds).
+        season_s: half the length of a season; 0 for none (seconds).
+
+    Raises:
+        ValueError: a season is asked for where the data set has no time.
     """
     contents = examples.contents
     created_at = contents["created_at"].fillna(0).to_numpy(np.int64) if "created_at" in contents else None
@@ -184,7 +192,10 @@ def make_training_set(
         )
     popularity = Popularity(examples.popularity, events)
     speaks = language_codes(examples)[2]
-    return TrainingSet(examples, features, popularity, latest, created_at, graph, offers(examples), speaks)
+    seasons = Seasons.of(examples, season_s) if season_s else None
+    return TrainingSet(
+        examples, features, popularity, latest, created_at, graph, offers(examples), speaks, seasons
+    )
 
 
 class RankingBatches:

@@ -23,10 +23,10 @@ from .calibration import TINY, logit_nodes
 
 FILE = "stacking.npy"
 #: What is weighed: the logit of the ranker; the item graph's affinity as a sum of edges and as its logarithm;
-#: the log of the content's popularity in the market; the cosine of query and content; whether the content is
-#: in the history.
-SIGNALS = ("ranker", "affinity", "log_affinity", "popularity", "cosine", "again")
-AFFINITY, POPULARITY = PAIR_FEATURES.index("affinity"), PAIR_FEATURES.index("popularity_market")
+#: the logs of the content's popularity in the market, at all times and around the history's last event; the
+#: cosine of query and content; whether the content is in the history.
+SIGNALS = ("ranker", "affinity", "log_affinity", "popularity", "season", "cosine", "again")
+AFFINITY, POPULARITY, SEASON = map(PAIR_FEATURES.index, ("affinity", "popularity_market", "season"))
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,14 @@ class StackingConfig:
     Attributes:
         queries: validation queries whose retrieved candidates are weighed; 0 leaves the order to the
             ranker (queries).
+        drawn: the queries' candidates are also drawn at random from the market, as many as are retrieved; for
+            a ranker that is asked about candidates which retrieval would not bring.
         strength: of the prior, which is the order of the ranker alone; 1 lets each weight be off by one
             standard deviation of its signal.
     """
 
     queries: int = 4000
+    drawn: bool = False
     strength: float = 1.0
 
     def __post_init__(self) -> None:
@@ -82,6 +85,7 @@ class Stacking:
             "second": np.array([1], np.int64),
             "of_affinity": np.array([place + AFFINITY], np.int64),
             "of_popularity": np.array([place + POPULARITY], np.int64),
+            "of_season": np.array([place + SEASON], np.int64),
             "weight": self.weights[0].astype(np.float32),
             "per_event": self.weights[1].astype(np.float32),
             "constant": np.float32(self.constant),
@@ -92,6 +96,7 @@ class Stacking:
             helper.make_node("Mul", ["log_affinity", "two"], ["twice"]),
             helper.make_node("Exp", ["twice"], ["affinity"]),
             helper.make_node("Gather", ["content_numbers", "of_popularity"], ["popularity"], axis=2),
+            helper.make_node("Gather", ["content_numbers", "of_season"], ["season"], axis=2),
             helper.make_node("Unsqueeze", ["retrieval_score", "last"], ["cosine"]),
             helper.make_node("Unsqueeze", ["candidates", "last"], ["each"]),
             helper.make_node("Unsqueeze", ["recent", "second"], ["history"]),
@@ -154,7 +159,8 @@ def signals(
     ranker = np.log(np.maximum(chance, TINY)) - np.log(np.maximum(1 - chance, TINY))
     again = (candidates[..., None] == recent[:, None]).any(axis=-1)
     log_affinity = pairs[..., AFFINITY]
-    made = ranker, np.exp(2 * log_affinity), log_affinity, pairs[..., POPULARITY], cosine, again
+    popularity, season = pairs[..., POPULARITY], pairs[..., SEASON]
+    made = ranker, np.exp(2 * log_affinity), log_affinity, popularity, season, cosine, again
     return np.stack(made, axis=-1, dtype=np.float32), np.log1p((recent >= 0).sum(axis=1)).astype(np.float32)
 
 

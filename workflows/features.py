@@ -57,6 +57,8 @@ class FeatureConfig:
         content_min_count: training positives a content needs for an id of its own (events).
         user_min_count: training queries a user needs for an id of its own (queries).
         min_count: rows any other category needs for an id of its own (rows).
+        season_days: how far from the latest event of a user's history outcomes are of its season, in which
+            some contents are popular; for logs of years. 0 leaves seasons out (days).
         vector_dims: numbers that a column of content vectors becomes at most; 0 leaves content vectors out.
         partition_mb: size of one Dask partition (MB).
     """
@@ -66,8 +68,13 @@ class FeatureConfig:
     content_min_count: int = 2
     user_min_count: int = 10
     min_count: int = 2
+    season_days: float = 0.0
     vector_dims: int = 32
     partition_mb: int = 128
+
+    def __post_init__(self) -> None:
+        if self.season_days < 0:
+            raise ValueError(f"features.season_days is {self.season_days}; it must be at least 0")
 
 
 @dataclass(frozen=True)

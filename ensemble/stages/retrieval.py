@@ -25,7 +25,7 @@ from ensemble.steps import StageStep, TensorSpec
 from market.item_graph import ItemGraph, Reach
 from market.moments import Moments, moment_features
 from market.offers import Offers
-from market.statistics import pair_features
+from market.statistics import EventCounts, pair_features
 from supply.eligibility import CLOSED
 from supply.moments import CurrentMoments
 
@@ -76,6 +76,12 @@ class Retrieval:
         self.graph = ItemGraph(
             release.array("graph_neighbours.npy"), release.array("graph_weights.npy"), self.plan.recency
         )
+        self.season = None
+        if half := self.plan.season_s:
+            market, content, at = (
+                release.array(f"season_{what}.npy") for what in ("market", "content", "time")
+            )
+            self.season = EventCounts(market, content, at, popularity.shape[1], half, half)
         self.offers = Offers(
             price_usd=release.array("price_usd.npy"),
             category=release.array("category_code.npy"),
@@ -107,6 +113,7 @@ class Retrieval:
                 TensorSpec("tired_sellers", np.int64, (-1,), pad=NONE),
                 TensorSpec("speaks", np.int64),
                 TensorSpec("explain", np.bool_),
+                *((TensorSpec("since", np.int64),) if plan.season_s else ()),
             ),
             (
                 TensorSpec("candidates", np.int64, (size,)),
@@ -130,6 +137,7 @@ class Retrieval:
         tired_sellers: np.ndarray,
         speaks: np.ndarray,
         explain: np.ndarray | None = None,
+        since: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """The candidates that pre-ranking leaves of those retrieved, best first; see `retrieve`.
 
@@ -138,7 +146,9 @@ class Retrieval:
             pre-ranker; funnel int64[B, F], see `ensemble.explanation.FUNNEL`, 0 where nobody asks for it.
         """
         began = monotonic_ns()
-        made = self.retrieve(query_vector, market_index, time, recent, seen, followed, tired_sellers, speaks)
+        made = self.retrieve(
+            query_vector, market_index, time, recent, seen, followed, tired_sellers, speaks, since=since
+        )
         kept = self._pre_rank(query_vector, made)
         kept["content_ids"] = self.ids(kept["candidates"], market_index)
         funnel = np.zeros((len(time), len(FUNNEL)), np.int64)
@@ -179,12 +189,14 @@ class Retrieval:
         tired_sellers: np.ndarray,
         speaks: np.ndarray,
         explain: np.ndarray | None = None,
+        since: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """All that the channels bring, in the order of the merge, with what pre-ranking reads of them.
 
         Args:
             speaks: int64[B], codes of the users' languages, -1 where unknown.
             explain: taken so that the stage's tensors may be passed as they are; nothing here depends on it.
+            since: int64[B], when the users' latest events were; read where the release knows seasons.
 
         Returns:
             candidates int64[B, R] (rows of the contents table, -1 fills), retrieval_score float32[B, R]
@@ -226,7 +238,7 @@ class Retrieval:
             "candidates": candidates,
             "retrieval_score": score,
             "channel": channel,
-            "content_numbers": self.numbers(candidates, market_index, time, affinity, speaks),
+            "content_numbers": self.numbers(candidates, market_index, time, affinity, speaks, since),
         }
 
     def _found(self, asked: Asked, size: int, *, first: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -255,12 +267,14 @@ class Retrieval:
         time: np.ndarray,
         recent: np.ndarray,
         speaks: np.ndarray,
+        since: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """Encoded features of candidates int64[B, C] as the ranker reads them; places with -1 get id 0.
 
         Args:
             recent: int64[B, L], what the users wanted last, rows of the contents table, -1 fills.
             speaks: int64[B], codes of the users' languages, -1 where unknown.
+            since: int64[B], as of `retrieve`.
 
         Returns:
             content_ids int64[B, C, Fi], content_numbers float32[B, C, Gi] with the pair features last.
@@ -268,7 +282,7 @@ class Retrieval:
         reach = self.graph.reach(recent)
         return {
             "content_ids": self.ids(candidates, market_index),
-            "content_numbers": self.numbers(candidates, market_index, time, reach, speaks),
+            "content_numbers": self.numbers(candidates, market_index, time, reach, speaks, since),
         }
 
     def ids(self, candidates: np.ndarray, market_index: np.ndarray) -> np.ndarray:
@@ -287,15 +301,21 @@ class Retrieval:
         time: np.ndarray,
         reach: Reach,
         speaks: np.ndarray,
+        since: np.ndarray | None = None,
     ) -> np.ndarray:
         """Numbers of candidates int64[B, C], the pair features last, float32[B, C, Gi].
 
         Args:
             reach: what the item graph says of all contents.
             speaks: int64[B], codes of the users' languages, -1 where unknown.
+            since: int64[B], as of `retrieve`.
         """
         rows = np.maximum(candidates, 0)
         known = self.plan.as_of > 0
+        season = None
+        if self.season is not None:
+            assert since is not None
+            season = self.season(*np.broadcast_arrays(market_index[:, None], rows, since[:, None]))[0]
         pairs = pair_features(
             self.popularity[market_index[:, None], rows],
             self.world[rows],
@@ -306,6 +326,7 @@ class Retrieval:
             moment_features(
                 self.moments, rows, np.broadcast_to(time[:, None] if known else 0, rows.shape), reach.at
             ),
+            season,
         )
         return np.concatenate([self.content_numbers[rows], pairs], axis=-1)
 

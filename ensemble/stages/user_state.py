@@ -58,6 +58,7 @@ class UserState:
         self.seen = release.array("user_seen.npy")
         self.sellers = release.array("user_followed.npy")
         self.language = release.array("user_language.npy")
+        self.since = release.array("user_since.npy") if self.plan.season_s else None
         self.tired = {
             name: release.array(f"user_tired_{name}.npy")
             for name in ("contents", "contents_until", "sellers", "sellers_until")
@@ -92,6 +93,7 @@ class UserState:
             TensorSpec("tired_sellers", np.int64, (-1,), pad=-1),
             TensorSpec("speaks", np.int64),
             TensorSpec("clock", np.int64, (2,)),
+            *((TensorSpec("since", np.int64),) if plan.season_s else ()),
         )
         inputs = tuple(spec for spec in REQUEST if spec.name not in _FOR_LATER)
         return StageStep(UserState.name, inputs, made)
@@ -109,7 +111,8 @@ class UserState:
         fills: recent int64[B, L], the latest wanted ones, seen int64[B, S], not to be shown again, and
         exposed int64[B, H], shown lately. Codes of sellers: followed int64[B, F], those that the user follows
         or bought from, and tired_sellers int64[B, T], those that the user has been shown too often. Also
-        speaks int64[B], the code of the user's language, -1 where unknown.
+        speaks int64[B], the code of the user's language, -1 where unknown; and, where the release knows
+        seasons, since int64[B], when the user's latest event was.
 
         Raises:
             RequestError: an unknown market, or a time outside 1970 to 2100.
@@ -152,6 +155,11 @@ class UserState:
         seen = np.concatenate(
             [_stored(self.seen, row), session, excluded, self._tired("contents", row, time)], axis=1
         )
+        if self.since is not None:
+            # Who wants something in this session, or is unknown, is of this season.
+            stays = (row >= 0) & (session < 0).all(axis=1)
+            stored = self.since.take(row, mode="clip") if len(self.since) else time
+            columns["since"] = np.where(stays, np.minimum(stored, time), time)
         clock = np.empty((len(row), 2), np.int64)
         clock[:] = began, monotonic_ns()
         return columns | {

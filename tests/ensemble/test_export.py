@@ -1,5 +1,7 @@
 """A release says what the trained models say, and appears, or is replaced, whole or not at all."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pandas as pd
@@ -16,12 +18,14 @@ from ensemble.release import Release
 from ensemble.search import MOST_QUERIES, MarketIndex
 from ensemble.stages.user_state import NULL_INTEGER
 from evaluation.report import ranking_and_ranker, raw_arrays
-from market.statistics import PAIR_FEATURES
+from market.statistics import DAY_S, PAIR_FEATURES
 from models.batches import RankingBatches
 from models.calibration import Calibration, calibrate
 from models.ranker import predict, task_labels, train_ranker
+from models.seasons import Seasons
 from models.two_tower import encode, train_two_tower
-from workflows.examples import TEST, query_tables, user_frame
+from tests.ensemble.asking import requests
+from workflows.examples import TEST, TRAIN, query_tables, user_frame
 
 pytestmark = pytest.mark.slow
 
@@ -234,3 +238,53 @@ def test_another_seed_replaces_the_release_with_one_of_the_same_borders(small_re
     assert cascade_steps(Plan.of(small_release)) == cascade_steps(Plan.of(command_build.release))
     folder = command_build.release.path.parent
     assert sorted(path.name for path in folder.iterdir()) == ["release", "report.json", "work"]
+
+
+def test_a_release_that_knows_seasons_counts_as_training_does(small_build, models, test_pairs, tmp_path):
+    """Popularity around the latest event, of a query of the log and of whoever asks now."""
+    built, (two_tower, ranker, tasks) = small_build.built.data, models
+    examples = built.examples
+    seasons = Seasons.of(examples, DAY_S)
+    data = replace(built, seasons=seasons)
+    release = write_release(
+        tmp_path / "release",
+        name="seasons",
+        data=data,
+        two_tower=two_tower,
+        ranker=ranker,
+        tasks=tasks,
+        calibration=Calibration.identity(len(examples.markets), 6, len(tasks)),
+        config=small_build.config.cascade,
+    )
+    cascade, (rows, _) = Cascade(release), test_pairs
+    query, content = examples.pairs.query[rows], examples.pairs.content[rows]
+    queries = examples.queries
+    served = cascade.run["retrieval"].describe(
+        content[:, None].astype(np.int64),
+        queries.market[query].astype(np.int64),
+        queries.time[query],
+        queries.history[query].astype(np.int64),
+        data.speaks[queries.user[query]],
+        seasons.since[query],
+    )["content_numbers"][:, 0]
+    pairs = data.pair_arrays(query, content, np.zeros(len(rows), bool))
+    assert pairs["season"].any()
+    column = PAIR_FEATURES.index("season") - len(PAIR_FEATURES)
+    np.testing.assert_array_equal(served[:, column], pairs["season"][:, 0])
+    own = np.flatnonzero(examples.pairs.positive & (examples.pairs.split == TRAIN))[:PAIRS]
+    asked = examples.pairs.query[own], examples.pairs.content[own]
+    counted = [data.pair_arrays(*asked, np.full(len(own), flag))["season"] for flag in (False, True)]
+    near = (queries.time[asked[0]] - seasons.since[asked[0]]) < DAY_S
+    np.testing.assert_allclose(np.expm1(2 * counted[0]) - np.expm1(2 * counted[1]), near[:, None], atol=1e-4)
+
+    asking = requests(release, 40, seed=3)
+    asking["history"][::2] = ""
+    assert (cascade(asking)["content_id"] != "").any()
+    names = [spec.name for spec in cascade.steps[0].inputs]
+    state = cascade.run["user_state"]
+    made = state(**{name: asking[name] for name in names})["since"]
+    row = state.users(asking["user_id"])
+    stays = (row >= 0) & (state.contents(asking["history"]) < 0).all(axis=1)
+    stored = np.minimum(seasons.latest[row], asking["time"])
+    np.testing.assert_array_equal(made, np.where(stays, stored, asking["time"]))
+    assert 0 < stays.sum() < len(stays)

@@ -19,11 +19,16 @@ def columns(rows: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray, n
     return table[:, 0].astype(np.int16), table[:, 1].astype(np.int32), table[:, 2]
 
 
-@given(st.lists(events, max_size=40), st.lists(asked, min_size=1, max_size=20), st.integers(1, 60))
-def test_counts_are_those_of_the_window_before_the_moment(log, queries, window_s):
-    here, world = EventCounts(*columns(log), CONTENTS, window_s)(*columns(queries))
+@given(
+    st.lists(events, max_size=40),
+    st.lists(asked, min_size=1, max_size=20),
+    st.integers(1, 60),
+    st.integers(0, 60),
+)
+def test_counts_are_those_of_the_window_around_the_moment(log, queries, window_s, after_s):
+    here, world = EventCounts(*columns(log), CONTENTS, window_s, after_s)(*columns(queries))
     for row, (market, content, time) in enumerate(queries):
-        inside = [m for m, c, t in log if c == content and time - window_s <= t < time]
+        inside = [m for m, c, t in log if c == content and time - window_s <= t < time + after_s]
         assert here[row] == inside.count(market)
         assert world[row] == len(inside)
     assert here.dtype == world.dtype == np.float32
@@ -43,10 +48,11 @@ def test_pair_features_are_the_last_axis(shape):
     count, time = np.full(shape, 7.0, np.float32), np.full(shape, 1_770_000_000)
     offer = np.broadcast_to(np.arange(3, dtype=np.float32), (*shape, 3))
     moment = np.broadcast_to(np.arange(5, dtype=np.float32), (*shape, 5))
-    made = pair_features(count, count + 1, time - 3 * DAY_S, time, count / 100, offer, moment)
+    made = pair_features(count, count + 1, time - 3 * DAY_S, time, count / 100, offer, moment, count + 2)
     assert made.shape == (*shape, len(PAIR_FEATURES))
     assert made.dtype == np.float32
-    expected = [np.log1p(7) / 3, np.log1p(8) / 3, np.log1p(3) / 2, np.log1p(7) / 2, *range(3), *range(5)]
+    first = [np.log1p(7) / 3, np.log1p(8) / 3, np.log1p(3) / 2, np.log1p(7) / 2, np.log1p(9) / 2]
+    expected = [*first, *range(3), *range(5)]
     np.testing.assert_allclose(made, np.broadcast_to(expected, made.shape), rtol=1e-6)
 
 
