@@ -69,13 +69,8 @@ def with_stacking(
         made = _ranked(cascade, retrieval, data, two_tower, rows[part], seen)
         lists = [made]
         if config.drawn:
-            rest = _random_contents(retrieval, made["market_index"], made["candidates"].shape[1], random)
-            known = (rest[..., None] == np.concatenate([seen, made["recent"]], axis=1)[:, None]).any(axis=2)
-            rest = np.where(known | np.take_along_axis(target_of, rest, axis=1), -1, rest)
-            width = min(int(target_of.sum(axis=1).max()), rest.shape[1] // 2)
-            liked = np.argsort(~target_of, axis=1, kind="stable")[:, :width]
-            rest[:, :width] = np.where(np.take_along_axis(target_of, liked, axis=1), liked, rest[:, :width])
-            lists.append(_scored(cascade, retrieval, vectors, made, rest))
+            candidates = _drawn(retrieval, made, seen, target_of, random)
+            lists.append(_scored(cascade, retrieval, vectors, made, candidates))
         for each in lists:
             signal, length = signals(
                 each["probabilities"][..., 0],
@@ -229,16 +224,28 @@ def _judged(cascade: Cascade, made: dict[str, np.ndarray]) -> dict[str, np.ndarr
     return cascade.run["ranking"](**{s.name: made[s.name] for s in ranking.inputs})
 
 
-def _random_contents(
-    retrieval: Retrieval, market: np.ndarray, count: int, random: np.random.Generator
+def _drawn(
+    retrieval: Retrieval,
+    made: dict[str, np.ndarray],
+    seen: np.ndarray,
+    wanted: np.ndarray,
+    random: np.random.Generator,
 ) -> np.ndarray:
-    """Contents of each query's market, drawn with replacement: int64[B, count]."""
-    sizes = np.array([len(shelf.rows) for shelf in retrieval.shelves])[market]
-    places = (random.random((len(market), count)) * sizes[:, None]).astype(np.int64)
+    """What each query wants, bool[B, N], among as many contents of its market as it retrieves, drawn with
+    replacement: int64[B, C], -1 in place of what its user knows, int64[B, S]."""
+    market, shape = made["market_index"], made["candidates"].shape
+    sizes = np.array([len(shelf.rows) for shelf in retrieval.shelves])
+    places = (random.random(shape) * sizes[market, None]).astype(np.int64)
     drawn = np.empty_like(places)
     for each in np.unique(market):
         here = market == each
         drawn[here] = retrieval.shelves[each].rows[places[here]]
+    known = np.concatenate([seen, made["recent"]], axis=1)
+    out = (drawn[..., None] == known[:, None]).any(axis=2) | np.take_along_axis(wanted, drawn, axis=1)
+    drawn[out] = -1
+    most = min(int(wanted.sum(axis=1).max()), shape[1] // 2)
+    first = np.argsort(~wanted, axis=1, kind="stable")[:, :most]
+    drawn[:, :most] = np.where(np.take_along_axis(wanted, first, axis=1), first, drawn[:, :most])
     return drawn
 
 

@@ -29,6 +29,7 @@ EXACT_UP_TO = 8_000
 LEAST_QUERIES = 100
 #: Queries that a recall is measured with.
 MOST_QUERIES = 4_000
+FIRST_QUERIES = 1_000
 #: Candidates of the scan that are scored anew, as multiples of the results asked for.
 REFINE = (1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 4.0)
 #: Scoring a candidate anew costs as much as scanning this many codes.
@@ -292,29 +293,43 @@ def _best(places: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, n
 def _tune(
     exact: MarketIndex, scan: faiss.IndexIVFPQFastScan, queries: np.ndarray, k: int, recall: float
 ) -> Tuning | None:
-    """The cheapest search that reaches the recall, None where even a scan of all codes does not."""
+    """The cheapest search that reaches the recall, None where even a scan of all codes does not.
+
+    How many candidates are scored anew is found with the first `FIRST_QUERIES`, the lists then with all.
+    """
     k = min(k, len(exact))
     # A block at a time: the scores of all queries and contents at once would not fit.
     blocks = np.array_split(queries, -(-len(queries) // 32))
     truth = np.sort(np.concatenate([exact.exact(block, k)[0] for block in blocks]), axis=1)
     scan.implem = _PER_QUERY_SCAN
-    best: Tuning | None = None
-    price, needed = np.inf, 1
+
+    def fewest(refine: float, least: int, most: int, asked: int) -> Tuning | None:
+        """The fewest lists from `least` to `most` that reach the recall of the first queries `asked`."""
+        found = None
+        while least <= most:
+            scan.nprobe = probes = (least + most) // 2
+            hits = shares(_scanned(scan, exact, queries[:asked], k, refine)[0], truth[:asked])
+            if hits.mean() - 2 * hits.std() / np.sqrt(len(hits)) >= recall:
+                found, most = Tuning(k, probes, refine, float(hits.mean())), probes - 1
+            else:
+                least = probes + 1
+        return found
+
+    lists = int(scan.nlist)
+    best, price = None, np.inf
     for refine in sorted(REFINE, reverse=True):
         anew = REFINE_COST * refine * k
         # Fewer candidates need no fewer lists, and more lists than this cost more than the best.
-        least, most = needed, int(min((price - anew) / len(exact), 1.0) * scan.nlist)
-        while least <= most:
-            scan.nprobe = probes = (least + most) // 2
-            hits = shares(_scanned(scan, exact, queries, k, refine)[0], truth)
-            if hits.mean() - 2 * hits.std() / np.sqrt(len(hits)) >= recall:
-                best, most = Tuning(k, probes, refine, float(hits.mean())), probes - 1
-                price, needed = probes / scan.nlist * len(exact) + anew, probes
-            else:
-                least = probes + 1
+        most = int(min((price - anew) / len(exact), 1.0) * lists)
+        found = fewest(refine, best.probes if best else 1, most, FIRST_QUERIES)
+        if found:
+            best, price = found, found.probes / lists * len(exact) + anew
         if best is None:
-            return None
-    return best
+            break
+    if best is None or len(queries) <= FIRST_QUERIES:
+        return best
+    near = best.probes // 2 + 1, min(2 * best.probes, lists)
+    return fewest(best.refine, *near, len(queries)) or fewest(best.refine, 1, lists, len(queries))
 
 
 def shares(found: np.ndarray, truth: np.ndarray) -> np.ndarray:

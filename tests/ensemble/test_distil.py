@@ -10,6 +10,7 @@ import pytest
 from ensemble.build import Built, build_release
 from ensemble.cascade import Cascade, reply
 from ensemble.client import FeedClient
+from ensemble.distil import _drawn
 from ensemble.release import Release
 from ensemble.stages.user_state import REQUEST
 from ensemble.steps import check_wiring
@@ -43,9 +44,15 @@ def clicks(of: Dataset, folder, split: str) -> Dataset:
 
 @pytest.fixture(scope="module")
 def stacked(small_world_dataset, small_build, tmp_path_factory) -> Release:
-    folder = tmp_path_factory.mktemp("stacked")
+    """It weighs seasons, too, and has seen candidates that were drawn."""
+    folder, config = tmp_path_factory.mktemp("stacked"), small_build.config
+    config = replace(
+        config,
+        features=replace(config.features, season_days=1.0),
+        stacking=replace(config.stacking, drawn=True),
+    )
     log = clicks(small_world_dataset, folder, "leave_last")
-    return build_release(log, folder / "build", small_build.config).release
+    return build_release(log, folder / "build", config).release
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +64,33 @@ def undivided(small_world_dataset, small_build, tmp_path_factory) -> Built:
 
 
 def test_the_weights_are_in_the_release_and_the_graph_reads_what_they_need(stacked):
-    assert len(stacked.array(FILE)) == 2 * len(SIGNALS) + 1
+    weights = stacked.array(FILE)
+    assert len(weights) == 2 * len(SIGNALS) + 1
+    assert weights[SIGNALS.index("season")] != 0
     cascade = Cascade(stacked)
     assert cascade.plan.ranking_reads == ("candidates", "recent", "retrieval_score")
     check_wiring(cascade.steps, REQUEST, reply(cascade.plan))
+
+
+def test_drawn_candidates_are_of_the_market_unknown_to_the_user_and_hold_what_is_wanted(stacked):
+    retrieval, random = Cascade(stacked).run["retrieval"], np.random.default_rng(0)
+    contents, queries = len(stacked.array("created_at.npy")), 12
+    market = random.integers(0, len(retrieval.shelves), queries)
+    seen = random.integers(-1, contents, (queries, 30))
+    recent = random.integers(-1, contents, (queries, 5))
+    wanted = np.zeros((queries, contents), bool)
+    for row in range(queries):
+        unknown = np.setdiff1d(np.arange(contents), np.union1d(seen[row], recent[row]))
+        wanted[row, random.choice(unknown, row % 3, replace=False)] = True
+    made = {"market_index": market, "recent": recent, "candidates": np.zeros((queries, 60), np.int64)}
+    drawn = _drawn(retrieval, made, seen, wanted, random)
+    for row in range(queries):
+        liked, known = np.flatnonzero(wanted[row]), np.union1d(seen[row], recent[row])
+        others = np.setdiff1d(drawn[row], [*liked, -1])
+        assert sorted(drawn[row][np.isin(drawn[row], liked)]) == liked.tolist()
+        assert np.isin(others, retrieval.shelves[market[row]].rows).all()
+        assert len(others)
+        assert not np.isin(others, known).any()
 
 
 def test_the_ranker_has_the_last_word_where_no_query_is_asked(undivided):
