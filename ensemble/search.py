@@ -274,7 +274,12 @@ def _scanned(
     `faiss.IndexRefine`, but the candidates of a query are sorted once instead of going through two heaps.
     """
     faiss.omp_set_num_threads(1)
-    places = scan.search(queries, min(int(k * refine), len(index)))[1]
+    queries = np.ascontiguousarray(queries, np.float32)
+    places = np.empty((len(queries), min(int(k * refine), len(index))), np.int64)
+    rough = np.empty(places.shape, np.float32)
+    # What `scan.search` does, without its checks of arrays that are made here.
+    asked, count = faiss.swig_ptr(queries), places.shape[1]
+    scan.search_c(len(queries), asked, count, faiss.swig_ptr(rough), faiss.swig_ptr(places))
     return _best(places, index.products(queries, places), k)
 
 
