@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = 1
+FORMAT = 2  # 2: seasons among the features of a pair
 MANIFEST = "manifest.json"
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(onnx|npy|json)")
 _AGAIN = "copy the release again from where it was written, or write a new one"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ensemble.release import MANIFEST, Release, ReleaseError, ReleaseWriter
+from ensemble.release import FORMAT, MANIFEST, Release, ReleaseError, ReleaseWriter
 from tests.ensemble import toy
 
 
@@ -99,12 +99,13 @@ def test_a_link_in_place_of_a_file_is_refused(copy, folder):
 def test_a_format_of_the_future_is_refused_with_what_to_do(copy):
     manifest = json.loads((copy / MANIFEST).read_text())
     (copy / MANIFEST).write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(ReleaseError, match="has format 99; this version reads format 1, export"):
+    with pytest.raises(ReleaseError, match=f"has format 99; this version reads format {FORMAT}, export"):
         Release.open(copy)
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "{}", "null", '{"format": 1}', '{"format": 1, "files": []}', "\xff", ""]
+    "text",
+    ["[]", "{}", "null", f'{{"format": {FORMAT}}}', f'{{"format": {FORMAT}, "files": []}}', "\xff", ""],
 )
 def test_a_manifest_that_is_none_is_refused(copy, text):
     (copy / MANIFEST).write_text(text, encoding="latin-1")
