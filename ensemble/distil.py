@@ -70,7 +70,7 @@ def with_stacking(
         lists = [made]
         if config.drawn:
             candidates = _drawn(retrieval, made, seen, target_of, random)
-            lists.append(_scored(cascade, retrieval, vectors, made, candidates))
+            lists.append(ranked(cascade, vectors, made, candidates))
         for each in lists:
             signal, length = signals(
                 each["probabilities"][..., 0],
@@ -203,17 +203,22 @@ def _ranked(
     return made | _judged(cascade, made)
 
 
-def _scored(
-    cascade: Cascade,
-    retrieval: Retrieval,
-    vectors: np.ndarray,
-    made: dict[str, np.ndarray],
-    candidates: np.ndarray,
+def ranked(
+    cascade: Cascade, vectors: np.ndarray, made: dict[str, np.ndarray], candidates: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The tensors `made` with other candidates int64[B, C], -1 fills; vectors float32[N, D]."""
-    known = (made[name] for name in ("market_index", "time", "recent", "speaks", "since"))
+    """The cascade's tensors after ranking candidates that are given, not retrieved.
+
+    Args:
+        vectors: float32[N, D], the contents'.
+        made: the tensors after the query step.
+        candidates: int64[B, C], -1 fills.
+    """
+    retrieval = cascade.run["retrieval"]
+    assert isinstance(retrieval, Retrieval)
     cosine = np.einsum("bd,bcd->bc", made["query_vector"], vectors[np.maximum(candidates, 0)])
-    made = made | retrieval.describe(candidates, *known)
+    made = made | retrieval.describe(
+        candidates, made["market_index"], made["time"], made["recent"], made["speaks"], made.get("since")
+    )
     made |= {"candidates": candidates, "retrieval_score": cosine}
     return made | _judged(cascade, made)
 

@@ -29,6 +29,7 @@ EXACT_UP_TO = 8_000
 LEAST_QUERIES = 100
 #: Queries that a recall is measured with.
 MOST_QUERIES = 4_000
+#: Those of them that settle how many candidates are scored anew.
 FIRST_QUERIES = 1_000
 #: Candidates of the scan that are scored anew, as multiples of the results asked for.
 REFINE = (1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 4.0)

@@ -12,14 +12,15 @@ import scipy.sparse as sp
 
 from ensemble.build import BuildConfig, build_release
 from ensemble.cascade import Cascade
+from ensemble.distil import ranked
 from ensemble.release import Release
 from ensemble.stages.retrieval import Retrieval
 from ensemble.stages.user_state import UserState
 from evaluation.systems import KNOWN
 from evaluation.tasks import Progress, Task
 from market.dataset import write_dataset
-from market.tables import Tables
 from market.watch_time import WatchTime
+from models.seasons import latest_before
 from models.training import quiet
 
 #: Contents beyond the candidates rank below every candidate, in the two-tower's order.
@@ -86,7 +87,12 @@ class Released:
         self.user_state = stage
         self.known = stage.history, stage.seen, stage.since
         wanted = task.validation()
-        since = None if stage.since is None else _latest(task.tables, self.cascade.plan.as_of)
+        since = None
+        if stage.since is not None:
+            assert task.train.time is not None
+            rows, everyone = task.train.positive(task.target), np.arange(task.users)
+            end = np.full(task.users, self.cascade.plan.as_of)
+            since = latest_before(task.train.user[rows], task.train.time[rows], everyone, end, end)
         self.trained = _without(stage.history, wanted), _without(stage.seen, wanted), since
 
     def queries(self, users: np.ndarray, known: bool = False) -> dict[str, np.ndarray]:
@@ -113,30 +119,11 @@ class Released:
     def rank(self, made: dict[str, np.ndarray], candidates: np.ndarray) -> np.ndarray:
         """The ranker's blended value of candidates int64[B, C], float32[B, C]; where the task asks for watch
         time, the seconds it expects."""
-        contents = self.retrieval.describe(
-            candidates,
-            made["market_index"],
-            made["time"],
-            made["recent"],
-            made["speaks"],
-            made.get("since"),
-        )
-        cosine = np.einsum("bd,bcd->bc", made["query_vector"], self.vectors[candidates])
-        asked = made | contents | {"candidates": candidates, "retrieval_score": cosine}
-        ranking = self.cascade.steps[3]
-        inputs = {spec.name: asked[spec.name] for spec in ranking.inputs}
-        probabilities = self.cascade.run[ranking.name](**inputs)["probabilities"]
+        probabilities = ranked(self.cascade, self.vectors, made, candidates)["probabilities"]
         if not self.amount:
             return self.cascade.blend(probabilities, candidates, made["market_index"])
         rank = probabilities[..., self.cascade.plan.tasks.index("watch")]
         return self.times.seconds(rank, self.duration_s[candidates])
-
-
-def _latest(tables: Tables, without: int) -> np.ndarray:
-    """When each user's latest training row was, int64[U]; `without` where there is none."""
-    log = tables.impressions
-    last = log[log["split"] == "train"].groupby("user_id")["time"].max()
-    return last.reindex(tables.users["user_id"]).fillna(without).to_numpy(np.int64)
 
 
 def _without(histories: np.ndarray, wanted: sp.csr_matrix) -> np.ndarray:

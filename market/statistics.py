@@ -65,8 +65,12 @@ class EventCounts:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Events inside the window, by default strictly before `time`: in the market and in all, float32[P]
         each."""
-        here = self._count(self.by_market, market.astype(np.int64) * self.contents + content, time)
+        here = self.in_market(market, content, time)
         return here, self._count(self.by_world, content.astype(np.int64), time)
+
+    def in_market(self, market: np.ndarray, content: np.ndarray, time: np.ndarray) -> np.ndarray:
+        """The first of both, float32[P]."""
+        return self._count(self.by_market, market.astype(np.int64) * self.contents + content, time)
 
 
 def counts(

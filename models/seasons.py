@@ -64,7 +64,7 @@ class Seasons:
         since = self.since[query]
         away = queries.time[query] - since
         itself = own & (away >= -counts.window_s) & (away < counts.after_s)
-        return counts(queries.market[query], content, since)[0] - itself
+        return counts.in_market(queries.market[query], content, since) - itself
 
 
 def training_positives(examples: Examples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -315,7 +315,8 @@ class Retrieval:
         season = None
         if self.season is not None:
             assert since is not None
-            season = self.season(*np.broadcast_arrays(market_index[:, None], rows, since[:, None]))[0]
+            pair = np.broadcast_arrays(market_index[:, None], rows, since[:, None])
+            season = self.season.in_market(*pair)
         pairs = pair_features(
             self.popularity[market_index[:, None], rows],
             self.world[rows],

@@ -52,7 +52,7 @@ def by_brute_force(
 @pytest.fixture(scope="module")
 def large() -> tuple[MarketIndex, np.ndarray]:
     """An approximate index, and queries that it was not tuned with."""
-    vectors, queries = clustered(12_000, 1, 1400)
+    vectors, queries = clustered(12_000, 1, 3900)
     index = MarketIndex.build(vectors, queries[:900], k=K, recall=0.98)
     assert index.tuning is not None
     return index, queries[900:]
@@ -95,9 +95,8 @@ def test_a_large_market_is_searched_approximately_with_the_recall_asked_for(
 ) -> None:
     index, queries = large
     places, scores = index.search(queries, K)
-    found = shares(places, by_brute_force(index.vectors, queries, K)[0])
-    # These 500 are a sample too.
-    assert 0.98 - 2 * found.std() / np.sqrt(len(found)) <= found.mean() < 1
+    recall = shares(places, by_brute_force(index.vectors, queries, K)[0]).mean()
+    assert 0.98 <= recall < 1
     assert 0.98 <= index.tuning.recall < 1
     assert index.tuning.probes < 64
     np.testing.assert_allclose(scores, np.einsum("bkd,bd->bk", index.vectors[places], queries), rtol=1e-5)
@@ -136,7 +135,7 @@ def test_an_index_read_from_its_lists_is_the_one_that_was_built(
     large: tuple[MarketIndex, np.ndarray],
 ) -> None:
     index, queries = large
-    vectors, sample = clustered(12_000, 1, 1400)
+    vectors, sample = clustered(12_000, 1, 3900)
     again = MarketIndex.build(vectors, sample[:900], k=K, recall=0.98)
     assert again.tuning == index.tuning
     np.testing.assert_array_equal(again.lists(), index.lists())
