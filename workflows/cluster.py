@@ -1,20 +1,23 @@
-"""Where the workflows run: a LocalCUDACluster on a CUDA host, this process on any other."""
+"""Where the workflows run: a LocalCUDACluster on a CUDA host with cudf, this process on any other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from . import runtime  # noqa: F401  (sets the environment before Merlin is imported)
+
+from merlin.core.compat import cudf  # isort: skip
+
+ON_GPU = cudf is not None
+"""Whether NVTabular computes on cudf. Merlin takes cudf only where there is a GPU; on a CUDA host without it
+models train on the GPU and features are made on the CPU."""
+
 
 @contextmanager
 def gpu_cluster() -> Iterator[None]:
-    """Run the block's Dask work on every local GPU; without a GPU, on threads of this process.
-
-    Not executed on a CUDA host yet; the CPU branch is what the tests run.
-    """
-    from merlin.core.compat import HAS_GPU
-
-    if not HAS_GPU:
+    """Run the block's Dask work on every local GPU; without cudf, on threads of this process."""
+    if not ON_GPU:
         yield
         return
     from dask_cuda import LocalCUDACluster

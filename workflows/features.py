@@ -33,13 +33,12 @@ from . import runtime  # noqa: F401  (sets the environment before NVTabular is i
 
 import merlin.dtypes as merlin_types  # isort: skip
 import nvtabular as nvt  # isort: skip
-from merlin.core.dispatch import HAS_GPU  # isort: skip
 from merlin.schema import ColumnSchema, Schema, Tags  # isort: skip
 from nvtabular import ops  # isort: skip
 
 from . import patches  # noqa: F401  # isort: skip  (NVTabular hashes values, not rows)
 from .bulk import BulkTransform
-from .cluster import gpu_cluster
+from .cluster import ON_GPU, gpu_cluster
 from .compile import compile_workflow
 from .examples import SPLITS, TRAIN, Examples, content_frame, followed, query_tables, user_frame
 from .vectors import VectorSpace, raw_vectors, vector_columns
@@ -240,7 +239,7 @@ def fit_features(
     """Fit both workflows on the training part alone, then transform every row, out of core.
 
     Raw tables go to Parquet under `folder`, many files each; Dask streams them through NVTabular, on cudf
-    with a LocalCUDACluster where there is a GPU and on pandas where there is none. A column without a value
+    with a LocalCUDACluster where there is cudf and on pandas where there is none. A column without a value
     in the training part is left out: nothing can be learned from it.
 
     Args:
@@ -337,7 +336,7 @@ def _transform(
     """Transform Parquet folders one after another into one array a column."""
     out.mkdir(parents=True)
     writers: dict[str, NpyAppendArray] = {}
-    transformed = _with_nvtabular if HAS_GPU else _in_bulk
+    transformed = _with_nvtabular if ON_GPU else _in_bulk
     for arrays in transformed(workflow, parts, out, config, list_lengths):
         for name, array in arrays.items():
             if name not in writers:

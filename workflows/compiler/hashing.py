@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from workflows.cluster import ON_GPU
 from workflows.compiler.graph import INT64, Column, Graph, Refused
 from workflows.compiler.site import Site
 
@@ -42,11 +43,9 @@ def buckets(graph: Graph, column: Column, number: int) -> str:
     (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
 
     Raises:
-        Refused: the column is text or float, or NVTabular runs on a GPU, which hashes otherwise.
+        Refused: the column is text or float, or NVTabular runs on cudf, which hashes otherwise.
     """
-    from merlin.core.dispatch import HAS_GPU
-
-    if HAS_GPU:
+    if ON_GPU:
         raise Refused("NVTabular hashes otherwise on a GPU (Murmur3) than on a CPU; use Categorify")
     if column.dtype.kind not in "iub":
         what, why = (

@@ -1,0 +1,32 @@
+"""Where features are made: on cudf where it is, and on pandas on a GPU's host too."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.conftest import REPOSITORY
+
+A_GPU_WITHOUT_CUDF = """
+import sys, types
+found = types.ModuleType("merlin.core.has_gpu")
+found.HAS_GPU = True
+sys.modules["merlin.core.has_gpu"] = found
+sys.modules["cudf"] = None
+from pathlib import Path
+from tests.workflows.encode import encode
+from merlin.core.dispatch import HAS_GPU
+assert HAS_GPU
+made = encode(Path(sys.argv[1]), Path(sys.argv[2]))
+print(len(made.query), len(made.content))
+"""
+
+
+def test_a_gpu_without_cudf_gets_the_features_of_a_cpu(
+    small_world_dataset, small_examples, small_features, tmp_path
+):
+    """As after `pip install .[gpu]`, which brings TensorFlow's CUDA build and no cudf."""
+    command = [sys.executable, "-c", A_GPU_WITHOUT_CUDF, str(small_world_dataset.path), str(tmp_path)]
+    said = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.split() == [str(len(small_features.query)), str(len(small_features.content))]
