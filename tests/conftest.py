@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test marked `gpu` runs where there is a CUDA device, before its fixtures are made."""
+    if item.get_closest_marker("gpu") and not Path("/dev/nvidiactl").exists():
+        pytest.skip("no CUDA device on this machine")
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of public data sets: $PASAR_DATA, else ../shared/data beside the checkout."""
