@@ -35,10 +35,13 @@ class BuildConfig:
     Attributes:
         seed: of everything drawn while building.
         popularity_window_h: trailing window of popularity where a data set is cut by time (hours).
+        live_window_s: an impression of a live room is labelled with what its user did there within this time
+            from it on, for logs that tell a stay as many impressions; 0 takes each for itself (seconds).
     """
 
     seed: int = 7
     popularity_window_h: float = 72.0
+    live_window_s: int = 0
     split: SplitConfig = field(default_factory=SplitConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
     item_graph: ItemGraphConfig = field(default_factory=ItemGraphConfig)
@@ -48,6 +51,10 @@ class BuildConfig:
     stacking: StackingConfig = field(default_factory=StackingConfig)
     preranker: PreRankerConfig = field(default_factory=PreRankerConfig)
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
+
+    def __post_init__(self) -> None:
+        if self.live_window_s < 0:
+            raise ValueError(f"live_window_s is {self.live_window_s}; it must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,7 @@ def build_training_set(
         work,
         history_length=config.features.history_length,
         seen_length=config.features.seen_length,
+        live_window_s=config.live_window_s,
         split=config.split,
         seed=config.seed,
     )

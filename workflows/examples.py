@@ -25,6 +25,7 @@ from market.moments import UNKNOWN, LoggedMoments, Timeline
 from market.offers import Offers
 from market.profiles import MARKETS
 from market.watch_time import WatchTime
+from workflows.windows import over_windows
 
 SPLITS = ("train", "valid", "test")
 TRAIN, VALID, TEST = range(3)
@@ -145,8 +146,8 @@ class Pairs:
     Attributes:
         query: int64[P], row of `Queries`.
         content: int32[P], row of the contents table.
-        positive: bool[P].
-        outcomes: float32[P] by outcome name.
+        positive: bool[P], whether the impression itself led to a wanted outcome.
+        outcomes: float32[P] by outcome name, the labels; of a live room those of `live_window_s` from there.
         split: int8[P].
         propensity: float32[P], chance that the content was shown there, or None where it was not logged.
     """
@@ -417,6 +418,7 @@ def build_examples(
     *,
     history_length: int,
     seen_length: int,
+    live_window_s: int = 0,
     split: SplitConfig | None = None,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
@@ -426,6 +428,7 @@ def build_examples(
     Args:
         history_length: events kept in a query's history.
         seen_length: contents of a user's past that are not shown again.
+        live_window_s: how long after an impression of a live room outcomes count as its own (seconds).
         seed: draws the order of events where the data set has no time.
         progress: called with the number of impressions read.
     """
@@ -477,11 +480,17 @@ def build_examples(
     def ordered(values: np.ndarray) -> np.ndarray:
         return values if in_order else values[by_split]
 
+    outcomes = log.outcomes
+    if live_window_s:
+        if log.time is None:
+            raise ValueError("live_window_s needs a `time` column in impressions; set it to 0")
+        live = np.flatnonzero((contents["kind"].to_numpy() == "live")[content])
+        outcomes = over_windows(outcomes, live, user, content, log.time, split_of, live_window_s)
     pairs = Pairs(
         query=ordered(place[query_of]),
         content=ordered(content),
         positive=ordered(positive),
-        outcomes={name: ordered(values) for name, values in log.outcomes.items()},
+        outcomes={name: ordered(values) for name, values in outcomes.items()},
         split=ordered(split_of),
         propensity=None if log.propensity is None else ordered(log.propensity),
     )
