@@ -4,9 +4,12 @@ This module imports nothing that counts cores, for its workers must be kept to t
 """
 
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from functools import partial
+from multiprocessing import active_children, get_context
 from typing import Any, TypeVar
 
 Part = TypeVar("Part")
@@ -15,6 +18,9 @@ Made = TypeVar("Made")
 
 def side_by_side(run: Callable[[Part], Made], parts: Sequence[Part], jobs: int) -> Iterator[Made]:
     """What `run` makes of each part, in their order, as soon as it and those before it are made.
+
+    Whoever stops the iteration, by an exception or a signal, stops the parts that are running, which end as
+    after SIGTERM: what they had opened is closed.
 
     Args:
         run: a function of a module; it, its parts and what it makes cross between processes.
@@ -26,10 +32,26 @@ def side_by_side(run: Callable[[Part], Made], parts: Sequence[Part], jobs: int) 
     mine = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     for job in range(jobs):
         cores.put(mine[job % len(mine) :: jobs] if mine else [])
+    others = set(active_children())
     with ProcessPoolExecutor(jobs, context, _stay, (cores,)) as pool:
-        yield from pool.map(run, parts)
+        try:
+            yield from pool.map(partial(_made, run), parts)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in set(active_children()) - others:
+                worker.terminate()
+            raise
 
 
 def _stay(cores: Any) -> None:
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if mine := cores.get():
         os.sched_setaffinity(0, mine)
+
+
+def _made(run: Callable[[Part], Made], part: Part) -> Made:
+    try:
+        return run(part)
+    except SystemExit as end:
+        # What the part had opened is closed by now; the pool would go on with the next one.
+        os._exit(int(end.code or 0))
