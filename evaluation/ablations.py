@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from evaluation.closed_loop import Player, Policy, Requests, play
 from evaluation.report import ranking_and_ranker
 from evaluation.runs import Row
 from market.world import World
+from models.batches import TrainingSet
 from workflows.examples import Examples
 
 FULL = "cascade"
@@ -80,6 +82,19 @@ ABLATIONS: Mapping[str, Callable[[Player], None]] = {
     "caps alone, no diversity by vectors": no_diversity,
     "no re-ordering diversity": no_variety,
 }
+
+
+def without_moments(examples: Examples) -> Examples:
+    """Examples to whose models nobody says what happens in a room: viewers, the product shown, how long it
+    has been open. The stock of products stays known, and so does which contents are rooms."""
+    moments = copy.copy(examples.moments)
+    moments.room = np.zeros_like(moments.room)
+    return replace(examples, moments=moments)
+
+
+def blind_to_moments(data: TrainingSet) -> TrainingSet:
+    """The training set of such examples, for `ensemble.build.build_release`."""
+    return replace(data, examples=without_moments(data.examples))
 
 
 def ablate(

@@ -551,7 +551,8 @@ def ablate(
     config: ConfigOption = None,
 ) -> None:
     """What each part of the cascade is worth in the simulated world, with confidence intervals."""
-    from evaluation.ablations import FULL, ablate
+    from ensemble.build import build_release
+    from evaluation.ablations import FULL, ablate, blind_to_moments, without_moments
     from evaluation.adaptation import build_alone, build_blind, each_its_own
     from evaluation.closed_loop import Player, held_out_requests
     from evaluation.runs import write_rows
@@ -566,6 +567,13 @@ def ablate(
     examples, seed, world = built.data.examples, settings.build.seed, World(settings.world)
     asked = held_out_requests(examples, requests, seed=seed, split=VALID if validation else TEST)
     others: dict[str, Any] = {}
+    with reporter() as report:
+        report.step("rooms without their moments")
+        deaf = build_release(
+            dataset, out / "rooms", settings.build, see=blind_to_moments, progress=report.training
+        )
+    player = Player(deaf.release, without_moments(examples), world, asked.begin, seed=seed)
+    others["without the moments of rooms"] = player.cascade_slate
     if markets:
         with reporter() as report:
             blind = build_blind(

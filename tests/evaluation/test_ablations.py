@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from ensemble.channels import Channel
-from evaluation.ablations import ABLATIONS, FULL, ablate
+from evaluation.ablations import ABLATIONS, FULL, ablate, blind_to_moments
 from evaluation.closed_loop import ALL, EXPECTED, Asked, Player, held_out_requests
+from market.moments import MOMENT_FEATURES
 from market.world import World
 from tests.evaluation.test_closed_loop import SMALL_WORLD
 
@@ -87,3 +88,20 @@ def test_every_ablation_is_played_beside_the_whole_cascade(small_build, small_re
         if row.metric == f"{EXPECTED} over {FULL}":
             assert row.value == pytest.approx(own[row.system] - own[FULL], abs=1e-9)
             assert row.low <= row.value <= row.high
+
+
+def test_a_model_that_is_blind_to_moments_reads_none_of_a_room_and_all_else(small_training_set):
+    pairs = small_training_set.examples.pairs
+    rows = np.arange(len(pairs.query))
+    own = np.zeros(len(rows), bool)
+    seen, blind = (
+        data.pair_arrays(pairs.query[rows], pairs.content[rows], own)
+        for data in (small_training_set, blind_to_moments(small_training_set))
+    )
+    hidden = set(MOMENT_FEATURES) - {"stock"}
+    for name in seen:
+        if name in hidden:
+            assert seen[name].any()
+            assert not blind[name].any()
+        else:
+            np.testing.assert_array_equal(seen[name], blind[name])
