@@ -569,10 +569,10 @@ def ablate(
     others: dict[str, Any] = {}
     with reporter() as report:
         report.step("rooms without their moments")
-        deaf = build_release(
+        untold = build_release(
             dataset, out / "rooms", settings.build, see=blind_to_moments, progress=report.training
         )
-    player = Player(deaf.release, without_moments(examples), world, asked.begin, seed=seed)
+    player = Player(untold.release, without_moments(examples), world, asked.begin, seed=seed)
     others["without the moments of rooms"] = player.cascade_slate
     if markets:
         with reporter() as report:
