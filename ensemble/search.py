@@ -31,13 +31,16 @@ LEAST_QUERIES = 100
 MOST_QUERIES = 4_000
 #: Those of them that settle how many candidates are scored anew.
 FIRST_QUERIES = 1_000
+#: An index has no fewer lists.
+FEWEST_LISTS = 8
 #: Candidates of the scan that are scored anew, as multiples of the results asked for.
 REFINE = (1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 4.0)
-#: Scoring a candidate anew costs as much as scanning this many codes.
-REFINE_COST = 20
-#: The scan of faiss that treats each query by itself, with a reservoir of the best.
-_PER_QUERY_SCAN = 11
-_CODES_AT_ONCE = 64
+#: Scoring a candidate anew, going to a list and looking at its centre cost as much as scanning so many codes.
+REFINE_COST, LIST_COST, CENTRE_COST = 20, 100, 6
+#: Scans of faiss with a reservoir of the best: a query's lists from the nearest on, or each list once for all
+#: queries that look into it, which is quicker where so many do.
+_QUERY_BY_QUERY, _LIST_BY_LIST, _TOGETHER_FROM = 11, 13, 2.0
+_CODES_AT_ONCE = 32
 #: `madvise`: put what lies here into a huge page now. Linux 6.1 and later.
 _COLLAPSE, _HUGE_PAGE = 25, 2**21
 
@@ -81,7 +84,6 @@ class MarketIndex:
         self.vectors.flags.writeable = False
         self._scan, self.tuning = scan, tuning
         if scan is not None and tuning is not None:
-            scan.implem = _PER_QUERY_SCAN
             scan.nprobe = tuning.probes
             _into_huge_pages(scan)
 
@@ -114,18 +116,19 @@ class MarketIndex:
         if len(vectors) <= EXACT_UP_TO or len(queries) < LEAST_QUERIES:
             return exact
         faiss.omp_set_num_threads(1)
-        lists = 2 ** round(np.log2(1.2 * np.sqrt(len(vectors))))
-        width = vectors.shape[1]
-        scan = faiss.IndexIVFPQFastScan(
-            faiss.IndexFlatIP(width), width, lists, width, 4, faiss.METRIC_INNER_PRODUCT, _CODES_AT_ONCE
-        )
-        scan.by_residual = True
-        scan.cp.seed = scan.pq.cp.seed = seed
-        scan.train(exact.vectors)
-        scan.add(exact.vectors)
         pick = np.random.default_rng(seed).permutation(len(queries))[:MOST_QUERIES]
-        tuning = _tune(exact, scan, np.ascontiguousarray(queries[np.sort(pick)], np.float32), k, recall)
-        return cls(vectors, scan, tuning) if tuning else exact
+        queries = np.ascontiguousarray(queries[np.sort(pick)], np.float32)
+        truth = _truth(exact, queries, min(k, len(exact)))
+        found, price = exact, np.inf
+        lists = 2 ** round(np.log2(1.2 * np.sqrt(len(vectors))))
+        # The less clustered the vectors are, the more lists have to be scanned, and the fewer pay.
+        while lists >= FEWEST_LISTS:
+            scan = _filled(exact.vectors, lists, queries, seed)
+            tuning, cost = _tune(exact, scan, queries, truth, recall)
+            if tuning is None or cost >= price:
+                break
+            found, price, lists = cls(vectors, scan, tuning), cost, lists // 2
+        return found
 
     @classmethod
     def load(cls, vectors: np.ndarray, lists: np.ndarray, tuning: Tuning | None) -> MarketIndex:
@@ -154,7 +157,10 @@ class MarketIndex:
 
     def lists(self) -> np.ndarray:
         """What `load` needs beside the vectors: uint8[bytes], empty where every search is exact."""
-        return np.empty(0, np.uint8) if self._scan is None else faiss.serialize_index(self._scan)
+        if self._scan is None:
+            return np.empty(0, np.uint8)
+        self._scan.implem = _QUERY_BY_QUERY  # the last search's otherwise
+        return faiss.serialize_index(self._scan)
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -246,6 +252,25 @@ def read_index(release: Release, market: int, vectors: np.ndarray) -> MarketInde
         raise ReleaseError(f"search_{market}.npy of release '{release.name}': {error}") from error
 
 
+def _filled(vectors: np.ndarray, lists: int, queries: np.ndarray, seed: int) -> faiss.IndexIVFPQFastScan:
+    """Lists of codes of all vectors, with centres and levels learned from them."""
+    width = vectors.shape[1]
+    scan = faiss.IndexIVFPQFastScan(
+        faiss.IndexFlatIP(width), width, lists, width, 4, faiss.METRIC_INNER_PRODUCT, _CODES_AT_ONCE
+    )
+    scan.by_residual = True
+    scan.cp.seed = scan.pq.cp.seed = seed
+    scan.train(vectors)
+    # A scan list by list goes by their numbers. The sooner it meets the best, the fewer others it keeps, so
+    # those nearest to all queries come first.
+    centres = scan.quantizer.reconstruct_n(0, lists)
+    order = np.argsort(-(centres @ queries.mean(axis=0)), kind="stable")
+    scan.quantizer.reset()
+    scan.quantizer.add(centres[order])
+    scan.add(vectors)
+    return scan
+
+
 def _into_huge_pages(scan: faiss.IndexIVFPQFastScan) -> None:
     """Move the lists into huge pages where the system can: a scan of many short lists waits for page tables.
 
@@ -280,7 +305,12 @@ def _scanned(
     rough = np.empty(places.shape, np.float32)
     # What `scan.search` does, without its checks of arrays that are made here.
     asked, count = faiss.swig_ptr(queries), places.shape[1]
+    # Both find the same, so threads that search side by side may change it at any time.
+    shared = len(queries) * scan.nprobe >= _TOGETHER_FROM * scan.nlist
+    scan.implem = _LIST_BY_LIST if shared else _QUERY_BY_QUERY
     scan.search_c(len(queries), asked, count, faiss.swig_ptr(rough), faiss.swig_ptr(places))
+    # Which of those that equal the last are kept depends on the order of the scan, all better ones do not.
+    places[rough == rough[:, -1:]] = -1
     return _best(places, index.products(queries, places), k)
 
 
@@ -296,18 +326,26 @@ def _best(places: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, n
     return best.imag.astype(np.int64), -best.real.astype(np.float32)
 
 
+def _truth(exact: MarketIndex, queries: np.ndarray, k: int) -> np.ndarray:
+    """The `k` exactly nearest of each query float32[q, D], by place: int64[q, k]."""
+    # A block at a time: the scores of all queries and contents at once would not fit.
+    blocks = np.array_split(queries, -(-len(queries) // 32))
+    return np.sort(np.concatenate([exact.exact(block, k)[0] for block in blocks]), axis=1)
+
+
+def _list_cost(scan: faiss.IndexIVFPQFastScan) -> float:
+    """What scanning a list costs, in codes; half of its last block is empty."""
+    return scan.ntotal / scan.nlist + _CODES_AT_ONCE / 2 + LIST_COST
+
+
 def _tune(
-    exact: MarketIndex, scan: faiss.IndexIVFPQFastScan, queries: np.ndarray, k: int, recall: float
-) -> Tuning | None:
-    """The cheapest search that reaches the recall, None where even a scan of all codes does not.
+    exact: MarketIndex, scan: faiss.IndexIVFPQFastScan, queries: np.ndarray, truth: np.ndarray, recall: float
+) -> tuple[Tuning | None, float]:
+    """The cheapest search that reaches the recall, None where no scan of all codes does, and its cost.
 
     How many candidates are scored anew is found with the first `FIRST_QUERIES`, the lists then with all.
     """
-    k = min(k, len(exact))
-    # A block at a time: the scores of all queries and contents at once would not fit.
-    blocks = np.array_split(queries, -(-len(queries) // 32))
-    truth = np.sort(np.concatenate([exact.exact(block, k)[0] for block in blocks]), axis=1)
-    scan.implem = _PER_QUERY_SCAN
+    k, lists = truth.shape[1], int(scan.nlist)
 
     def fewest(refine: float, least: int, most: int, asked: int) -> Tuning | None:
         """The fewest lists from `least` to `most` that reach the recall of the first queries `asked`."""
@@ -321,21 +359,20 @@ def _tune(
                 least = probes + 1
         return found
 
-    lists = int(scan.nlist)
     best, price = None, np.inf
     for refine in sorted(REFINE, reverse=True):
-        anew = REFINE_COST * refine * k
+        fixed = CENTRE_COST * lists + REFINE_COST * refine * k
         # Fewer candidates need no fewer lists, and more lists than this cost more than the best.
-        most = int(min((price - anew) / len(exact), 1.0) * lists)
+        most = int(min((price - fixed) / _list_cost(scan), lists))
         found = fewest(refine, best.probes if best else 1, most, FIRST_QUERIES)
         if found:
-            best, price = found, found.probes / lists * len(exact) + anew
+            best, price = found, found.probes * _list_cost(scan) + fixed
         if best is None:
             break
-    if best is None or len(queries) <= FIRST_QUERIES:
-        return best
-    near = best.probes // 2 + 1, min(2 * best.probes, lists)
-    return fewest(best.refine, *near, len(queries)) or fewest(best.refine, 1, lists, len(queries))
+    if best and len(queries) > FIRST_QUERIES:
+        near = best.probes // 2 + 1, min(2 * best.probes, lists)
+        best = fewest(best.refine, *near, len(queries)) or fewest(best.refine, 1, lists, len(queries))
+    return best, price
 
 
 def shares(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
