@@ -36,10 +36,13 @@ FEWEST_LISTS = 8
 #: Candidates of the scan that are scored anew, as multiples of the results asked for.
 REFINE = (1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 4.0)
 #: Scoring a candidate anew, going to a list and looking at its centre cost as much as scanning so many codes.
-REFINE_COST, LIST_COST, CENTRE_COST = 20, 100, 6
+REFINE_COST, LIST_COST, CENTRE_COST = 50, 100, 6
 #: Scans of faiss with a reservoir of the best: a query's lists from the nearest on, or each list once for all
-#: queries that look into it, which is quicker where so many do.
-_QUERY_BY_QUERY, _LIST_BY_LIST, _TOGETHER_FROM = 11, 13, 2.0
+#: queries that look into it.
+_QUERY_BY_QUERY, _LIST_BY_LIST = 11, 13
+#: List by list is quicker where so many queries look into a list, and a query scans more codes than a cache
+#: holds.
+_QUERIES_A_LIST, _CODES_A_QUERY = 1.5, 12_000
 _CODES_AT_ONCE = 32
 #: `madvise`: put what lies here into a huge page now. Linux 6.1 and later.
 _COLLAPSE, _HUGE_PAGE = 25, 2**21
@@ -181,7 +184,7 @@ class MarketIndex:
         assert self._scan is not None
         k = min(k, len(self))
         places, scores = _scanned(self._scan, self, queries, k, self.tuning.refine)
-        if (places[:, -1] < 0).any():  # the lists scanned hold fewer than k
+        if places[:, -1].min(initial=0) < 0:  # the lists scanned hold fewer than k
             few = np.flatnonzero(places[:, -1] < 0)
             places[few], scores[few] = self.exact(queries[few], k)
         return places, scores
@@ -306,11 +309,12 @@ def _scanned(
     # What `scan.search` does, without its checks of arrays that are made here.
     asked, count = faiss.swig_ptr(queries), places.shape[1]
     # Both find the same, so threads that search side by side may change it at any time.
-    shared = len(queries) * scan.nprobe >= _TOGETHER_FROM * scan.nlist
-    scan.implem = _LIST_BY_LIST if shared else _QUERY_BY_QUERY
+    share = scan.nprobe / scan.nlist
+    together = len(queries) * share >= _QUERIES_A_LIST and share * scan.ntotal >= _CODES_A_QUERY
+    scan.implem = _LIST_BY_LIST if together else _QUERY_BY_QUERY
     scan.search_c(len(queries), asked, count, faiss.swig_ptr(rough), faiss.swig_ptr(places))
     # Which of those that equal the last are kept depends on the order of the scan, all better ones do not.
-    places[rough == rough[:, -1:]] = -1
+    np.copyto(places, -1, where=rough == rough[:, -1:])
     return _best(places, index.products(queries, places), k)
 
 

@@ -103,6 +103,43 @@ def test_a_large_market_is_searched_approximately_with_the_recall_asked_for(
     assert (np.diff(scores, axis=1) <= 0).all()
 
 
+def test_a_scan_list_by_list_finds_what_one_query_by_query_finds(
+    large: tuple[MarketIndex, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, queries = large
+    scans = []
+    for queries_a_list in (0, np.inf):
+        monkeypatch.setattr("ensemble.search._QUERIES_A_LIST", queries_a_list)
+        monkeypatch.setattr("ensemble.search._CODES_A_QUERY", 0)
+        scans.append([index.search(queries[at : at + size], K) for at, size in ((0, 1), (1, 2), (3, 997))])
+    for lists, alone in zip(*scans):
+        np.testing.assert_array_equal(lists[0], alone[0])
+        np.testing.assert_array_equal(lists[1], alone[1])
+
+
+def test_many_equal_contents_at_the_border_are_searched_exactly() -> None:
+    vectors, queries = clustered(12_000, 6, 400)
+    vectors[4_000:] = vectors[4_000]  # more of them than are scored anew
+    index = MarketIndex.build(vectors, queries[:300], k=K, recall=0.9)
+    assert index.tuning is not None
+    asked = np.concatenate([vectors[4_000:4_001], queries[300:]])
+    places, scores = index.search(asked, K)
+    expected, best = index.exact(asked[:1], K)
+    np.testing.assert_array_equal(places[:1], expected)
+    np.testing.assert_array_equal(scores[:1], best)
+    np.testing.assert_array_equal(places[0], np.arange(4_000, 4_000 + K))
+
+
+def test_vectors_without_clusters_get_fewer_lists() -> None:
+    flat = unit(np.random.default_rng(3).standard_normal((12_400, WIDTH)))
+    tight, queries = clustered(12_000, 1, 400)
+    few = MarketIndex.build(flat[:-400], flat[-400:], k=K, recall=0.95)
+    many = MarketIndex.build(tight, queries, k=K, recall=0.95)
+    assert few._scan is not None
+    assert many._scan is not None
+    assert few._scan.nlist < many._scan.nlist
+
+
 @pytest.mark.parametrize("k", [K, K + 1])
 def test_a_batch_finds_what_each_query_finds_alone(large: tuple[MarketIndex, np.ndarray], k: int) -> None:
     index, queries = large
