@@ -131,7 +131,7 @@ def test_many_equal_contents_at_the_border_are_searched_exactly() -> None:
 
 
 def test_vectors_without_clusters_get_fewer_lists() -> None:
-    flat = unit(np.random.default_rng(3).standard_normal((12_400, WIDTH)))
+    flat = unit(np.random.default_rng(3).standard_normal((12_400, 3 * WIDTH)))
     tight, queries = clustered(12_000, 1, 400)
     few = MarketIndex.build(flat[:-400], flat[-400:], k=K, recall=0.95)
     many = MarketIndex.build(tight, queries, k=K, recall=0.95)
