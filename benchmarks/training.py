@@ -35,7 +35,7 @@ from models.batches import (
 from models.item_graph import ItemGraphConfig, fit_item_graph
 from models.ranker import RankerConfig, build_ranker, predict, task_labels
 from models.training import TrainingLoop, set_seed
-from models.two_tower import TwoTowerConfig, build_two_tower, encode, recall_in_market
+from models.two_tower import TwoTowerConfig, build_two_tower, encode, places_in_market
 from workflows.examples import TRAIN, VALID, build_examples
 from workflows.features import FeatureConfig, fit_features
 
@@ -209,7 +209,8 @@ def two_tower(data: TrainingSet, seed: int, folder: Path) -> Case:
                 "query_vectors": encode(model.query_encoder, data.query_arrays(pairs.query[valid])),
                 "content_vectors": encode(model.candidate_encoder, contents),
             }
-        return recall_in_market(data, answer["query_vectors"], answer["content_vectors"], valid, 100)
+        places = places_in_market(data, answer["query_vectors"], answer["content_vectors"], valid)
+        return float((places < 100).mean())
 
     about, arrays = _sides(data)
     ids = content.select_by_tag(Tags.ITEM_ID).first

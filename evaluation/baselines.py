@@ -4,6 +4,7 @@ Each has `fit(interactions)`, with a CSR matrix float32[U, I] of users by items,
 gives float32[B, I] for rows of that matrix. All are closed forms: no epochs, no early stopping, no chance.
 """
 
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -53,7 +54,7 @@ class ItemKNN:
     Args:
         neighbours: entries kept per item.
         shrinkage: added to the norm of a pair, so that two items with few users in common are not near; > 0.
-        block: items compared at once; memory is block x I float32.
+        block: items compared at once.
     """
 
     def __init__(self, neighbours: int = 100, shrinkage: float = 100.0, block: int = 1024):
@@ -69,24 +70,15 @@ class ItemKNN:
         by_item = self.interactions.T.tocsr()
         items = by_item.shape[0]
         norms = np.sqrt(np.asarray(by_item.multiply(by_item).sum(axis=1)).ravel())
-        kept = min(self.neighbours, items)
-        rows: list[np.ndarray] = []
-        columns: list[np.ndarray] = []
-        values: list[np.ndarray] = []
+        near: list[sp.csr_matrix] = []
         for start in range(0, items, self.block):
-            stop = min(start + self.block, items)
-            together = (by_item[start:stop] @ self.interactions).toarray()
-            together /= norms[start:stop, None] * norms[None, :] + self.shrinkage
-            together[np.arange(stop - start), np.arange(start, stop)] = 0
-            nearest = np.argpartition(-together, kept - 1, axis=1)[:, :kept]
-            similarity = np.take_along_axis(together, nearest, axis=1)
-            some = similarity > 0
-            rows.append(np.nonzero(some)[0] + start)
-            columns.append(nearest[some])
-            values.append(similarity[some])
-        entries = np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))
+            together = by_item[start : start + self.block] @ self.interactions
+            item = start + np.repeat(np.arange(together.shape[0]), np.diff(together.indptr))
+            together.data /= norms[item] * norms[together.indices] + self.shrinkage
+            together.data[item == together.indices] = 0
+            near.append(_largest(together, self.neighbours))
         # Row i holds the neighbours of item i: a user's score of i sums over those that the user has.
-        self.similarity = sp.csr_matrix(entries, shape=(items, items), dtype=np.float32).T.tocsr()
+        self.similarity = sp.vstack(near).T.tocsr()
         return self
 
     def scores(self, users: np.ndarray) -> np.ndarray:
@@ -191,6 +183,7 @@ class GraphFilter:
             sp.diags(_power(degree_user, -0.5)) @ self.interactions @ sp.diags(_power(degree_item, -0.5))
         )
         self.normalised = normalised.tocsr().astype(np.float32)
+        self.by_item = self.normalised.T.tocsr()
         self.item_root = _power(degree_item, 0.5)
         self.item_inverse_root = _power(degree_item, -0.5)
         rank = min(self.rank, min(self.normalised.shape) - 1)
@@ -202,7 +195,7 @@ class GraphFilter:
     def scores(self, users: np.ndarray) -> np.ndarray:
         """float32[B, I]."""
         history = self.interactions[users]
-        linear = self.normalised.T @ (self.normalised @ history.T).toarray()
+        linear = self.by_item @ (self.normalised @ history.T).toarray()
         low_pass = (history.multiply(self.item_inverse_root[None, :]).tocsr() @ self.items.T) @ self.items
         low_pass *= self.item_root[None, :]
         return (linear.T + self.alpha * low_pass).astype(np.float32)
@@ -232,6 +225,16 @@ class Blended:
         """float32[B, I]."""
         popular = np.log1p(self.popularity.scores(users))
         return (self.baseline.scores(users) + self.weight * popular).astype(np.float32)
+
+
+def _largest(matrix: sp.csr_matrix, count: int) -> sp.csr_matrix:
+    """The largest positive entries of each row, at most `count`; of equal ones any."""
+    for start, end in pairwise(matrix.indptr):
+        if end - start > count:
+            row = matrix.data[start:end]
+            row[np.argpartition(-row, count)[count:]] = 0
+    matrix.eliminate_zeros()
+    return matrix
 
 
 def _power(values: np.ndarray, exponent: float) -> np.ndarray:

@@ -19,7 +19,9 @@ from market.tables import Tables
 Progress = Callable[[str], None]
 """Called with one line of text now and then while a system fits."""
 
-BLOCK_ENTRIES = 2**24  # scores held at once while ranking: 64 MB of float32
+BLOCK_ENTRIES = 2**22
+"""Scores held at once while ranking: 16 MB of float32. An allocator keeps arrays of that size for the next
+block; larger ones it gets from the kernel, page by page, again and again."""
 
 
 @dataclass(frozen=True)
@@ -247,6 +249,6 @@ def _blocks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
 def _checked(system: System, scores: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if scores.shape != shape:
         raise ValueError(f"system {system.name!r} returned scores of shape {scores.shape} for {shape}")
-    if np.isnan(scores).any():
+    if np.isnan(scores.max(initial=-np.inf)):
         raise ValueError(f"system {system.name!r} returned {int(np.isnan(scores).sum())} scores that are NaN")
     return np.asarray(scores, dtype=np.float32)

@@ -218,12 +218,17 @@ def largest(weights: Callable[[np.ndarray], np.ndarray], contents: int, config: 
     size = max(1, 8_000_000 // max(contents, 1))
     for start in range(0, contents if kept else 0, size):
         rows = np.arange(start, min(start + size, contents))
-        edges = weights(rows)
-        top = np.sort(np.argpartition(-edges, kept - 1, axis=1)[:, :kept], axis=1)
-        weight = np.take_along_axis(edges, top, axis=1)
-        neighbours[rows, :kept] = np.where(weight > 0, top, -1)
-        found[rows, :kept] = weight
+        for row, edges in zip(rows, weights(rows)):
+            top = np.flatnonzero(edges > 0)
+            if len(top) > kept:
+                top = np.sort(top[np.argpartition(-edges[top], kept - 1)[:kept]])
+            neighbours[row, : len(top)] = top
+            found[row, : len(top)] = edges[top]
     return ItemGraph(neighbours, found, config.recency)
+
+
+BLOCK = 256
+"""Rows and columns of a matrix that are copied at once."""
 
 
 def invert(gram: np.ndarray) -> np.ndarray:
@@ -231,12 +236,18 @@ def invert(gram: np.ndarray) -> np.ndarray:
 
     By its Cholesky factor, in place: half the work and memory of a general inverse.
     """
-    factor = scipy.linalg.cho_factor(gram, lower=True, overwrite_a=True, check_finite=False)[0]
+    # LAPACK's arrays are stored by column; those of the transposed matrix, which is the same, need no copy.
+    factor = scipy.linalg.cho_factor(gram.T, lower=True, overwrite_a=True, check_finite=False)[0]
     inverse = scipy.linalg.get_lapack_funcs("potri", (factor,))(factor, lower=1, overwrite_c=1)[0]
     del factor
-    inverse = np.tril(inverse)
-    inverse += np.tril(inverse, -1).T
-    return inverse
+    # The other triangle holds what was there before; a block at a time stays in a core's cache.
+    for start in range(0, len(inverse), BLOCK):
+        rows = slice(start, start + BLOCK)
+        for before in range(0, start, BLOCK):
+            inverse[before : before + BLOCK, rows] = inverse[rows, before : before + BLOCK].T
+        own = inverse[rows, rows]
+        own[:] = np.tril(own) + np.tril(own, -1).T
+    return inverse.T
 
 
 class CoVisitation(FittedGraph):
@@ -313,8 +324,9 @@ class CoVisitation(FittedGraph):
         self, user: np.ndarray, content: np.ndarray, pair: np.ndarray, past: np.ndarray
     ) -> np.ndarray:
         """See `FittedGraph`: the user's own wants are taken off the counts behind each edge."""
+        wanted = _entries(self.matrix, user, content)[pair]
         user, content = user[pair], content[pair]
-        own, wanted = (_entries(self.matrix, user, item) for item in (past, content))
+        own = _entries(self.matrix, user, past)
         visits = own * wanted * self.share[user]
         if self.day is not None:
             apart = np.abs(_entries(self.day, user, past) - _entries(self.day, user, content))

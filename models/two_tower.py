@@ -63,8 +63,8 @@ class TwoTowerConfig:
             raise ValueError(f"two_tower.members is {self.members}; it must be at least 1")
 
 
-#: Scores of queries and contents that are held at once: 64 MB.
-SCORES = 1 << 24
+#: Scores of queries and contents that are held at once: 16 MB.
+SCORES = 1 << 22
 
 #: The matrix of a batch's logits is made in this many blocks of rows.
 BLOCKS = 4
@@ -165,10 +165,11 @@ def encode(encoder: tf.keras.Model, arrays: dict[str, np.ndarray], batch_size: i
     return np.concatenate(parts)
 
 
-def recall_in_market(
-    data: TrainingSet, query_vectors: np.ndarray, content_vectors: np.ndarray, pairs: np.ndarray, k: int
-) -> float:
-    """Share of pairs whose content is among the `k` nearest of its market, the query's history left out.
+def places_in_market(
+    data: TrainingSet, query_vectors: np.ndarray, content_vectors: np.ndarray, pairs: np.ndarray
+) -> np.ndarray:
+    """How many contents of its market are nearer to each pair's query than its own, int64[P]; those of the
+    query's history do not count.
 
     Args:
         query_vectors: float32[len(pairs), D].
@@ -176,7 +177,7 @@ def recall_in_market(
     """
     query, content = data.examples.pairs.query[pairs], data.examples.pairs.content[pairs]
     market, history = data.examples.queries.market[query], data.examples.queries.history[query]
-    hits, size = 0, max(1, SCORES // max(len(content_vectors), 1))
+    nearer, size = np.zeros(len(pairs), np.int64), max(1, SCORES // max(len(content_vectors), 1))
     for start in range(0, len(pairs), size):
         part = slice(start, start + size)
         scores = query_vectors[part] @ content_vectors.T
@@ -186,8 +187,8 @@ def recall_in_market(
         again = past == content[part][rows]
         scores[rows[~again], past[~again]] = -np.inf
         own = scores[np.arange(len(scores)), content[part]]
-        hits += int(((scores > own[:, None]).sum(axis=1) < k).sum())
-    return hits / max(len(pairs), 1)
+        nearer[part] = (scores > own[:, None]).sum(axis=1)
+    return nearer
 
 
 def train_two_tower(
@@ -222,9 +223,8 @@ def _train_one(
             return {}
         content_vectors = encode(model.candidate_encoder, contents)
         query_vectors = encode(model.query_encoder, queries)
-        return {
-            f"recall@{k}": recall_in_market(data, query_vectors, content_vectors, valid, k) for k in (20, 100)
-        }
+        nearer = places_in_market(data, query_vectors, content_vectors, valid)
+        return {f"recall@{k}": float((nearer < k).mean()) for k in (20, 100)}
 
     def batches(epoch: int) -> RetrievalBatches:
         return RetrievalBatches(

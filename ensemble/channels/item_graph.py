@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
-from ensemble.channels import Asked, in_turn
+from ensemble.channels import NONE, Asked
 
 
 def item_graph(asked: Asked, count: int) -> np.ndarray:
@@ -13,5 +15,12 @@ def item_graph(asked: Asked, count: int) -> np.ndarray:
     place = asked.shelf.place[reach.content]
     may = asked.allows(reach.row, place)
     row, place, weight = reach.row[may], place[may], reach.weight[may]
-    order = np.lexsort((place, -weight, row))
-    return in_turn(row[order], place[order], len(asked.time), count)
+    found = np.full((len(asked.time), count), NONE)
+    for one, (start, end) in enumerate(pairwise(row.searchsorted(np.arange(len(found) + 1)))):
+        own, edges = place[start:end], weight[start:end]
+        if 0 < count < len(own):  # most are not among the first, and need no sort
+            near = edges >= np.partition(edges, -count)[-count]
+            own, edges = own[near], edges[near]
+        own = own[np.lexsort((own, -edges))[:count]]
+        found[one, : len(own)] = own
+    return found
