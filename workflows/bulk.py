@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 
 from workflows import compile as compiler
 from workflows.compiler.graph import NULL_INTEGER, STRING
-from workflows.compiler.ordinals import MISSING, UNKNOWN, OrdinalGraph
+from workflows.compiler.ordinals import MISSING, OrdinalGraph
+from workflows.texts import Vocabulary
 
 import nvtabular as nvt  # isort: skip
 
@@ -95,10 +96,7 @@ class Runner:
             self._session = onnxruntime.InferenceSession(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
-        first = np.array([""], object)
-        self._keys = {
-            name: pa.array(np.concatenate([first, keys]), pa.string()) for name, keys in vocabularies.items()
-        }
+        self._vocabularies = {name: Vocabulary(keys) for name, keys in vocabularies.items()}
 
     def run(self, table: pa.Table) -> dict[str, np.ndarray]:
         """The outputs, [R] or [R, length], of a table's R rows."""
@@ -119,9 +117,9 @@ class Runner:
         name = spec.name
         column, offsets = elements(table, name, is_list=len(spec.shape) == 2)
         try:
-            if name not in self._keys:
+            if name not in self._vocabularies:
                 return _Column(_numbers(column, _NUMPY[spec.type]), offsets, _MISSING[spec.type])
-            return _Column(_ordinals(column, self._keys[name]), offsets, MISSING)
+            return _Column(_ordinals(column, self._vocabularies[name]), offsets, MISSING)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise ValueError(f"column {name!r} is {column.type}, not as fitted: {error}") from None
 
@@ -173,13 +171,10 @@ def _numbers(column: pa.ChunkedArray, dtype: type) -> np.ndarray:
     return (pc.fill_null(column, missing) if column.null_count else column).to_numpy()
 
 
-def _ordinals(column: pa.ChunkedArray, keys: pa.Array) -> np.ndarray:
-    """int64: each text's place in `keys`, of which the first is ""."""
-    column = column.cast(keys.type)
-    places = pc.index_in(column, value_set=keys)
-    if places.null_count:
-        places = pc.fill_null(places, UNKNOWN)
-    ordinals = places.to_numpy().astype(np.int64)
+def _ordinals(column: pa.ChunkedArray, vocabulary: Vocabulary) -> np.ndarray:
+    """int64: each text's place in a vocabulary, of which the first is "", or -1."""
+    column = column.cast(pa.string())
+    ordinals = vocabulary.places(column)
     if column.null_count:
         ordinals[pc.is_null(column).to_numpy()] = MISSING
     return ordinals

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workflows.compiler import hashing
 from workflows.compiler.graph import Column, Refused
-from workflows.compiler.lookup import codes, rows
+from workflows.compiler.lookup import TEXT, codes, rows
 from workflows.compiler.site import Site
 
 # NVTabular's indices: 0 is padding, then null, then what is out of the vocabulary.
@@ -72,8 +73,7 @@ def _vocabulary(path: str, names: list[str], first: int) -> tuple[pd.DataFrame, 
             # NVTabular writes no vocabulary for a column that was null in every row.
             return pd.DataFrame({n: pd.Series(dtype=object) for n in names}), np.zeros(0, np.int64), True
         raise Refused(f"its vocabulary file {file.name} is gone; keep the operator's out_path, or fit again")
-    # Objects that stand for equal texts need not be one object: looking for them is most of the reading.
-    table = pq.read_table(file).to_pandas(deduplicate_objects=False)
+    table = pq.read_table(file).to_pandas(types_mapper={pa.string(): TEXT}.get)
     missing = [name for name in names if name not in table]
     if missing:
         raise Refused(

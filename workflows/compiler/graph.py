@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from onnx import (
     AttributeProto,
     ModelProto,
@@ -112,19 +113,26 @@ class Graph:
 
         return self.once((op, inputs, dtype, tuple(sorted(attributes.items()))), make)
 
-    def encode(self, value: str, keys: np.ndarray, codes: np.ndarray, default: int) -> str:
-        """The int64 tensor of the codes of `value` (string or int64): codes[i] at keys[i], else `default`."""
+    def encode(self, value: str, keys: np.ndarray | pa.Array, codes: np.ndarray, default: int) -> str:
+        """The int64 tensor of the codes of `value` (string or int64): codes[i] at keys[i], else `default`.
+
+        Keys of text are an Arrow array, of which the first is "".
+        """
         name = self._name("LabelEncoder", INT64)
         node = helper.make_node("LabelEncoder", [value], [name], name=name, domain="ai.onnx.ml")
         if self._dtypes[value] == STRING:
             # Filled by hand: helper checks each of a million entries, one after another.
             entries = AttributeProto(name="keys_strings", type=AttributeProto.STRINGS)
-            entries.strings.extend(key.encode() for key in keys)
+            entries.strings.extend(keys.cast(pa.binary()).to_numpy(zero_copy_only=False))
             values = AttributeProto(name="values_int64s", type=AttributeProto.INTS)
             values.ints.extend(codes.tolist())
             node.attribute.extend([entries, values, helper.make_attribute("default_int64", default)])
         else:
-            tensors = {"keys_tensor": keys, "values_tensor": codes, "default_tensor": np.array([default])}
+            tensors = {
+                "keys_tensor": np.asarray(keys),
+                "values_tensor": codes,
+                "default_tensor": np.array([default]),
+            }
             for attribute, array in tensors.items():
                 tensor = numpy_helper.from_array(array.astype(INT64, copy=False), attribute)
                 node.attribute.append(helper.make_attribute(attribute, tensor))
@@ -161,7 +169,7 @@ class Graph:
         if column.dtype == STRING:
             empty = self.once(
                 ("empty", column.value),
-                lambda: self.encode(column.value, np.array([""], object), np.array([1]), 0),
+                lambda: self.encode(column.value, pa.array([""]), np.array([1]), 0),
             )
             return self.cast(empty, BOOL)
         if column.dtype.kind == "f":

@@ -6,12 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from workflows.compiler.graph import BOOL, INT64, NULL_INTEGER, STRING, Column, Graph, Refused
 
 # A float key is looked up as an integer. No float equals either of these, so neither can be a key.
 _NAN_KEY = 2**53 + 1
 _FRACTION_KEY = 2**53 + 3
+
+#: Text in a pandas frame that stays in Arrow's memory: no Python object is made for it.
+TEXT = pd.StringDtype("pyarrow")
 
 
 def codes(
@@ -39,21 +44,16 @@ def codes(
         Refused: keys hold a fraction, a duplicate, the stand-in of a missing value, or another type
             than the column.
     """
+    missing: str | int
     if column.dtype == STRING:
-        known = np.asarray(keys, dtype=object)
-        if known.size and pd.api.types.infer_dtype(known, skipna=False) != "string":
-            raise Refused(
-                "the column is text and its fitted keys are not; fit again on the data that is served"
-            )
-        missing: str | int = ""
+        known, missing = _texts(keys), ""
         remedy = "replace empty strings by nulls in the data before fitting"
     else:
-        known = _integers(keys)
-        missing = NULL_INTEGER
+        known, missing = pa.array(_integers(keys)), NULL_INTEGER
         remedy = f"replace {NULL_INTEGER} by nulls in the data before fitting"
-    if not unique and pd.unique(known).size != known.size:
+    if not unique and len(known.unique()) != len(known):
         raise Refused("its fitted keys hold one key twice; make the vocabulary's keys unique")
-    if (known == missing).any():
+    if pc.any(pc.equal(known, missing)).as_py():
         raise Refused(f"its fitted keys hold {missing!r}, which stands for a missing value; {remedy}")
 
     value = column.value
@@ -61,8 +61,8 @@ def codes(
         value, missing = _float_keys(graph, column), _NAN_KEY
     elif column.dtype == BOOL:
         value = graph.cast(value, INT64)
-    keyed = np.append(known, np.array([missing], known.dtype))
-    return graph.encode(value, keyed, np.append(values, null), other)
+    keyed = pa.concat_arrays([pa.array([missing], known.type), known])
+    return graph.encode(value, keyed, np.concatenate([[null], values]), other)
 
 
 def rows(
@@ -119,6 +119,13 @@ def _part(graph: Graph, column: Column, keys: pd.Series) -> tuple[str, np.ndarra
     n = len(unique)
     value = codes(graph, column, pd.Series(unique), np.arange(n), null=n, other=n + 1)
     return value, np.where(digits < 0, n, digits).astype(np.int64)
+
+
+def _texts(keys: pd.Series) -> pa.StringArray:
+    if keys.dtype != TEXT and keys.size and pd.api.types.infer_dtype(keys, skipna=False) != "string":
+        raise Refused("the column is text and its fitted keys are not; fit again on the data that is served")
+    texts = pa.array(keys, pa.string())
+    return texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
 
 
 def _integers(keys: pd.Series) -> np.ndarray:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from onnx import ModelProto, numpy_helper
 
 from workflows.compiler.graph import BOOL, INT64, STRING, Column, Graph
 
-#: The ordinals of a missing value and of one that is in no vocabulary; the vocabulary's are 1 and up.
-MISSING, UNKNOWN = 0, -1
+#: The ordinal of a missing value; a vocabulary's are 1 and up, and -1 is what is in none.
+MISSING = 0
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class _Table:
 
     name: str
     input: str
-    keys: np.ndarray
+    keys: pa.StringArray
     codes: np.ndarray
     default: int
 
@@ -69,7 +70,7 @@ class OrdinalGraph(Graph):
                     self._origins[name] = self._origins[value]
         return name
 
-    def encode(self, value: str, keys: np.ndarray, codes: np.ndarray, default: int) -> str:
+    def encode(self, value: str, keys: np.ndarray | pa.Array, codes: np.ndarray, default: int) -> str:
         if self._dtypes[value] != STRING:
             return super().encode(value, keys, codes, default)
         name = f"/table_{len(self._tables)}"
@@ -88,16 +89,16 @@ class OrdinalGraph(Graph):
 
     def finish(
         self, name: str, outputs: Mapping[str, tuple[str, list[str | int]]]
-    ) -> tuple[ModelProto, dict[str, np.ndarray]]:
-        """The model, and for each of its text inputs the keys: keys[i] has the ordinal i + 1.
+    ) -> tuple[ModelProto, dict[str, pa.StringArray]]:
+        """The model, and for each of its text inputs the keys: keys[i] has the ordinal i, the first is "".
 
         Inputs that nothing reads are left out.
         """
         vocabularies = {}
         for text in [n for n in self._inputs if self._dtypes[n] == STRING]:
             tables = [table for table in self._tables if table.input == text]
-            known = [table.keys[table.keys != ""] for table in tables]
-            keys = known[0] if len(known) == 1 else pd.unique(np.concatenate([np.zeros(0, object), *known]))
+            known = [table.keys for table in tables]
+            keys = known[0] if len(known) == 1 else pa.chunked_array([pa.array([""]), *known]).unique()
             vocabularies[text] = keys
             for table in tables:
                 codes = self._codes(table, keys, alone=len(tables) == 1)
@@ -107,18 +108,17 @@ class OrdinalGraph(Graph):
         model = self.model(name, outputs)
         return model, {n: keys for n, keys in vocabularies.items() if n in self._inputs}
 
-    def _codes(self, table: _Table, keys: np.ndarray, *, alone: bool) -> np.ndarray:
+    def _codes(self, table: _Table, keys: pa.StringArray, *, alone: bool) -> np.ndarray:
         """int64: the codes of the ordinals 0, 1, ..., then of ..., -3, -2 (brought texts), then of -1."""
-        missing = table.keys == ""
-        known, codes = table.keys[~missing], table.codes[~missing]
-        null = table.codes[missing][0] if missing.any() else table.default
-        brought = [text for text in self._brought if text]
-        of_brought = dict(zip(known, codes)) if brought else {}
-        if not alone:
-            places = pd.Index(known).get_indexer(keys)
-            codes = np.where(places < 0, table.default, np.append(codes, 0)[places])
-        tail = [of_brought.get(text, table.default) for text in reversed(brought)]
-        return np.concatenate([[null], codes, tail, [table.default]]).astype(np.int64)
+        codes = np.append(table.codes, table.default)
+        brought = [text for text in reversed(self._brought) if text]
+
+        def of(texts: pa.StringArray) -> np.ndarray:
+            return codes[pc.fill_null(pc.index_in(texts, value_set=table.keys), -1)]
+
+        known = table.codes if alone else of(keys)
+        tail = of(pa.array(brought, pa.string())) if brought else []
+        return np.concatenate([known, tail, [table.default]]).astype(np.int64)
 
     def _stored(self, dtype: np.dtype) -> np.dtype:
         return INT64 if dtype == STRING else dtype
