@@ -6,6 +6,7 @@ as it is for serving. The result is the same workflow, with NVTabular's own file
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,18 @@ import nvtabular as nvt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from merlin.dag import Node
 from merlin.dag.executors import clear_stats
 from merlin.schema import ColumnSchema, Schema
 from nvtabular import ops
-from nvtabular.ops.categorify import _save_encodings
+from nvtabular.ops.categorify import NULL_OFFSET, OOV_OFFSET, PAD_OFFSET
 
 from .bulk import Runner, elements
 from .compile import UnsupportedOperator, read_column
 from .compiler.graph import NULL_INTEGER, STRING, Column
 from .compiler.ordinals import OrdinalGraph
+from .texts import counted
 
 
 def fit(workflow: nvt.Workflow, table: pa.Table, schema: Schema | None = None) -> nvt.Workflow:
@@ -143,43 +146,64 @@ def _categorify(op: ops.Categorify, columns: Mapping[str, pa.ChunkedArray | np.n
     files = {}
     for name, values in columns.items():
         keys, counts, missing = _counted(values)
-        if not keys.size:
+        if not len(keys):
             raise ValueError(f"column {name!r} has no value to fit on; leave it out of the workflow")
         order = np.argsort(-counts, kind="stable")
-        frame = pd.DataFrame({name: keys[order], f"{name}_size": counts[order]})
-        files[name] = _save_encodings(
-            frame,
-            str(folder),
-            name,
-            first_n=_of_column(op.max_size, name),
-            freq_threshold=_of_column(op.freq_threshold, name),
-            oov_count=_of_column(op.num_buckets, name) or 1,
-            null_size=missing,
+        buckets = _of_column(op.num_buckets, name) or 1
+        first = OOV_OFFSET + buckets
+        size, least = _of_column(op.max_size, name), _of_column(op.freq_threshold, name)
+        if least:
+            order = order[: np.count_nonzero(counts >= least)]
+        if size:
+            order = order[: max(size - first, 0)]
+        kept = counts[order]
+        files[name] = _save(
+            folder / f"unique.{name}.parquet",
+            pa.table({name: keys.take(pa.array(order)), f"{name}_size": kept}),
+            pd.RangeIndex(first, first + len(kept)),
         )
+        meta = {
+            "kind": ["pad", "null", "oov", "unique"],
+            "offset": [PAD_OFFSET, NULL_OFFSET, OOV_OFFSET, first],
+            "num_indices": [1, 1, buckets, len(kept)],
+            "num_observed": [0, missing, counts.sum() - kept.sum(), kept.sum()],
+        }
+        _save(folder / f"meta.{name}.parquet", pa.table(meta), pd.RangeIndex(4))
     op.fit_finalize(files)
+
+
+def _save(file: Path, table: pa.Table, index: pd.RangeIndex) -> str:
+    """Write a table as NVTabular writes a frame with this index, and return where."""
+    if file.is_dir():
+        # Another fit, by Dask, wrote it in parts.
+        shutil.rmtree(file)
+    described = pa.Schema.from_pandas(pd.DataFrame(index=index)).metadata
+    pq.write_table(table.replace_schema_metadata(described), file, compression="none", use_dictionary=False)
+    return str(file)
 
 
 def _of_column(option: int | dict[str, int] | None, name: str) -> int | None:
     return (option[name] if isinstance(option, dict) else option) or None
 
 
-def _counted(values: pa.ChunkedArray | np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+def _counted(values: pa.ChunkedArray | np.ndarray) -> tuple[pa.Array, np.ndarray, int]:
     """The distinct keys in the order of their first rows, how often each comes, and how many are missing."""
     if isinstance(values, pa.ChunkedArray) and not pa.types.is_integer(values.type):
         if pa.types.is_dictionary(values.type):
             values = values.cast(values.type.value_type)
         if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-            counted = pc.value_counts(values)
-            keys, counts = counted.field("values"), counted.field("counts").to_numpy()
-            present = pc.fill_null(pc.not_equal(keys, ""), False).to_numpy(zero_copy_only=False)
-            texts = keys.to_numpy(zero_copy_only=False)
-            return texts[present], counts[present], int(counts[~present].sum())
+            keys, counts = counted(values)
+            empty = pc.index(keys, "").as_py()
+            if empty >= 0:
+                present = np.arange(len(keys)) != empty
+                keys, counts = keys.filter(pa.array(present)), counts[present]
+            return keys, counts, len(values) - int(counts.sum())
     array = values.drop_null().to_numpy() if isinstance(values, pa.ChunkedArray) else values
     valued = ~np.isnan(array) if array.dtype.kind == "f" else array != NULL_INTEGER
     if not valued.all():
         array = array[valued]
     codes, keys = pd.factorize(array)  # type: ignore[arg-type]
-    return keys, np.bincount(codes, minlength=len(keys)), len(values) - len(array)
+    return pa.array(keys), np.bincount(codes, minlength=len(keys)), len(values) - len(array)
 
 
 def _normalize(op: ops.Normalize, columns: Mapping[str, pa.ChunkedArray | np.ndarray]) -> None:

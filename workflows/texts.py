@@ -1,8 +1,8 @@
 """Many different texts, hashed as integers.
 
-Arrow's table of texts costs several misses of the cache for each text, pandas' table of integers one or two. So
-a text is known by a fingerprint of 64 bits, and what is found by it is compared: two texts of one fingerprint
-cost time, and are never taken for one another.
+Arrow's table of texts costs several misses of the cache for each text, pandas' table of integers one or two.
+So a text is known by a fingerprint of 64 bits, and what is found by it is compared: two texts of one
+fingerprint cost time, and are never taken for one another.
 """
 
 from __future__ import annotations
@@ -43,13 +43,18 @@ def fingerprints(texts: pa.StringArray) -> np.ndarray:
         for at in range(0, min(lengths.max(), _BYTES), 8):
             left = lengths - at
             if left.min() >= 8:
-                word = words[places + at]
+                block = _mixed(block, words[places + at])
             else:
-                word = words[np.where(left > 0, places + at, 0)] & _MASKS[left.clip(0, 8)]
-            block = (block ^ word) * _ODD
-            block ^= block >> np.uint64(32)
+                inside = left > 0
+                word = words[np.where(inside, places + at, 0)] & _MASKS[left.clip(0, 8)]
+                block = np.where(inside, _mixed(block, word), block)
         prints[first : first + block.size] = block
     return prints.view(np.int64)
+
+
+def _mixed(prints: np.ndarray, words: np.ndarray) -> np.ndarray:
+    mixed = (prints ^ words) * _ODD
+    return mixed ^ mixed >> np.uint64(32)
 
 
 def counted(texts: pa.ChunkedArray) -> tuple[pa.StringArray, np.ndarray]:

@@ -128,13 +128,9 @@ class Graph:
             values.ints.extend(codes.tolist())
             node.attribute.extend([entries, values, helper.make_attribute("default_int64", default)])
         else:
-            tensors = {
-                "keys_tensor": np.asarray(keys),
-                "values_tensor": codes,
-                "default_tensor": np.array([default]),
-            }
-            for attribute, array in tensors.items():
-                tensor = numpy_helper.from_array(array.astype(INT64, copy=False), attribute)
+            tensors = {"keys_tensor": keys, "values_tensor": codes, "default_tensor": [default]}
+            for attribute, integers in tensors.items():
+                tensor = numpy_helper.from_array(np.asarray(integers, INT64), attribute)
                 node.attribute.append(helper.make_attribute(attribute, tensor))
         self._nodes.append(node)
         return name
