@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ensemble.distil import with_preranker, with_stacking
-from ensemble.export import write_release
+from ensemble.export import item_graphs, write_release
 from ensemble.plan import CascadeConfig
 from ensemble.release import Release
 from market.dataset import Dataset
 from market.statistics import DAY_S
 from models.batches import TrainingSet, make_training_set
 from models.calibration import CalibrationConfig, calibrate
-from models.item_graph import ItemGraphConfig, fit_item_graph
+from models.item_graph import ItemGraphConfig, fit_item_graph, fit_market_graphs
 from models.preranker import PreRankerConfig
 from models.ranker import RankerConfig, train_ranker
 from models.stacking import StackingConfig
@@ -129,7 +129,10 @@ def build_release(
     if data.examples.drawn:
         # They were only drawn to know when to stop, so what is served knows all of them.
         step("item graph of all rows")
-        served = fit_item_graph(data.examples, config.item_graph, VALID).graph
+        served = item_graphs(
+            fit_item_graph(data.examples, config.item_graph, VALID).graph,
+            fit_market_graphs(data.examples, config.item_graph, VALID),
+        )
     step("pre-ranker")
     with_preranker(draft, fresh, data, two_tower, config.preranker, config.seed, served)
     for unfinished in (drafted, stacked):
@@ -165,8 +168,9 @@ def build_training_set(
     )
     step("item graph")
     graph = fit_item_graph(examples, config.item_graph)
+    by_market = fit_market_graphs(examples, config.item_graph)
     window_s, season_s = int(config.popularity_window_h * 3600), int(config.features.season_days * DAY_S)
-    return make_training_set(examples, features, graph, window_s, season_s)
+    return make_training_set(examples, features, graph, window_s, season_s, by_market)
 
 
 def _fingerprint(dataset: Dataset, config: BuildConfig) -> str:

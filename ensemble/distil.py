@@ -3,7 +3,7 @@ signals of retrieval, and a pre-ranker, which says what the ranker would say."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ import onnx
 import scipy.sparse as sp
 
 from ensemble.cascade import Cascade
+from ensemble.export import READS
 from ensemble.plan import FILE as PLAN
 from ensemble.preranking import BIAS, CONTENTS, HIDDEN, OUT, QUERY, PreRanker
 from ensemble.release import Release, ReleaseWriter
 from ensemble.stages.retrieval import Retrieval
-from market.item_graph import ItemGraph
 from models.batches import TrainingSet
 from models.export import Layout, rename
 from models.preranker import PreRankerConfig, train_preranker
@@ -78,6 +78,7 @@ def with_stacking(
                 each["candidates"],
                 each["recent"],
                 each["retrieval_score"],
+                each["market_affinity"],
             )
             present = each["candidates"] >= 0
             hit = np.take_along_axis(target_of, np.maximum(each["candidates"], 0), axis=1)
@@ -95,7 +96,7 @@ def with_stacking(
         release.copy(draft)
         onnx.save(stacked, str(release.path("ranking.onnx")))
         release.array(STACKING, stacking.to_array())
-        release.json(PLAN, replace(plan, ranking_reads=("candidates", "recent", "retrieval_score")).to_json())
+        release.json(PLAN, replace(plan, ranking_reads=READS).to_json())
     return Release.open(target)
 
 
@@ -106,7 +107,7 @@ def with_preranker(
     two_tower: Any,
     config: PreRankerConfig,
     seed: int,
-    served: ItemGraph | None = None,
+    served: Mapping[str, np.ndarray] | None = None,
 ) -> Release:
     """Write the release `draft` again at `target`, with a pre-ranker learned from its own ranker.
 
@@ -114,7 +115,8 @@ def with_preranker(
     candidates after pre-ranking, over queries that the pre-ranker did not learn from.
 
     Args:
-        served: the item graph to be served, where it is another than the one that was learned with.
+        served: arrays by file that go in the place of the draft's, such as those of an item graph that knows
+            more than the one that was learned with.
     """
     queries = data.examples.queries.rows(TRAIN)
     rows = np.random.default_rng(seed).permutation(np.arange(queries.start, queries.stop))[: config.queries]
@@ -154,9 +156,8 @@ def with_preranker(
         release.copy(draft)
         for name, array in arrays.items():
             release.array(name, array)
-        if served is not None:
-            release.array("graph_neighbours.npy", served.neighbours)
-            release.array("graph_weights.npy", served.weights)
+        for name, array in (served or {}).items():
+            release.array(name, array)
         cosine = np.einsum("qd,qcd->qc", query_vector, vectors[np.maximum(candidates, 0)])
         score = PreRanker(arrays)(query_vector, candidates, numbers, cosine)
         agreement = kept_share(score[judged], value[judged], cascade.plan.config.candidates)
@@ -199,7 +200,7 @@ def _ranked(
         "since": examples.queries.time[rows] if data.seasons is None else data.seasons.since[rows],
     }
     made |= retrieval.retrieve(**{s.name: made[s.name] for s in Retrieval.step(cascade.plan).inputs})
-    made["content_ids"] = retrieval.ids(made["candidates"], made["market_index"])
+    made |= retrieval.read_last(made["candidates"], made["market_index"], made["recent"])
     return made | _judged(cascade, made)
 
 

@@ -11,6 +11,11 @@ from itertools import pairwise
 import numpy as np
 
 
+def related(affinity: np.ndarray) -> np.ndarray:
+    """An affinity as models read it: small ones must be told apart as well as large ones."""
+    return np.log1p(100 * affinity) / 2
+
+
 @dataclass(frozen=True)
 class Reach:
     """What the edges from a batch of histories add up to, at the contents that they reach.
@@ -116,3 +121,36 @@ class ItemGraph:
     def counts(self, before: np.ndarray) -> np.ndarray:
         """What the edges of events count, float64[E], that so many others int64[E] came after."""
         return (1.0 + before) ** -self.recency
+
+
+@dataclass(frozen=True)
+class MarketGraphs:
+    """What each market's own people want together, beside an item graph of all people.
+
+    Attributes:
+        place: int32[M, N], the row of `graph` that stands for a content in a market, -1 where there is none.
+        graph: of all markets, without an edge from one to another.
+    """
+
+    place: np.ndarray
+    graph: ItemGraph
+
+    @classmethod
+    def none(cls, markets: int, contents: int) -> MarketGraphs:
+        """Graphs without an edge."""
+        empty = ItemGraph(np.empty((0, 1), np.int32), np.empty((0, 1), np.float32))
+        return cls(np.full((markets, contents), -1, np.int32), empty)
+
+    def affinity(self, market: np.ndarray, history: np.ndarray, content: np.ndarray) -> np.ndarray:
+        """What the edges from each history to its contents add up to, float32[B, C]; 0 at -1.
+
+        Args:
+            market: int64[B].
+            history: int64[B, L], rows of the contents table, -1 fills; content: int64[B, C], likewise.
+        """
+        if not len(self.graph.neighbours):
+            return np.zeros(content.shape, np.float32)
+        past, here = (
+            np.where(rows >= 0, self.place[market[:, None], rows], -1) for rows in (history, content)
+        )
+        return self.graph.reach(past).at(here)

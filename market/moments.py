@@ -12,6 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
+from market.item_graph import related
+
 #: Names of the columns that `moment_features` returns, in order.
 MOMENT_FEATURES = ("viewers", "viewers_trend", "room_age", "shown_affinity", "stock")
 HALF_LIFE_S = 600
@@ -94,7 +96,7 @@ def moment_features(
         if (now.showing >= 0).any():
             shown = np.full(content.size, UNKNOWN)
             shown[at] = now.showing
-            made[:, 3] = np.log1p(100 * shown_affinity(shown.reshape(content.shape)).ravel()) / 2
+            made[:, 3] = related(shown_affinity(shown.reshape(content.shape)).ravel())
     return made.reshape(*content.shape, len(MOMENT_FEATURES))
 
 

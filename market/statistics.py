@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from market.item_graph import related
 from market.moments import MOMENT_FEATURES
 from market.offers import OFFER_FEATURES
 
@@ -142,9 +143,7 @@ def pair_features(
         age = np.zeros(np.shape(in_market), np.float32)
     else:
         age = np.log1p(np.maximum(time - created_at, 0) / DAY_S) * (created_at > 0)
-    # Small affinities must be told apart as well as large ones.
-    related = np.log1p(100 * affinity) / 2
-    columns = [np.log1p(in_market) / 3, np.log1p(in_world) / 3, age / 2, related]
+    columns = [np.log1p(in_market) / 3, np.log1p(in_world) / 3, age / 2, related(affinity)]
     columns.append(np.float32(0) if season is None else np.log1p(season) / 2)
     made = np.empty((*np.shape(in_market), len(PAIR_FEATURES)), np.float32)
     for place, column in enumerate(columns):

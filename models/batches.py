@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from market.item_graph import ItemGraph
+from market.item_graph import ItemGraph, MarketGraphs
 from market.moments import moment_features
 from market.offers import Offers
 from market.statistics import PAIR_FEATURES, EventCounts, pair_features
@@ -82,6 +82,7 @@ class TrainingSet:
         graph: the item graph of the training part.
         offers: prices and languages of the contents.
         speaks: int64[U], codes of the users' languages, -1 where unknown.
+        market_graphs: of each market's own people, without an edge where they are left out.
         seasons: positives around the time of a latest event, see `FeatureConfig.season_days`; None without.
     """
 
@@ -93,6 +94,7 @@ class TrainingSet:
     graph: FittedGraph
     offers: Offers
     speaks: np.ndarray
+    market_graphs: MarketGraphs
     seasons: Seasons | None = None
 
     def query_arrays(self, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -166,13 +168,19 @@ def _column(array: np.ndarray) -> np.ndarray:
 
 
 def make_training_set(
-    examples: Examples, features: Features, graph: FittedGraph, window_s: int, season_s: int = 0
+    examples: Examples,
+    features: Features,
+    graph: FittedGraph,
+    window_s: int,
+    season_s: int = 0,
+    market_graphs: MarketGraphs | None = None,
 ) -> TrainingSet:
     """Bind examples, features and item graph, and count popularity the way the split allows.
 
     Args:
         window_s: trailing window of popularity where the data set is cut by time (seconds).
         season_s: half the length of a season; 0 for none (seconds).
+        market_graphs: of each market's own people; None for graphs without an edge.
 
     Raises:
         ValueError: a season is asked for where the data set has no time.
@@ -193,8 +201,19 @@ def make_training_set(
     popularity = Popularity(examples.popularity, events)
     speaks = language_codes(examples)[2]
     seasons = Seasons.of(examples, season_s) if season_s else None
+    if market_graphs is None:
+        market_graphs = MarketGraphs.none(*examples.available.shape)
     return TrainingSet(
-        examples, features, popularity, latest, created_at, graph, offers(examples), speaks, seasons
+        examples,
+        features,
+        popularity,
+        latest,
+        created_at,
+        graph,
+        offers(examples),
+        speaks,
+        market_graphs,
+        seasons,
     )
 
 

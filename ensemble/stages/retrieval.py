@@ -22,7 +22,7 @@ from ensemble.release import Release
 from ensemble.search import read_index
 from ensemble.steering import NOTHING, Steering, eligibility
 from ensemble.steps import StageStep, TensorSpec
-from market.item_graph import ItemGraph, Reach
+from market.item_graph import ItemGraph, MarketGraphs, Reach, related
 from market.moments import Moments, moment_features
 from market.offers import Offers
 from market.statistics import EventCounts, pair_features
@@ -76,6 +76,14 @@ class Retrieval:
         self.graph = ItemGraph(
             release.array("graph_neighbours.npy"), release.array("graph_weights.npy"), self.plan.recency
         )
+        self.market_graphs = MarketGraphs(
+            release.array("market_graph_place.npy"),
+            ItemGraph(
+                release.array("market_graph_neighbours.npy"),
+                release.array("market_graph_weights.npy"),
+                self.plan.recency,
+            ),
+        )
         self.season = None
         if half := self.plan.season_s:
             market, content, at = (
@@ -121,6 +129,7 @@ class Retrieval:
                 TensorSpec("channel", np.int32, (size,)),
                 TensorSpec("content_ids", np.int64, (size, plan.content_ids)),
                 TensorSpec("content_numbers", np.float32, (size, plan.content_numbers)),
+                TensorSpec("market_affinity", np.float32, (size,)),
                 TensorSpec("preranking_score", np.float32, (size,)),
                 TensorSpec("funnel", np.int64, (len(FUNNEL),)),
             ),
@@ -142,15 +151,16 @@ class Retrieval:
         """The candidates that pre-ranking leaves of those retrieved, best first; see `retrieve`.
 
         Returns:
-            What `retrieve` does, for fewer candidates; preranking_score float32[B, C], 0 without a
-            pre-ranker; funnel int64[B, F], see `ensemble.explanation.FUNNEL`, 0 where nobody asks for it.
+            What `retrieve` does, for fewer candidates, and what `read_last` does; preranking_score
+            float32[B, C], 0 without a pre-ranker; funnel int64[B, F], see `ensemble.explanation.FUNNEL`, 0
+            where nobody asks for it.
         """
         began = monotonic_ns()
         made = self.retrieve(
             query_vector, market_index, time, recent, seen, followed, tired_sellers, speaks, since=since
         )
         kept = self._pre_rank(query_vector, made)
-        kept["content_ids"] = self.ids(kept["candidates"], market_index)
+        kept |= self.read_last(kept["candidates"], market_index, recent)
         funnel = np.zeros((len(time), len(FUNNEL)), np.int64)
         for row in np.flatnonzero(explain) if explain is not None else ():
             shelf = self.shelves[market_index[row]]
@@ -277,12 +287,27 @@ class Retrieval:
             since: int64[B], as of `retrieve`.
 
         Returns:
-            content_ids int64[B, C, Fi], content_numbers float32[B, C, Gi] with the pair features last.
+            content_numbers float32[B, C, Gi] with the pair features last, and what `read_last` does.
         """
         reach = self.graph.reach(recent)
+        numbers = self.numbers(candidates, market_index, time, reach, speaks, since)
+        return {"content_numbers": numbers, **self.read_last(candidates, market_index, recent)}
+
+    def read_last(
+        self, candidates: np.ndarray, market_index: np.ndarray, recent: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """What ranking alone reads of candidates int64[B, C]; pre-ranking does without.
+
+        Args:
+            recent: int64[B, L], as of `describe`.
+
+        Returns:
+            content_ids int64[B, C, Fi]; market_affinity float32[B, C], what the market's own item graph says,
+            on the scale of the feature `affinity`.
+        """
         return {
             "content_ids": self.ids(candidates, market_index),
-            "content_numbers": self.numbers(candidates, market_index, time, reach, speaks, since),
+            "market_affinity": related(self.market_graphs.affinity(market_index, recent, candidates)),
         }
 
     def ids(self, candidates: np.ndarray, market_index: np.ndarray) -> np.ndarray:

@@ -44,11 +44,12 @@ def clicks(of: Dataset, folder, split: str) -> Dataset:
 
 @pytest.fixture(scope="module")
 def stacked(small_world_dataset, small_build, tmp_path_factory) -> Release:
-    """It weighs seasons, too, and has seen candidates that were drawn."""
+    """It weighs seasons and the graphs of markets, too, and has seen candidates that were drawn."""
     folder, config = tmp_path_factory.mktemp("stacked"), small_build.config
     config = replace(
         config,
         features=replace(config.features, season_days=1.0),
+        item_graph=replace(config.item_graph, market_regularisation=20.0),
         stacking=replace(config.stacking, drawn=True),
     )
     log = clicks(small_world_dataset, folder, "leave_last")
@@ -59,7 +60,11 @@ def stacked(small_world_dataset, small_build, tmp_path_factory) -> Release:
 def undivided(small_world_dataset, small_build, tmp_path_factory) -> Built:
     """All rows are for training, and no query for stacking."""
     folder = tmp_path_factory.mktemp("undivided")
-    config = replace(small_build.config, stacking=replace(small_build.config.stacking, queries=0))
+    config = replace(
+        small_build.config,
+        item_graph=replace(small_build.config.item_graph, market_regularisation=20.0),
+        stacking=replace(small_build.config.stacking, queries=0),
+    )
     return build_release(clicks(small_world_dataset, folder, "given"), folder / "build", config)
 
 
@@ -67,8 +72,9 @@ def test_the_weights_are_in_the_release_and_the_graph_reads_what_they_need(stack
     weights = stacked.array(FILE)
     assert len(weights) == 2 * len(SIGNALS) + 1
     assert weights[SIGNALS.index("season")] != 0
+    assert weights[SIGNALS.index("own_affinity")] != 0
     cascade = Cascade(stacked)
-    assert cascade.plan.ranking_reads == ("candidates", "recent", "retrieval_score")
+    assert cascade.plan.ranking_reads == ("candidates", "recent", "retrieval_score", "market_affinity")
     check_wiring(cascade.steps, REQUEST, reply(cascade.plan))
 
 
@@ -107,6 +113,8 @@ def test_rows_drawn_to_know_when_to_stop_are_in_the_served_item_graph(undivided,
     served = undivided.release.array("graph_weights.npy")
     np.testing.assert_array_equal(served, whole.weights)
     assert (served != undivided.data.graph.graph.weights).any()
+    own = undivided.release.array("market_graph_weights.npy")
+    assert (own != undivided.data.market_graphs.graph.weights).any()
 
 
 def test_triton_serves_it_with_each_step_a_model(stacked, tmp_path):

@@ -17,6 +17,7 @@ from models.item_graph import (
     Events,
     ItemGraphConfig,
     fit_item_graph,
+    fit_market_graphs,
     likeness,
     training_events,
 )
@@ -173,6 +174,37 @@ def test_held_out_pairs_do_not_touch_the_graph(small_examples):
         for examples in (small_examples, replace(small_examples, pairs=replace(pairs, positive=turned)))
     )
     np.testing.assert_array_equal(first.weights, second.weights)
+
+
+def test_a_markets_own_graph_is_ease_of_its_own_people_and_contents(small_examples):
+    config = ItemGraphConfig(neighbours=200, market_regularisation=3.0, recency=0.4)
+    made, matrix = fit_market_graphs(small_examples, config), training_events(small_examples, 200).matrix
+    random, found = np.random.default_rng(0), 0
+    for market, code in enumerate(small_examples.markets):
+        sold = np.flatnonzero(small_examples.available[market])
+        people = (small_examples.users["market"] == code).to_numpy()
+        weights = np.maximum(EASE(3.0).fit(matrix[people][:, sold]).weights, 0)
+        kept = np.sort(weights, axis=1)[:, -200:].min(axis=1, keepdims=True)
+        weights = np.where(weights >= kept, weights, 0)
+        places = random.integers(0, len(sold), (4, 3))
+        every = np.arange(len(small_examples.contents))
+        said = made.affinity(np.full(4, market), sold[places], np.tile(every, (4, 1)))
+        counts = (1.0 + np.arange(3)[::-1]) ** -0.4
+        np.testing.assert_allclose(said[:, sold], (weights[places] * counts[:, None]).sum(axis=1), atol=1e-5)
+        assert not said[:, ~small_examples.available[market]].any()
+        found += (said > 0).sum()
+    assert found
+    assert not made.affinity(np.array([0]), np.array([[-1, -1]]), np.array([[3, -1]])).any()
+
+
+def test_markets_have_no_graphs_of_their_own_unless_asked_or_where_they_are_too_large(small_examples):
+    sizes = small_examples.available.sum(axis=1)
+    sold = np.flatnonzero(small_examples.available[0])[None]
+    none = fit_market_graphs(small_examples, ItemGraphConfig())
+    few = ItemGraphConfig(market_regularisation=3.0, items=int(sizes.min()))
+    some = fit_market_graphs(small_examples, few)
+    assert not none.affinity(np.array([0]), sold, sold).any()
+    assert ((some.place >= 0).any(axis=1) == (sizes == sizes.min())).all()
 
 
 def test_only_the_latest_events_of_a_user_count(small_examples):
