@@ -23,7 +23,7 @@ def random_case(seed: int, queries: int, items: int, levels: int):
 @given(
     seed=st.integers(0, 10_000),
     queries=st.integers(1, 8),
-    items=st.integers(1, 40),
+    items=st.integers(1, 300),
     levels=st.integers(1, 50),
     k=st.integers(1, 60),
 )

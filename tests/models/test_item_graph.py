@@ -18,6 +18,7 @@ from models.item_graph import (
     ItemGraphConfig,
     fit_item_graph,
     fit_market_graphs,
+    invert,
     likeness,
     training_events,
 )
@@ -42,6 +43,15 @@ def test_edges_are_the_largest_positive_weights_of_ease():
     weights = np.maximum(EASE(3.0).fit(matrix).weights, 0)
     kept = np.sort(weights, axis=1)[:, -5:].min(axis=1, keepdims=True)
     np.testing.assert_allclose(dense(graph), np.where(weights >= kept, weights, 0), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [5, 256, 300])
+def test_the_inverse_is_whole_whatever_blocks_it_is_mirrored_in(size):
+    rows = np.random.default_rng(size).normal(size=(size, size))
+    gram = rows @ rows.T + size * np.eye(size)
+    inverse = invert(gram.copy())
+    np.testing.assert_array_equal(inverse, inverse.T)
+    np.testing.assert_allclose(inverse @ gram, np.eye(size), atol=1e-9)
 
 
 def test_co_visitation_adds_to_the_edges_of_ease():
