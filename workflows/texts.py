@@ -35,7 +35,7 @@ def fingerprints(texts: pa.StringArray) -> np.ndarray:
     if data:
         held[:-8] = np.frombuffer(data, np.uint8)[starts[0] : starts[-1]]
     starts -= starts[0]
-    words = np.ndarray(held.size - 7, np.uint64, held, strides=(1,))
+    words: np.ndarray = np.ndarray(held.size - 7, np.uint64, held, strides=(1,))
     for first in range(0, len(texts), _ROWS):
         lengths = np.diff(starts[first : first + _ROWS + 1])
         places = starts[first : first + lengths.size]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from onnx import (
     AttributeProto,
     ModelProto,
@@ -123,7 +124,7 @@ class Graph:
         if self._dtypes[value] == STRING:
             # Filled by hand: helper checks each of a million entries, one after another.
             entries = AttributeProto(name="keys_strings", type=AttributeProto.STRINGS)
-            entries.strings.extend(keys.cast(pa.binary()).to_numpy(zero_copy_only=False))
+            entries.strings.extend(pc.cast(keys, pa.binary()).to_numpy(zero_copy_only=False))
             values = AttributeProto(name="values_int64s", type=AttributeProto.INTS)
             values.ints.extend(codes.tolist())
             node.attribute.extend([entries, values, helper.make_attribute("default_int64", default)])

@@ -117,7 +117,7 @@ class OrdinalGraph(Graph):
             return codes[pc.fill_null(pc.index_in(texts, value_set=table.keys), -1)]
 
         known = table.codes if alone else of(keys)
-        tail = of(pa.array(brought, pa.string())) if brought else []
+        tail = of(pa.array(brought, pa.string()))
         return np.concatenate([known, tail, [table.default]]).astype(np.int64)
 
     def _stored(self, dtype: np.dtype) -> np.dtype:
