@@ -88,11 +88,12 @@ def test_the_graphs_say_what_the_ranker_says_from_raw_columns_on(
     )
     packed = {name: made[name] for name in ("query_ids", "query_lists", "query_numbers")}
     market = data.examples.queries.market[query].astype(np.int64)
-    rows_of = {
+    also = {
         "candidates": content[:, None].astype(np.int64),
         "recent": data.examples.queries.history[query].astype(np.int64),
+        "market_affinity": served.pop("market_affinity"),
     }
-    packed |= {name: rows_of[name] for name in cascade.plan.ranking_reads}
+    packed |= {name: also[name] for name in cascade.plan.ranking_reads}
     made = ranking_and_ranker(small_release, threads=1)(**packed, **served, market_index=market)
     np.testing.assert_allclose(made["ranker_probabilities"][:, 0], expected, rtol=1e-3, atol=1e-5)
     fitted = calibrate(ranker, data, tasks, small_build.config.ranker, small_build.config.calibration)
