@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = 3  # 2: seasons among the features of a pair; 3: lists of the search in blocks of 32 codes
+# 2: seasons among the features of a pair; 3: lists of the search in blocks of 32 codes, graphs of markets.
+FORMAT = 3
 MANIFEST = "manifest.json"
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(onnx|npy|json)")
 _AGAIN = "copy the release again from where it was written, or write a new one"

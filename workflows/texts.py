@@ -59,7 +59,8 @@ def _mixed(prints: np.ndarray, words: np.ndarray) -> np.ndarray:
 
 def counted(texts: pa.ChunkedArray) -> tuple[pa.StringArray, np.ndarray]:
     """The different texts in the order of their first rows, and int64: how often each comes. Null is none."""
-    if _differ(texts):
+    # Fingerprints are of texts with offsets of 32 bits; large ones are Arrow's.
+    if pa.types.is_string(texts.type) and _differ(texts):
         valued = texts.drop_null()
         codes = pd.factorize(np.concatenate([fingerprints(chunk) for chunk in valued.chunks]))[0]
         # A code that is greater than all before it is new.

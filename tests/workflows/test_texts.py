@@ -54,6 +54,17 @@ def test_texts_that_differ_behind_their_fingerprint_are_told_apart() -> None:
     assert found.tolist() == [-1, 0, -1, 1, -1, 0]
 
 
+def test_texts_with_large_offsets_are_not_read_as_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    column = pa.chunked_array([pa.array(["a", "b", None, "a", "ccc"], pa.large_string())])
+
+    def refuse(of: pa.Array) -> np.ndarray:
+        raise AssertionError(f"fingerprints of {of.type}")
+
+    monkeypatch.setattr(texts, "fingerprints", refuse)
+    keys, counts = texts.counted(column)
+    assert (keys.to_pylist(), counts.tolist()) == (["a", "b", "ccc"], [2, 1, 1])
+
+
 @pytest.mark.parametrize("kinds", [7, 100_000])
 def test_a_large_column_is_counted_whatever_its_kinds(kinds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
