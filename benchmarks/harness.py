@@ -23,9 +23,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 PEERS = Path(__file__).parent / "peers"
+
+ANSWERS = "PASAR_ANSWERS"
+"""Environment variable of a peer: number of the open file that its answers go to."""
 
 
 @dataclass(frozen=True)
@@ -294,8 +297,9 @@ def peer_python(name: str) -> Path:
 class Peer:
     """A script of `peers/` in a process of its own, which does one piece of work for each line it is sent."""
 
-    def __init__(self, process: subprocess.Popen[str], name: str) -> None:
+    def __init__(self, process: subprocess.Popen[str], answers: TextIO, name: str) -> None:
         self._process = process
+        self._answers = answers
         self._name = name
 
     def ask(self, work: str, **arguments: Any) -> dict[str, Any]:
@@ -305,11 +309,10 @@ class Peer:
             RuntimeError: the script failed; its standard error has gone to ours.
         """
         assert self._process.stdin
-        assert self._process.stdout
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps({"work": work, **arguments}) + "\n")
             self._process.stdin.flush()
-        answer = self._process.stdout.readline()
+        answer = self._answers.readline()
         if not answer:
             raise RuntimeError(
                 f"the peer {self._name} ended while it was asked to {work}; see its error above"
@@ -329,14 +332,20 @@ class Peer:
 @contextlib.contextmanager
 def peer(script: str, python: Path, *arguments: str) -> Iterator[Peer]:
     """Run a script of `peers/` for the length of the block."""
+    # Answers have a pipe of their own: some libraries print to standard output while they are imported.
+    answers, end = os.pipe()
     process = subprocess.Popen(
         [str(python), str(PEERS / script), *arguments],
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdout=2,
         text=True,
+        env={**os.environ, ANSWERS: str(end)},
+        pass_fds=[end],
     )
+    os.close(end)
     try:
-        yield Peer(process, script)
+        with open(answers, encoding="utf-8") as lines:
+            yield Peer(process, lines, script)
     finally:
         assert process.stdin
         with contextlib.suppress(BrokenPipeError):

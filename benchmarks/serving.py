@@ -2,9 +2,9 @@
 
 The release is a real one: a simulated world of five markets is built, trained for one epoch and exported; it
 is kept under runs/ for the next time. Requests are of known users of all markets, with sessions and
-exclusions. The server is asked by clients in threads of this process; its CPU time is that of all its
-processes, read from /proc. Before anything is timed, its replies are compared with the cascade's in this
-process, bit for bit.
+exclusions. The server is asked by clients in threads of this process, with messages that were written
+before; its CPU time is that of all its processes, read from /proc. Before anything is timed, its replies are
+compared with the cascade's in this process, bit for bit.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
-import tritonclient.grpc as grpc
 from threadpoolctl import threadpool_limits
+from tritonclient.grpc import service_pb2 as messages
 
 from benchmarks.harness import PEERS, Served, machine, peer, peer_python, versions, write_json
 from benchmarks.harness import seconds as seconds_text
 from benchmarks.load import Load, Send, closed_loop, group_cpu, open_loop
 from ensemble.cascade import Cascade
-from ensemble.client import DIVERSITY, FeedClient
+from ensemble.client import DIVERSITY, FeedClient, infer_message
 from ensemble.plan import Plan
 from ensemble.release import Release
 from ensemble.server import TritonServer
@@ -45,6 +46,8 @@ IMPRESSIONS = 400_000
 TURN_S = 3.0
 #: Part of the highest throughput at which the latency under load is taken.
 PART = 0.7
+#: The call of Triton's gRPC service that runs a model.
+INFER = "/inference.GRPCInferenceService/ModelInfer"
 #: Different requests of each size.
 POOL = 128
 #: Sizes of Merlin Systems' ensemble: models as ours; it ranks all that it retrieves.
@@ -129,10 +132,24 @@ def check(cascade: Cascade, url: str, requests: Sequence[Request]) -> None:
 
 
 @contextlib.contextmanager
-def _client(url: str) -> Iterator[Send]:
-    with FeedClient(url, timeout_s=60) as client:
-        client.tasks  # noqa: B018  (connects)
-        yield client.infer
+def client(url: str) -> Iterator[Send]:
+    """A connection of the Python client: sends tensors, reads slates."""
+    with FeedClient(url, timeout_s=60) as opened:
+        opened.tasks  # noqa: B018  (connects)
+        yield opened.infer
+
+
+@contextlib.contextmanager
+def prepared(url: str) -> Iterator[Send]:
+    """A connection for messages that were written before; replies come back whole and are not read.
+
+    Clients share the machine with the server here, and one that writes and reads in Python takes a third of
+    a core a thousand requests. Triton's own load generator sends such messages too.
+    """
+    with grpc.insecure_channel(url) as channel:
+        grpc.channel_ready_future(channel).result(60)
+        ask = channel.unary_unary(INFER)
+        yield lambda message: ask(message, timeout=60)
 
 
 class MerlinServer(TritonServer):
@@ -204,28 +221,34 @@ def ours(
         def cpu() -> float:
             return group_cpu(server.pid)
 
-        def connect() -> contextlib.AbstractContextManager[Send]:
-            return _client(server.grpc_url)
-
+        url = server.grpc_url
         for users in USERS:
             requests = make_requests(release, users, POOL, seed + users)
+            sent = [infer_message(request).SerializeToString() for request in requests]
             with threadpool_limits(1):
-                check(cascade, server.grpc_url, requests[:4])
-            loads: dict[int, list[Load]] = {clients: [] for clients in (0, *CLIENTS)}
+                check(cascade, url, requests[:4])
+            loads: dict[tuple[str, int], list[Load]] = {}
             for _ in range(turns):
-                for clients, made in loads.items():
-                    if clients:
-                        made.append(closed_loop(connect, requests, clients, seconds, cpu))
-                    else:
-                        made.append(in_process(cascade, requests, seconds))
-            add(told("one after another", "in process", users, 1, loads.pop(0)))
-            for clients, made in loads.items():
-                add(told("one after another", "server", users, clients, made))
-            highest = max(line.rate for line in results if (line.side, line.users) == ("server", users))
-            rate = PART * highest
-            made = [open_loop(connect, requests, rate, seconds, cpu) for _ in range(turns)]
-            add(told(f"at {PART:.0%} of the highest rate", "server", users, 64, made))
+                made = {("in process", 1): in_process(cascade, requests, seconds)}
+                for clients in CLIENTS:
+                    made["server", clients] = closed_loop(lambda: prepared(url), sent, clients, seconds, cpu)
+                made["server, Python client", 1] = closed_loop(lambda: client(url), requests, 1, seconds, cpu)
+                for key, load in made.items():
+                    loads.setdefault(key, []).append(load)
+            lines = [add(told("one after another", *key[:1], users, key[1], of)) for key, of in loads.items()]
+            rate = PART * max(line.rate for line in lines if line.side == "server")
+            arrived = [open_loop(lambda: prepared(url), sent, rate, seconds, cpu) for _ in range(turns)]
+            add(told(f"at {PART:.0%} of the highest rate", "server", users, 64, arrived))
     return results
+
+
+def merlin_message(user: np.int32) -> messages.ModelInferRequest:
+    """Asks Merlin Systems' ensemble for the slate of one user."""
+    message = messages.ModelInferRequest(model_name="executor_model")
+    message.inputs.add(name="user_id", datatype="INT32", shape=[1])
+    message.outputs.add(name="ordered_ids")
+    message.raw_input_contents.append(user.tobytes())
+    return message
 
 
 def merlin(
@@ -246,27 +269,22 @@ def merlin(
             (place / "built.json").write_text(json.dumps(side.ask("build", folder=str(place), **sizes)))
         about = {**side.ask("versions"), **json.loads((place / "built.json").read_text())}
     rng = np.random.default_rng(seed)
-    requests = rng.integers(1, PEER["users"] + 1, POOL).astype(np.int32).tolist()
+    users = rng.integers(1, PEER["users"] + 1, POOL).astype(np.int32)
+    sent = [merlin_message(user).SerializeToString() for user in users]
     results = []
     with MerlinServer(python, place / "repository", log=folder / "merlin.log") as server:
-
-        @contextlib.contextmanager
-        def connect() -> Iterator[Send]:
-            with contextlib.closing(grpc.InferenceServerClient(server.grpc_url)) as client:
-
-                def ask(user: int) -> None:
-                    tensor = grpc.InferInput("user_id", [1], "INT32")
-                    tensor.set_data_from_numpy(np.array([user], np.int32))
-                    slate = client.infer("executor_model", [tensor]).as_numpy("ordered_ids")
-                    if slate.shape != (1, PEER["slate"]):
-                        raise ValueError(f"Merlin Systems' slate is {slate.shape}; nothing was timed")
-
-                ask(requests[0])
-                yield ask
-
+        url = server.grpc_url
+        with prepared(url) as ask:
+            for message in sent[:4]:
+                shapes = [
+                    tuple(output.shape)
+                    for output in messages.ModelInferResponse.FromString(ask(message)).outputs
+                ]
+                if shapes != [(1, PEER["slate"])]:
+                    raise ValueError(f"Merlin Systems' slate is {shapes}; nothing was timed")
         for clients in (1, 8):
             made = [
-                closed_loop(connect, requests, clients, seconds, lambda: group_cpu(server.pid))
+                closed_loop(lambda: prepared(url), sent, clients, seconds, lambda: group_cpu(server.pid))
                 for _ in range(turns)
             ]
             results.append(told("one after another", "Merlin Systems", 1, clients, made))

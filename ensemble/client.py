@@ -147,6 +147,23 @@ def unpack(reply: dict[str, np.ndarray], tasks: Sequence[str]) -> list[Slate]:
     return slates
 
 
+def infer_message(request: Mapping[str, np.ndarray]) -> messages.ModelInferRequest:
+    """What `FeedClient.infer` sends to ask for the slates of a request's tensors."""
+    texts = write_requests(check_inputs(REQUEST, request))
+    return _message(FEED, "request", texts[:, None])
+
+
+def _message(model: str, name: str, texts: np.ndarray) -> messages.ModelInferRequest:
+    """Asks a model about one tensor of text[B, *].
+
+    Client libraries that build an object for each tensor take half a millisecond for this.
+    """
+    message = messages.ModelInferRequest(model_name=model)
+    message.inputs.add(name=name, datatype="BYTES", shape=texts.shape)
+    message.raw_input_contents.append(serialize_byte_tensor(texts).item() if texts.size else b"")
+    return message
+
+
 class FeedClient:
     """A connection to a server that serves a release.
 
@@ -179,8 +196,8 @@ class FeedClient:
 
     def infer(self, request: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The reply's tensors to a request's, as the in-process cascade gives them; text as UTF-8."""
-        texts = write_requests(check_inputs(REQUEST, request))
-        return read_slates(self._infer(FEED, "request", texts[:, None]))
+        reply = self._ask(self._server.ModelInfer, infer_message(request))
+        return read_slates(_tensors(reply))
 
     def send_events(self, events: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
         """Tell the server what happens to contents and sellers; the next feed that is asked for knows it.
@@ -198,7 +215,7 @@ class FeedClient:
         """
         texts = np.array([[json.dumps(event) for event in events]], object).reshape(1, -1)
         try:
-            result = self._infer(EVENTS, "event", texts)
+            result = _tensors(self._ask(self._server.ModelInfer, _message(EVENTS, "event", texts)))
         except RequestError as error:
             if "unknown model" in error.message:
                 raise RequestError(
@@ -206,20 +223,6 @@ class FeedClient:
                 ) from None
             raise
         return int(result["written"][0, 0]), int(result["unknown"][0, 0])
-
-    def _infer(self, model: str, name: str, texts: np.ndarray) -> dict[str, np.ndarray]:
-        """What a model makes of one tensor of text[B, *], by name.
-
-        Client libraries that build an object for each tensor take half a millisecond for this.
-        """
-        request = messages.ModelInferRequest(model_name=model)
-        request.inputs.add(name=name, datatype="BYTES", shape=texts.shape)
-        request.raw_input_contents.append(serialize_byte_tensor(texts).item() if texts.size else b"")
-        reply = self._ask(self._server.ModelInfer, request)
-        return {
-            output.name: _array(raw, output.datatype, output.shape)
-            for output, raw in zip(reply.outputs, reply.raw_output_contents)
-        }
 
     def _ask(self, call: Callable[..., Any], message: Any) -> Any:
         try:
@@ -253,6 +256,14 @@ def connect(url: str) -> Iterator[FeedClient]:
                 f"no feed is served at {url} ({error.message}); start `pasar serve`, or give --url",
             ) from None
         yield client
+
+
+def _tensors(reply: messages.ModelInferResponse) -> dict[str, np.ndarray]:
+    """The tensors of a reply by name."""
+    return {
+        output.name: _array(raw, output.datatype, output.shape)
+        for output, raw in zip(reply.outputs, reply.raw_output_contents)
+    }
 
 
 def _array(raw: bytes, datatype: str, shape: Sequence[int]) -> np.ndarray:

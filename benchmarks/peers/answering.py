@@ -1,4 +1,4 @@
-"""A peer's end of the line: each line of standard input is a piece of work, each answer a line of output."""
+"""A peer's end of the line: each line of input is a piece of work, its answer a line of another file."""
 
 import gc
 import json
@@ -11,10 +11,9 @@ def serve(works):
     """Do the works asked for, by name, until the input ends.
 
     An answer has the wall and CPU time of the work (s, CPU of all threads) and, where it returns one, its
-    dictionary. What the works print goes to standard error.
+    dictionary.
     """
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    answers = os.fdopen(int(os.environ["PASAR_ANSWERS"]), "w")
     for line in sys.stdin:
         arguments = json.loads(line)
         work = works[arguments.pop("work")]

@@ -61,7 +61,10 @@ def test_times_are_told_in_the_unit_that_reads_best() -> None:
 def test_a_peer_answers_each_line_and_its_prints_do_not_disturb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = "from answering import serve\nserve({'add': lambda a, b: print('noise') or {'sum': a + b}})\n"
+    script = (
+        "print('imported')\nfrom answering import serve\n"
+        "serve({'add': lambda a, b: print('noise') or {'sum': a + b}})\n"
+    )
     (tmp_path / "adder.py").write_text(script)
     (tmp_path / "answering.py").write_text((harness.PEERS / "answering.py").read_text())
     monkeypatch.setattr(harness, "PEERS", tmp_path)
