@@ -6,7 +6,7 @@ are looked up, averaged and differentiated together, and a batch's rows of the t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,7 +15,7 @@ from . import names  # noqa: F401  (before Merlin)
 
 import merlin.models.tf as mm  # isort: skip
 import tensorflow as tf  # isort: skip
-from merlin.schema import Schema, Tags  # isort: skip
+from merlin.schema import ColumnSchema, Schema, Tags  # isort: skip
 
 
 def masked_mean(vectors: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
@@ -147,12 +147,18 @@ class Lookup(mm.Block):
 
 
 class InputVector(mm.Block):
-    """Embeddings, continuous columns and vectors of a schema side by side: float32[B, F * D + numbers]."""
+    """Embeddings, continuous columns and vectors of a schema side by side: float32[B, F * D + numbers].
 
-    def __init__(self, schema: Schema, table: EmbeddingTable, **kwargs) -> None:
+    Args:
+        made: categorical columns that a subclass adds to those it is given.
+    """
+
+    def __init__(
+        self, schema: Schema, table: EmbeddingTable, made: Sequence[ColumnSchema] = (), **kwargs
+    ) -> None:
         super().__init__(**kwargs)
         self.set_schema(schema)
-        self.lookup = Lookup(schema, table)
+        self.lookup = Lookup(schema + Schema(made), table)
         self.widths = {name: 1 for name in schema.select_by_tag(Tags.CONTINUOUS).column_names}
         for column in schema.select_by_tag(Tags.EMBEDDING):
             self.widths[column.name] = int(column.shape.dims[1].max)

@@ -11,6 +11,7 @@ from .batches import LOG_Q, RetrievalBatches, TrainingSet
 from .blocks import EmbeddingTable, InputVector
 from .gates import PRIOR, Gated
 from .members import TwoTowers, train_members
+from .related import WithRelated, related_ids
 from .row_adam import RowAdam
 from .training import Progress, TrainingState, quiet, set_seed, train
 from .unseen import fill_unseen
@@ -31,7 +32,9 @@ class TwoTowerConfig:
     Attributes:
         dim: size of the query and content vectors.
         embedding_dim: size of every embedding.
-        hidden: width of each tower's hidden layers.
+        hidden: width of each tower's hidden layers; none leaves one linear layer over the inputs.
+        related: closest contents by the item graph whose mean embedding a content's tower reads beside its
+            own (contents).
         temperature: divides the logits; smaller sharpens.
         user_dropout: share of user ids that training shows as unseen (0 to 1).
         batch_size: positives in a batch, each a negative to the others (positives).
@@ -46,7 +49,8 @@ class TwoTowerConfig:
 
     dim: int = 64
     embedding_dim: int = 48
-    hidden: tuple[int, ...] = (64,)
+    hidden: tuple[int, ...] = ()
+    related: int = 20
     temperature: float = 0.12
     user_dropout: float = 0.5
     batch_size: int = 1024
@@ -61,6 +65,8 @@ class TwoTowerConfig:
     def __post_init__(self) -> None:
         if self.members < 1:
             raise ValueError(f"two_tower.members is {self.members}; it must be at least 1")
+        if self.related < 0:
+            raise ValueError(f"two_tower.related is {self.related}; it must not be negative")
 
 
 #: Scores of queries and contents that are held at once: 16 MB.
@@ -134,21 +140,28 @@ def losses(model: mm.RetrievalModelV2, x: dict[str, tf.Tensor], y: tf.Tensor) ->
     return model(x, training=True).outputs
 
 
-def build_two_tower(query: Schema, content: Schema, config: TwoTowerConfig, seed: int) -> mm.RetrievalModelV2:
-    """The model, compiled; the history shares the content's embedding table."""
-    table = EmbeddingTable(query + content, config.embedding_dim, seed)
+def build_two_tower(
+    query: Schema, content: Schema, config: TwoTowerConfig, seed: int, related: np.ndarray | None = None
+) -> mm.RetrievalModelV2:
+    """The model, compiled; the history shares the content's embedding table.
 
-    def tower(schema: Schema) -> mm.Encoder:
+    Args:
+        related: see `models.related.related_ids`; None for towers that know nothing of neighbours.
+    """
+    table = EmbeddingTable(query + content, config.embedding_dim, seed)
+    of_query: mm.Block = InputVector(query, table)
+    if config.gates and set(PRIOR) & set(query.column_names):
+        of_query = Gated(of_query, query, of_query.width)
+    of_content = InputVector(content, table) if related is None else WithRelated(content, table, related)
+
+    def tower(inputs: mm.Block) -> mm.Encoder:
         layers = mm.MLPBlock([*config.hidden, config.dim], no_activation_last_layer=True)
-        inputs: mm.Block = InputVector(schema, table)
-        if config.gates and set(PRIOR) & set(schema.column_names):
-            inputs = Gated(inputs, schema, inputs.width)
         return mm.Encoder(inputs, layers, post=mm.L2Norm())
 
     output = InBatchSoftmax(config.temperature, config.logq, schema=content.select_by_tag(Tags.ITEM_ID))
     log_q = ColumnSchema(LOG_Q, dtype=np.float32, tags=[Tags.CONTINUOUS])
     model = mm.TwoTowerModelV2(
-        tower(query), tower(content), outputs=output, schema=query + content + Schema([log_q])
+        tower(of_query), tower(of_content), outputs=output, schema=query + content + Schema([log_q])
     )
     model.compile(optimizer=RowAdam(config.learning_rate), metrics=[])
     return model
@@ -212,7 +225,15 @@ def _train_one(
     set_seed(seed)
     pairs = data.examples.pairs
     rows = np.flatnonzero(pairs.positive & (pairs.split == TRAIN))
-    model = build_two_tower(data.features.query.schema, data.features.content.schema, config, seed)
+    features = data.features
+    related = None
+    if config.related:
+        encoded, ids = (
+            features.content.arrays["content_id"],
+            features.content.schema["content_id"].int_domain.max,
+        )
+        related = related_ids(data.graph.graph, encoded, int(ids) + 1, config.related)
+    model = build_two_tower(features.query.schema, features.content.schema, config, seed, related)
     valid = np.flatnonzero(pairs.positive & (pairs.split == VALID))
     valid = np.random.default_rng(seed).permutation(valid)[: config.validation_queries]
     contents = data.content_arrays(np.arange(len(data.features.content)))
