@@ -183,8 +183,7 @@ def ranker(data: TrainingSet, seed: int, folder: Path) -> Case:
 
 def two_tower(data: TrainingSet, seed: int, folder: Path) -> Case:
     """The two-tower with in-batch negatives, on positives."""
-    # Towers that every side can build: layers of one width, nothing of the item graph.
-    config = TwoTowerConfig(hidden=(64,), related=0)
+    config = TwoTowerConfig()
     query, content = data.features.query.schema, data.features.content.schema
     pairs = data.examples.pairs
     train = np.flatnonzero(pairs.positive & (pairs.split == TRAIN))

@@ -34,7 +34,7 @@ class TwoTowerConfig:
         embedding_dim: size of every embedding.
         hidden: width of each tower's hidden layers; none leaves one linear layer over the inputs.
         related: closest contents by the item graph whose mean embedding a content's tower reads beside its
-            own (contents).
+            own; 0 leaves them out (contents).
         temperature: divides the logits; smaller sharpens.
         user_dropout: share of user ids that training shows as unseen (0 to 1).
         batch_size: positives in a batch, each a negative to the others (positives).
@@ -49,8 +49,8 @@ class TwoTowerConfig:
 
     dim: int = 64
     embedding_dim: int = 48
-    hidden: tuple[int, ...] = ()
-    related: int = 20
+    hidden: tuple[int, ...] = (64,)
+    related: int = 0
     temperature: float = 0.12
     user_dropout: float = 0.5
     batch_size: int = 1024

@@ -28,7 +28,7 @@ class Trained(NamedTuple):
 @pytest.fixture(scope="session")
 def small_two_tower(small_training_set: TrainingSet, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     config = TwoTowerConfig(
-        dim=8, embedding_dim=8, hidden=(16,), batch_size=128, epochs=2, learning_rate=1e-2
+        dim=8, embedding_dim=8, hidden=(16,), related=5, batch_size=128, epochs=2, learning_rate=1e-2
     )
     folder = tmp_path_factory.mktemp("two-tower")
     model, [state] = train_two_tower(small_training_set, config, folder, SEED)
