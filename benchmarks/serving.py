@@ -229,13 +229,16 @@ def ours(
                 check(cascade, url, requests[:4])
             loads: dict[tuple[str, int], list[Load]] = {}
             for _ in range(turns):
-                made = {("in process", 1): in_process(cascade, requests, seconds)}
+                turn = {("in process", 1): in_process(cascade, requests, seconds)}
                 for clients in CLIENTS:
-                    made["server", clients] = closed_loop(lambda: prepared(url), sent, clients, seconds, cpu)
-                made["server, Python client", 1] = closed_loop(lambda: client(url), requests, 1, seconds, cpu)
-                for key, load in made.items():
+                    turn["server", clients] = closed_loop(lambda: prepared(url), sent, clients, seconds, cpu)
+                turn["server, Python client", 1] = closed_loop(lambda: client(url), requests, 1, seconds, cpu)
+                for key, load in turn.items():
                     loads.setdefault(key, []).append(load)
-            lines = [add(told("one after another", *key[:1], users, key[1], of)) for key, of in loads.items()]
+            lines = [
+                add(told("one after another", side, users, clients, of))
+                for (side, clients), of in loads.items()
+            ]
             rate = PART * max(line.rate for line in lines if line.side == "server")
             arrived = [open_loop(lambda: prepared(url), sent, rate, seconds, cpu) for _ in range(turns)]
             add(told(f"at {PART:.0%} of the highest rate", "server", users, 64, arrived))

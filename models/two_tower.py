@@ -228,11 +228,8 @@ def _train_one(
     features = data.features
     related = None
     if config.related:
-        encoded, ids = (
-            features.content.arrays["content_id"],
-            features.content.schema["content_id"].int_domain.max,
-        )
-        related = related_ids(data.graph.graph, encoded, int(ids) + 1, config.related)
+        ids = int(features.content.schema["content_id"].int_domain.max) + 1
+        related = related_ids(data.graph.graph, features.content.arrays["content_id"], ids, config.related)
     model = build_two_tower(features.query.schema, features.content.schema, config, seed, related)
     valid = np.flatnonzero(pairs.positive & (pairs.split == VALID))
     valid = np.random.default_rng(seed).permutation(valid)[: config.validation_queries]

@@ -4,12 +4,16 @@ import contextlib
 
 import numpy as np
 import pytest
+from tritonclient.grpc import service_pb2 as messages
+from tritonclient.utils import deserialize_bytes_tensor
 
 from benchmarks import serving
 from benchmarks.harness import table
 from benchmarks.load import Load
 from ensemble.cascade import Cascade
+from ensemble.client import infer_message
 from ensemble.server import find_server
+from ensemble.wire import read_requests
 
 
 def test_requests_are_of_known_users_and_change_with_the_seed_alone(small_release):
@@ -21,6 +25,28 @@ def test_requests_are_of_known_users_and_change_with_the_seed_alone(small_releas
     assert not np.array_equal(once[0]["user_id"], other[0]["user_id"])
     slates = Cascade(small_release)(once[0])["content_id"]
     assert (slates != "").all()
+
+
+def test_a_message_written_before_says_what_the_client_would(small_release):
+    [request] = serving.make_requests(small_release, 3, 1, seed=0)
+    message = messages.ModelInferRequest.FromString(infer_message(request).SerializeToString())
+    assert (message.model_name, [(i.name, list(i.shape)) for i in message.inputs]) == (
+        "feed",
+        [("request", [3, 1])],
+    )
+    texts = deserialize_bytes_tensor(message.raw_input_contents[0])
+    read = read_requests(np.array([text.decode() for text in texts], object))
+    assert read.keys() == request.keys()
+    for name, array in request.items():
+        np.testing.assert_array_equal(
+            read[name], array[:, : read[name].shape[1]] if array.ndim == 2 else array
+        )
+
+
+def test_the_peer_is_asked_for_one_user_s_slate_alone():
+    message = serving.merlin_message(np.int32(7))
+    assert [output.name for output in message.outputs] == ["ordered_ids"]
+    assert np.frombuffer(message.raw_input_contents[0], np.int32).tolist() == [7]
 
 
 def test_a_server_that_answers_otherwise_is_not_timed(small_release, monkeypatch):
