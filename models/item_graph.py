@@ -29,8 +29,6 @@ class ItemGraphConfig:
         neighbours: edges kept for each content (contents).
         regularisation: added to the diagonal of the Gram matrix; the more, the more cautious (events).
         co_visitation: weight of normalised co-visitation beside EASE's edges; 0 for EASE alone.
-        sharpening: what co-visitation says in one more step is taken off it so many times, so that contents
-            close to a whole neighbourhood stand back behind those close to this one content; 0 takes nothing.
         together_days: two events of a user count as one visit the less, the further apart they are: 1/e of it
             at this distance, where a log has times (days).
         recency: the edges of a user's latest event count whole, those of the n-th before it
@@ -49,7 +47,6 @@ class ItemGraphConfig:
     neighbours: int = 100
     regularisation: float = 50.0
     co_visitation: float = 0.0
-    sharpening: float = 0.0
     together_days: float = 180.0
     recency: float = 0.0
     vectors: float = 20.0
@@ -264,10 +261,6 @@ class CoVisitation(FittedGraph):
     instead of 1, 0.5 and 0.5: popular contents are reached more easily than they lead elsewhere. Where the
     log has times, two events of a user count the less, the further apart they are. The matrix of counts stays
     sparse, so any catalogue fits.
-
-    Sharpened, its weights W become W (1 - s P), P being GF-CF's filter as published and s the knob: one step
-    of the reverse of blurring (BSPM; Choi et al., SIGIR 2023). What becomes negative is no edge, so the sharp
-    matrix is as sparse as the other.
     """
 
     #: Exponents of the number of events of a user, of an edge's source and of its target.
@@ -286,8 +279,6 @@ class CoVisitation(FittedGraph):
             day = events.day - events.day.min(initial=np.inf) + 1
             self.day = sp.csr_matrix((day, self.matrix.indices, self.matrix.indptr), shape=self.matrix.shape)
             self.common = self._together()
-        if config.sharpening:
-            self._blur()
 
     @cached_property
     def graph(self) -> ItemGraph:
@@ -321,41 +312,13 @@ class CoVisitation(FittedGraph):
                 sums.append(sums.pop() + sums.pop())
         return reduce(add, reversed(sums))
 
-    def _blur(self) -> None:
-        """What the weights say in one more step by the filter P = FᵀF, at the entries of `common`, and what
-        half of that step, F, says at users' own contents; `BLOCK` contents at a time."""
-        self.active = np.maximum(np.diff(self.matrix.indptr), 1)
-        degree = np.maximum(self.wanted, 1)
-        step = (sp.diags(self.active**-0.5) @ self.matrix @ sp.diags(degree**-0.5)).astype(np.float32).tocsr()
-        back, own = step.T.tocsr(), self.matrix.tocsc()
-        self.to_itself = np.asarray(step.power(2).sum(axis=0), np.float64).ravel()
-        self.blurred, half = self.common.copy(), np.empty(self.matrix.nnz, np.float32)
-        for start in range(0, len(degree), BLOCK):
-            contents = np.arange(start, min(start + BLOCK, len(degree)))
-            common = self.common[contents].tocoo()
-            weights = np.zeros((len(degree), len(contents)), np.float32)
-            weights[common.col, common.row] = self._weight(
-                common.data, self.wanted[contents[common.row]], self.wanted[common.col]
-            )
-            between = step @ weights
-            ends = self.common.indptr[[start, contents[-1] + 1]]
-            self.blurred.data[slice(*ends)] = (back @ between)[common.col, common.row]
-            ends = own.indptr[[start, contents[-1] + 1]]
-            column = np.repeat(contents - start, np.diff(own.indptr)[contents])
-            half[slice(*ends)] = between[own.indices[slice(*ends)], column]
-        self.half = sp.csc_matrix((half, own.indices, own.indptr), shape=own.shape).tocsr()
-
     def edges(self, contents: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """All edges from contents int64[n], before the largest are chosen: the place among `contents` and the
         target int64[E] of each, and its weight float32[E]."""
         common = self.common[contents].tocoo()
-        source, target = common.row, common.col
-        weight = self._weight(common.data, self.wanted[contents[source]], self.wanted[target])
-        kept = contents[source] != target
-        if self.config.sharpening:
-            weight = weight - self.config.sharpening * self.blurred[contents].data
-            kept &= weight > 0
-        return source[kept], target[kept], weight[kept]
+        apart = contents[common.row] != common.col
+        source, target, count = common.row[apart], common.col[apart], common.data[apart]
+        return source, target, self._weight(count, self.wanted[contents[source]], self.wanted[target])
 
     def _weight(self, common: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
         degree = np.maximum(source, 1) ** self.SOURCE * np.maximum(target, 1) ** self.TARGET
@@ -364,8 +327,7 @@ class CoVisitation(FittedGraph):
     def edges_without_user(
         self, user: np.ndarray, content: np.ndarray, pair: np.ndarray, past: np.ndarray
     ) -> np.ndarray:
-        """See `FittedGraph`: the user's own wants are taken off the counts behind each edge; of what sharpening
-        takes, which many say together, off what the user's wanting the pair's content adds."""
+        """See `FittedGraph`: the user's own wants are taken off the counts behind each edge."""
         wanted = _entries(self.matrix, user, content)[pair]
         user, content = user[pair], content[pair]
         own = _entries(self.matrix, user, past)
@@ -375,35 +337,8 @@ class CoVisitation(FittedGraph):
             visits = visits * np.exp(-apart / self.days)
         common = _entries(self.common, past, content) - visits
         edges = self._weight(common, self.wanted[past] - own, self.wanted[content] - wanted)
-        if self.config.sharpening:
-            edges = edges - self.config.sharpening * self._blurred_without_event(
-                user, content, past, wanted, visits
-            )
         # Subtracting from a rounded sum may leave a little of an edge that was the user's alone.
-        return np.where(common > 1e-6, np.maximum(edges, 0), 0)
-
-    def _blurred_without_event(
-        self, user: np.ndarray, content: np.ndarray, past: np.ndarray, wanted: np.ndarray, visits: np.ndarray
-    ) -> np.ndarray:
-        """`blurred` of edges as it would be, had their user not wanted the content, float64[E].
-
-        Args:
-            user, content, past: int64[E].
-            wanted: float64[E], 1 where the user did.
-            visits: float64[E], what the user's wanting both ends counts in `common`.
-        """
-        degree = np.maximum(self.wanted[content], 1)
-        left = np.maximum(degree - wanted, 1)
-        count = _entries(self.common, past, content)
-        weight = self._weight(count, self.wanted[past], degree)
-        active, itself = self.active[user], self.to_itself[content]
-        # By way of others than the content itself, which the user's want leads to from each of the user's own.
-        own = wanted * (
-            _entries(self.half, user, past) / np.sqrt(active * degree) - weight / (active * degree)
-        )
-        others = _entries(self.blurred, past, content) - weight * itself - own
-        itself = (itself * degree - wanted / active) / left
-        return np.sqrt(degree / left) * others + self._weight(count - visits, self.wanted[past], left) * itself
+        return np.where(common > 1e-6, edges, 0)
 
 
 class Blend(FittedGraph):
