@@ -19,6 +19,7 @@ from market.statistics import DAY_S
 from models.batches import TrainingSet, make_training_set
 from models.calibration import CalibrationConfig, calibrate
 from models.item_graph import ItemGraphConfig, fit_item_graph, fit_market_graphs
+from models.low_rank import fit_low_rank
 from models.preranker import PreRankerConfig
 from models.ranker import RankerConfig, train_ranker
 from models.stacking import StackingConfig
@@ -132,6 +133,7 @@ def build_release(
         served = item_graphs(
             fit_item_graph(data.examples, config.item_graph, VALID).graph,
             fit_market_graphs(data.examples, config.item_graph, VALID),
+            fit_low_rank(data.examples, config.item_graph, VALID),
         )
     step("pre-ranker")
     with_preranker(draft, fresh, data, two_tower, config.preranker, config.seed, served)
@@ -169,8 +171,9 @@ def build_training_set(
     step("item graph")
     graph = fit_item_graph(examples, config.item_graph)
     by_market = fit_market_graphs(examples, config.item_graph)
+    low_rank = fit_low_rank(examples, config.item_graph)
     window_s, season_s = int(config.popularity_window_h * 3600), int(config.features.season_days * DAY_S)
-    return make_training_set(examples, features, graph, window_s, season_s, by_market)
+    return make_training_set(examples, features, graph, window_s, season_s, by_market, low_rank)
 
 
 def _fingerprint(dataset: Dataset, config: BuildConfig) -> str:

@@ -79,6 +79,7 @@ def with_stacking(
                 each["recent"],
                 each["retrieval_score"],
                 each["market_affinity"],
+                each["low_rank_affinity"],
             )
             present = each["candidates"] >= 0
             hit = np.take_along_axis(target_of, np.maximum(each["candidates"], 0), axis=1)
@@ -132,7 +133,8 @@ def with_preranker(
         made = _ranked(cascade, retrieval, data, two_tower, part, seen)
         value = cascade.blend(made["probabilities"], made["candidates"], made["market_index"])
         value = np.where(made["candidates"] >= 0, value, -np.inf)
-        lists.append((made["query_vector"], made["candidates"], made["content_numbers"], value))
+        numbers = retrieval.preranking_numbers(made)
+        lists.append((made["query_vector"], made["candidates"], numbers, value))
     query_vector, candidates, numbers, value = (np.concatenate(part) for part in zip(*lists))
     vectors = draft.array("content_vectors.npy")
     judged = np.arange(len(rows)) % 10 == 0

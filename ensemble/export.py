@@ -15,7 +15,7 @@ from ensemble.channels.two_tower import SEARCHED
 from ensemble.plan import FILE, KINDS, CascadeConfig, Column, Plan
 from ensemble.release import Release, ReleaseWriter
 from ensemble.search import MOST_QUERIES, MarketIndex, write_indexes
-from market.item_graph import ItemGraph, MarketGraphs
+from market.item_graph import ItemGraph, LowRank, MarketGraphs
 from market.neighbours import neighbour_shares
 from market.offers import FOREIGN, language_fit
 from market.profiles import profile
@@ -42,7 +42,7 @@ from workflows.vectors import raw_vectors, vector_columns
 
 from merlin.schema import Tags  # isort: skip
 
-READS = ("candidates", "recent", "retrieval_score", "market_affinity")
+READS = ("candidates", "recent", "retrieval_score", "market_affinity", "low_rank_affinity")
 """Tensors of the cascade that a ranking graph may read beside encoded features."""
 TIRED = 32
 """Contents and sellers kept for each user that are not shown for a while."""
@@ -149,7 +149,7 @@ def write_release(
         ruled = {"content_id", "kind", "category", "seller_id", "content_language"}
         for name_of_text in sorted(followed | ruled):
             release.array(f"text_{name_of_text}.npy", _text_column(contents, name_of_text))
-        for file, array in item_graphs(data.graph.graph, data.market_graphs).items():
+        for file, array in item_graphs(data.graph.graph, data.market_graphs, data.low_rank).items():
             release.array(file, array)
         release.array("user_history.npy", examples.latest_history)
         release.array("user_seen.npy", examples.latest_seen)
@@ -168,7 +168,7 @@ def write_release(
     return Release.open(path)
 
 
-def item_graphs(graph: ItemGraph, by_market: MarketGraphs) -> dict[str, np.ndarray]:
+def item_graphs(graph: ItemGraph, by_market: MarketGraphs, low_rank: LowRank) -> dict[str, np.ndarray]:
     """The item graphs as a release holds them: arrays by file."""
     return {
         "graph_neighbours.npy": graph.neighbours,
@@ -176,6 +176,8 @@ def item_graphs(graph: ItemGraph, by_market: MarketGraphs) -> dict[str, np.ndarr
         "market_graph_place.npy": by_market.place,
         "market_graph_neighbours.npy": by_market.graph.neighbours,
         "market_graph_weights.npy": by_market.graph.weights,
+        "low_rank_source.npy": low_rank.source,
+        "low_rank_target.npy": low_rank.target,
     }
 
 

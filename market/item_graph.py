@@ -120,7 +120,41 @@ class ItemGraph:
 
     def counts(self, before: np.ndarray) -> np.ndarray:
         """What the edges of events count, float64[E], that so many others int64[E] came after."""
-        return (1.0 + before) ** -self.recency
+        return _counts(self.recency, before)
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Affinities between all contents as a product of two tables: what is spread over too many for edges.
+
+    Attributes:
+        source, target: float32[N, D]; a history's content `j` adds source[j] · target[i] to the content `i`.
+        recency: as of `ItemGraph`.
+    """
+
+    source: np.ndarray
+    target: np.ndarray
+    recency: float = 0.0
+
+    @classmethod
+    def none(cls, contents: int) -> LowRank:
+        """Affinities that are all 0."""
+        return cls(*np.zeros((2, contents, 0), np.float32))
+
+    def affinity(self, history: np.ndarray, content: np.ndarray) -> np.ndarray:
+        """What each history adds to its contents, float32[B, C]; 0 at -1.
+
+        Args:
+            history: int64[B, L], rows of the contents table, -1 fills; content: int64[B, C], likewise.
+        """
+        made = np.zeros(content.shape, np.float32)
+        if not self.source.shape[1]:
+            return made
+        for row, (past, here) in enumerate(zip(history, content)):
+            past = past[past >= 0]
+            query = _counts(self.recency, np.arange(len(past))[::-1]).astype(np.float32) @ self.source[past]
+            made[row] = np.where(here >= 0, self.target.take(here, axis=0, mode="clip") @ query, 0)
+        return made
 
 
 @dataclass(frozen=True)
@@ -154,3 +188,7 @@ class MarketGraphs:
             np.where(rows >= 0, self.place[market[:, None], rows], -1) for rows in (history, content)
         )
         return self.graph.reach(past).at(here)
+
+
+def _counts(recency: float, before: np.ndarray) -> np.ndarray:
+    return (1.0 + before) ** -recency

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from market.item_graph import ItemGraph, MarketGraphs
+from market.item_graph import ItemGraph, LowRank, MarketGraphs
 from market.moments import moment_features
 from market.offers import Offers
 from market.statistics import PAIR_FEATURES, EventCounts, pair_features
@@ -83,6 +83,7 @@ class TrainingSet:
         offers: prices and languages of the contents.
         speaks: int64[U], codes of the users' languages, -1 where unknown.
         market_graphs: of each market's own people, without an edge where they are left out.
+        low_rank: what the item graph's edges do not hold, without a dimension where it is left out.
         seasons: positives around the time of a latest event, see `FeatureConfig.season_days`; None without.
     """
 
@@ -95,6 +96,7 @@ class TrainingSet:
     offers: Offers
     speaks: np.ndarray
     market_graphs: MarketGraphs
+    low_rank: LowRank
     seasons: Seasons | None = None
 
     def query_arrays(self, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -174,6 +176,7 @@ def make_training_set(
     window_s: int,
     season_s: int = 0,
     market_graphs: MarketGraphs | None = None,
+    low_rank: LowRank | None = None,
 ) -> TrainingSet:
     """Bind examples, features and item graph, and count popularity the way the split allows.
 
@@ -181,6 +184,7 @@ def make_training_set(
         window_s: trailing window of popularity where the data set is cut by time (seconds).
         season_s: half the length of a season; 0 for none (seconds).
         market_graphs: of each market's own people; None for graphs without an edge.
+        low_rank: beside the item graph; None for one without a dimension.
 
     Raises:
         ValueError: a season is asked for where the data set has no time.
@@ -203,6 +207,8 @@ def make_training_set(
     seasons = Seasons.of(examples, season_s) if season_s else None
     if market_graphs is None:
         market_graphs = MarketGraphs.none(*examples.available.shape)
+    if low_rank is None:
+        low_rank = LowRank.none(len(contents))
     return TrainingSet(
         examples,
         features,
@@ -213,6 +219,7 @@ def make_training_set(
         offers(examples),
         speaks,
         market_graphs,
+        low_rank,
         seasons,
     )
 

@@ -39,6 +39,10 @@ class ItemGraphConfig:
         popular: contents of a larger catalogue, its most popular ones, that EASE solves for beside
             co-visitation (contents).
         events: latest events of a user that count (events).
+        exponents: of the number of events of a user, of an edge's source and of its target, by which
+            co-visitation divides; GF-CF's linear filter has 1, 0.5 and 0.5.
+        low_rank: dimensions of the part of BSPM's filter that no few edges hold, which the stacking reads
+            beside them (`models.low_rank`); 0 leaves it out.
         market_regularisation: beside the graph of all people, the stacking reads EASE of each market's own
             people, with so much added to the diagonal, in markets of at most `items` contents; 0 leaves it
             out (events).
@@ -53,6 +57,8 @@ class ItemGraphConfig:
     items: int = 12_000
     popular: int = 0
     events: int = 200
+    exponents: tuple[float, float, float] = (0.6, 0.7, 0.3)
+    low_rank: int = 0
     market_regularisation: float = 0.0
 
 
@@ -257,19 +263,16 @@ def invert(gram: np.ndarray) -> np.ndarray:
 class CoVisitation(FittedGraph):
     """How often two contents are wanted by the same people, users and contents of many events weighing less.
 
-    The linear filter of GF-CF (Shen et al., CIKM 2021), with the exponents `USER`, `SOURCE` and `TARGET`
-    instead of 1, 0.5 and 0.5: popular contents are reached more easily than they lead elsewhere. Where the
-    log has times, two events of a user count the less, the further apart they are. The matrix of counts stays
-    sparse, so any catalogue fits.
+    The linear filter of GF-CF (Shen et al., CIKM 2021), by default with other exponents than 1, 0.5 and 0.5:
+    popular contents are reached more easily than they lead elsewhere. Where the log has times, two events of
+    a user count the less, the further apart they are. The matrix of counts stays sparse, so any catalogue
+    fits.
     """
-
-    #: Exponents of the number of events of a user, of an edge's source and of its target.
-    USER, SOURCE, TARGET = 0.6, 0.7, 0.3
 
     def __init__(self, events: Events, config: ItemGraphConfig) -> None:
         self.config, self.matrix, self.days = config, events.matrix, config.together_days
         count = np.maximum(np.diff(self.matrix.indptr), 1)
-        self.share = (count**-self.USER).astype(np.float32)
+        self.share = (count ** -config.exponents[0]).astype(np.float32)
         self.wanted = np.bincount(self.matrix.indices, minlength=self.matrix.shape[1])
         self.day = None
         if events.day is None:
@@ -321,7 +324,8 @@ class CoVisitation(FittedGraph):
         return source, target, self._weight(count, self.wanted[contents[source]], self.wanted[target])
 
     def _weight(self, common: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        degree = np.maximum(source, 1) ** self.SOURCE * np.maximum(target, 1) ** self.TARGET
+        _, of_source, of_target = self.config.exponents
+        degree = np.maximum(source, 1) ** of_source * np.maximum(target, 1) ** of_target
         return (common / degree).astype(np.float32)
 
     def edges_without_user(

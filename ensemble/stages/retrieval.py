@@ -22,7 +22,7 @@ from ensemble.release import Release
 from ensemble.search import read_index
 from ensemble.steering import NOTHING, Steering, eligibility
 from ensemble.steps import StageStep, TensorSpec
-from market.item_graph import ItemGraph, MarketGraphs, Reach, related
+from market.item_graph import ItemGraph, LowRank, MarketGraphs, Reach, related
 from market.moments import Moments, moment_features
 from market.offers import Offers
 from market.statistics import EventCounts, pair_features
@@ -84,6 +84,9 @@ class Retrieval:
                 self.plan.recency,
             ),
         )
+        self.low_rank = LowRank(
+            release.array("low_rank_source.npy"), release.array("low_rank_target.npy"), self.plan.recency
+        )
         self.season = None
         if half := self.plan.season_s:
             market, content, at = (
@@ -130,6 +133,7 @@ class Retrieval:
                 TensorSpec("content_ids", np.int64, (size, plan.content_ids)),
                 TensorSpec("content_numbers", np.float32, (size, plan.content_numbers)),
                 TensorSpec("market_affinity", np.float32, (size,)),
+                TensorSpec("low_rank_affinity", np.float32, (size,)),
                 TensorSpec("preranking_score", np.float32, (size,)),
                 TensorSpec("funnel", np.int64, (len(FUNNEL),)),
             ),
@@ -176,7 +180,7 @@ class Retrieval:
             kept = {name: array[:, :size] for name, array in made.items()}
             return kept | {"preranking_score": np.zeros(kept["candidates"].shape, np.float32)}
         score = self.preranker(
-            query_vector, made["candidates"], made["content_numbers"], made["retrieval_score"]
+            query_vector, made["candidates"], self.preranking_numbers(made), made["retrieval_score"]
         )
         order = np.argsort(-score, axis=1, kind="stable")
         each = np.arange(len(order))[:, None]
@@ -187,6 +191,14 @@ class Retrieval:
         best = spread(order, category, most)[:, :size]
         score = np.where(made["candidates"] >= 0, score, 0)
         return {name: array[each, best] for name, array in (made | {"preranking_score": score}).items()}
+
+    def preranking_numbers(self, made: dict[str, np.ndarray]) -> np.ndarray:
+        """The numbers that pre-ranking reads of candidates as `retrieve` makes them, float32[B, C, G]: the
+        ranker's and, where the release has one, the low-rank affinity on a scale like theirs."""
+        if not self.low_rank.source.shape[1]:
+            return made["content_numbers"]
+        low_rank = np.arcsinh(50 * made["low_rank_affinity"]) / 2
+        return np.concatenate([made["content_numbers"], low_rank[..., None]], axis=-1)
 
     def retrieve(
         self,
@@ -211,7 +223,7 @@ class Retrieval:
         Returns:
             candidates int64[B, R] (rows of the contents table, -1 fills), retrieval_score float32[B, R]
             (cosine of query and content), channel int32[B, R] (`Channel` bits), content_numbers as the
-            ranker reads them.
+            ranker reads them, low_rank_affinity float32[B, R] (`LowRank`).
         """
         if len(changed := self.eligibility.refresh()):
             self._update(changed)
@@ -249,6 +261,7 @@ class Retrieval:
             "retrieval_score": score,
             "channel": channel,
             "content_numbers": self.numbers(candidates, market_index, time, affinity, speaks, since),
+            "low_rank_affinity": self.low_rank.affinity(recent, candidates),
         }
 
     def _found(self, asked: Asked, size: int, *, first: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -287,11 +300,15 @@ class Retrieval:
             since: int64[B], as of `retrieve`.
 
         Returns:
-            content_numbers float32[B, C, Gi] with the pair features last, and what `read_last` does.
+            content_numbers float32[B, C, Gi] with the pair features last, low_rank_affinity float32[B, C],
+            and what `read_last` does.
         """
         reach = self.graph.reach(recent)
-        numbers = self.numbers(candidates, market_index, time, reach, speaks, since)
-        return {"content_numbers": numbers, **self.read_last(candidates, market_index, recent)}
+        made = {
+            "content_numbers": self.numbers(candidates, market_index, time, reach, speaks, since),
+            "low_rank_affinity": self.low_rank.affinity(recent, candidates),
+        }
+        return made | self.read_last(candidates, market_index, recent)
 
     def read_last(
         self, candidates: np.ndarray, market_index: np.ndarray, recent: np.ndarray

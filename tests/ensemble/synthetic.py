@@ -125,12 +125,14 @@ def release(folder: Path, seed: int) -> Release:
         "market_graph_place": np.full((len(MARKETS), contents), -1, np.int32),
         "market_graph_neighbours": np.zeros((0, 1), np.int32),
         "market_graph_weights": np.zeros((0, 1), np.float32),
+        "low_rank_source": others.normal(size=(contents, 3 * (seed % 3 == 0))).astype(np.float32),
+        "low_rank_target": others.normal(size=(contents, 3 * (seed % 3 == 0))).astype(np.float32),
         "attribute_language": random.choice(np.array(["", "en", "pt"]), users),
         "attribute_age": random.integers(18, 60, users),
         "attribute_spend": random.normal(size=users).astype(np.float32),
     }
     if seed % 2:  # half of the worlds have a pre-ranker
-        numbers = 1 + len(PAIR_FEATURES)
+        numbers = 1 + len(PAIR_FEATURES) + bool(arrays["low_rank_source"].size)
         arrays |= {
             name.removesuffix(".npy"): random.integers(-2, 3, shape).astype(np.float32)
             for name, shape in (

@@ -11,6 +11,7 @@ from ensemble.build import Built, build_release
 from ensemble.cascade import Cascade, reply
 from ensemble.client import FeedClient
 from ensemble.distil import _drawn
+from ensemble.export import READS
 from ensemble.release import Release
 from ensemble.stages.user_state import REQUEST
 from ensemble.steps import check_wiring
@@ -44,12 +45,12 @@ def clicks(of: Dataset, folder, split: str) -> Dataset:
 
 @pytest.fixture(scope="module")
 def stacked(small_world_dataset, small_build, tmp_path_factory) -> Release:
-    """It weighs seasons and the graphs of markets, too, and has seen candidates that were drawn."""
+    """It weighs seasons, the graphs of markets and a low-rank filter, too, and has seen drawn candidates."""
     folder, config = tmp_path_factory.mktemp("stacked"), small_build.config
     config = replace(
         config,
         features=replace(config.features, season_days=1.0),
-        item_graph=replace(config.item_graph, market_regularisation=20.0),
+        item_graph=replace(config.item_graph, market_regularisation=20.0, low_rank=8),
         stacking=replace(config.stacking, drawn=True),
     )
     log = clicks(small_world_dataset, folder, "leave_last")
@@ -62,7 +63,7 @@ def undivided(small_world_dataset, small_build, tmp_path_factory) -> Built:
     folder = tmp_path_factory.mktemp("undivided")
     config = replace(
         small_build.config,
-        item_graph=replace(small_build.config.item_graph, market_regularisation=20.0),
+        item_graph=replace(small_build.config.item_graph, market_regularisation=20.0, low_rank=8),
         stacking=replace(small_build.config.stacking, queries=0),
     )
     return build_release(clicks(small_world_dataset, folder, "given"), folder / "build", config)
@@ -73,8 +74,9 @@ def test_the_weights_are_in_the_release_and_the_graph_reads_what_they_need(stack
     assert len(weights) == 2 * len(SIGNALS) + 1
     assert weights[SIGNALS.index("season")] != 0
     assert weights[SIGNALS.index("own_affinity")] != 0
+    assert weights[SIGNALS.index("low_rank")] != 0
     cascade = Cascade(stacked)
-    assert cascade.plan.ranking_reads == ("candidates", "recent", "retrieval_score", "market_affinity")
+    assert cascade.plan.ranking_reads == READS
     check_wiring(cascade.steps, REQUEST, reply(cascade.plan))
 
 
@@ -115,6 +117,9 @@ def test_rows_drawn_to_know_when_to_stop_are_in_the_served_item_graph(undivided,
     assert (served != undivided.data.graph.graph.weights).any()
     own = undivided.release.array("market_graph_weights.npy")
     assert (own != undivided.data.market_graphs.graph.weights).any()
+    low_rank = undivided.release.array("low_rank_source.npy")
+    assert low_rank.shape == undivided.data.low_rank.source.shape
+    assert (low_rank != undivided.data.low_rank.source).any()
 
 
 def test_triton_serves_it_with_each_step_a_model(stacked, tmp_path):

@@ -195,9 +195,11 @@ def test_pre_ranking_keeps_the_best_of_what_was_retrieved_and_a_share_of_each_ca
     if (preranker := PreRanker.of(release)) is None:
         order = np.arange(every["candidates"].shape[1])[None].repeat(5, axis=0)
     else:
-        score = preranker(
-            request["query_vector"], every["candidates"], every["content_numbers"], every["retrieval_score"]
-        )
+        numbers = every["content_numbers"]
+        if release.array("low_rank_source.npy").size:
+            more = np.arcsinh(50 * every["low_rank_affinity"]) / 2
+            numbers = np.concatenate([numbers, more[..., None]], axis=-1)
+        score = preranker(request["query_vector"], every["candidates"], numbers, every["retrieval_score"])
         assert (np.isfinite(score) == (every["candidates"] >= 0)).all()
         order = np.argsort(-score, axis=1, kind="stable")
         category, most = release.array("category_code.npy"), max(round(size * 0.15), 1)

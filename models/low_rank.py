@@ -1,0 +1,76 @@
+"""What no few edges of an item graph hold: the part of BSPM's filter beyond co-visitation, as two tables.
+
+BSPM (Choi et al., "Blurring-sharpening process models for collaborative filtering", SIGIR 2023) blurs what
+a user wanted by the linear filter P of GF-CF and by an ideal low-pass, the space of P's first eigenvectors V,
+and sharpens the sum: (P + β D^-½ V Vᵀ D^½) f(P), D being the contents' degrees and f(λ) one Runge-Kutta step
+of the way back. P is the normalised co-visitation that the item graph keeps the largest entries of. The rest
+is dense, but of low rank but for P (f(P) - κ) outside of V; there P is small, f hardly changes, and κ is its
+value at the mean that weighs each eigenvalue by itself.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+from sklearn.utils.extmath import randomized_svd
+
+from market.item_graph import LowRank
+from workflows.examples import TRAIN, Examples
+
+from .item_graph import ItemGraphConfig, training_events
+
+LOW_PASS, TIME = 0.2, 2.5
+"""Weight β of the ideal low-pass and time of the sharpening, both as published for gowalla."""
+
+
+def fit_low_rank(examples: Examples, config: ItemGraphConfig, last: int = TRAIN) -> LowRank:
+    """The filter's rest for all markets' positives in the parts up to `last`; without a dimension where
+    `ItemGraphConfig.low_rank` is 0."""
+    if not config.low_rank:
+        return LowRank.none(len(examples.contents))
+    matrix = training_events(examples, config.events, last).matrix
+    source, target = filter_rest(matrix, min(config.low_rank, *(n - 1 for n in matrix.shape)))
+    return LowRank(source, target, config.recency if examples.has_time else 0.0)
+
+
+def filter_rest(matrix: sp.csr_matrix, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """BSPM's filter of a log float32[U, N] over κ, without P: `source @ target.T`, float32[N, rank] each."""
+    of_user, of_content = (np.maximum(matrix.getnnz(axis), 1).astype(np.float32) for axis in (1, 0))
+    normalised = (sp.diags(of_user**-0.5) @ matrix @ sp.diags(of_content**-0.5)).tocsr()
+    back = normalised.T.tocsr()
+    _, singular, vectors = randomized_svd(normalised, rank, n_iter=4, random_state=0)
+    eigen, vectors = singular.astype(np.float64) ** 2, np.ascontiguousarray(vectors.T)
+    kappa = sharpened(_mean_beyond(normalised, back, eigen))
+    # f(P) applied to the degrees' roots times V, from the innermost factor of f outwards.
+    root = np.sqrt(of_content)[:, None]
+    blurred = root * vectors
+    made = blurred
+    for order in (4, 3, 2, 1):
+        made = blurred - TIME / order * (back @ (normalised @ made))
+    inner = eigen * (sharpened(eigen) / kappa - 1)
+    left = np.hstack([vectors * inner, vectors / root * (LOW_PASS / kappa)]).astype(np.float32)
+    right = np.hstack([vectors, made]).astype(np.float32)
+    return compressed(left, right, rank)
+
+
+def sharpened(eigen: np.ndarray | float) -> np.ndarray | float:
+    """f(λ): one Runge-Kutta step of dx/dt = -P x over `TIME`."""
+    step = np.multiply(eigen, TIME)
+    return 1 - step * (1 - step / 2 * (1 - step / 3 * (1 - step / 4)))
+
+
+def _mean_beyond(normalised: sp.csr_matrix, back: sp.csr_matrix, eigen: np.ndarray) -> float:
+    """Of P's eigenvalues but the first ones, the mean that weighs each by itself; 0 where they are all."""
+    total = float((normalised.data.astype(np.float64) ** 2).sum())
+    beyond = total - float(eigen.sum())
+    if beyond <= 1e-4 * total:  # what rounding leaves
+        return 0.0
+    squares = float(((back @ normalised).data.astype(np.float64) ** 2).sum())
+    return max(squares - float((eigen**2).sum()), 0.0) / beyond
+
+
+def compressed(left: np.ndarray, right: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """The product `left @ right.T` of float32[N, K] each, at the closest of a lower rank."""
+    (of_left, own_left), (of_right, own_right) = np.linalg.qr(left), np.linalg.qr(right)
+    turn, size, back = np.linalg.svd(own_left @ own_right.T)
+    return of_left @ (turn[:, :rank] * size[:rank]), of_right @ back[:rank].T
