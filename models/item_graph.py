@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
+from itertools import pairwise
 from operator import add
 
 import numpy as np
@@ -60,6 +61,12 @@ class ItemGraphConfig:
     exponents: tuple[float, float, float] = (0.6, 0.7, 0.3)
     low_rank: int = 0
     market_regularisation: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.low_rank < 0:
+            raise ValueError(f"item_graph.low_rank is {self.low_rank}; it must not be negative")
+        if len(self.exponents) != 3:
+            raise ValueError(f"item_graph.exponents is {self.exponents}; give three: user, source, target")
 
 
 @dataclass(frozen=True)
@@ -237,6 +244,9 @@ def largest(weights: Callable[[np.ndarray], np.ndarray], contents: int, config: 
     return ItemGraph(neighbours, found, config.recency)
 
 
+ROWS = 4096
+"""Contents whose edges of co-visitation are laid out at once, so that a large catalogue's never all are."""
+
 BLOCK = 256
 """Rows and columns of a matrix that are copied at once."""
 
@@ -272,7 +282,7 @@ class CoVisitation(FittedGraph):
     def __init__(self, events: Events, config: ItemGraphConfig) -> None:
         self.config, self.matrix, self.days = config, events.matrix, config.together_days
         count = np.maximum(np.diff(self.matrix.indptr), 1)
-        self.share = (count ** -config.exponents[0]).astype(np.float32)
+        self.share = (count.astype(np.float64) ** -config.exponents[0]).astype(np.float32)
         self.wanted = np.bincount(self.matrix.indices, minlength=self.matrix.shape[1])
         self.day = None
         if events.day is None:
@@ -286,17 +296,20 @@ class CoVisitation(FittedGraph):
     @cached_property
     def graph(self) -> ItemGraph:
         """See `FittedGraph`."""
-        config = self.config
-        source, target, weight = self.edges(np.arange(self.matrix.shape[1]))
-        order = np.lexsort((target, -weight, source))
-        source, target, weight = source[order], target[order], weight[order]
-        place = np.arange(len(source)) - np.searchsorted(source, source)
-        kept = place < config.neighbours
-        shape = (self.matrix.shape[1], config.neighbours)
-        neighbours, weights = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
-        neighbours[source[kept], place[kept]] = target[kept]
-        weights[source[kept], place[kept]] = weight[kept]
-        return ItemGraph(neighbours, weights, config.recency)
+        contents, most = self.matrix.shape[1], self.config.neighbours
+        neighbours = np.full((contents, most), -1, np.int32)
+        weights = np.zeros((contents, most), np.float32)
+        for start in range(0, contents, ROWS):
+            source, target, weight = self.edges(np.arange(start, min(start + ROWS, contents)))
+            ends = np.searchsorted(source, np.arange(min(ROWS, contents - start) + 1))
+            for row, (first, end) in enumerate(pairwise(ends), start):
+                own, edges = target[first:end], weight[first:end]
+                if 0 < most < len(own):  # most are not among the first, and need no sort
+                    near = edges >= np.partition(edges, -most)[-most]
+                    own, edges = own[near], edges[near]
+                order = np.lexsort((own, -edges))[:most]
+                neighbours[row, : len(order)], weights[row, : len(order)] = own[order], edges[order]
+        return ItemGraph(neighbours, weights, self.config.recency)
 
     def _together(self) -> sp.csr_matrix:
         """Visits of each two contents by one user, float32[N, N], counting the less the further apart."""

@@ -70,7 +70,24 @@ def _mean_beyond(normalised: sp.csr_matrix, back: sp.csr_matrix, eigen: np.ndarr
 
 
 def compressed(left: np.ndarray, right: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """The product `left @ right.T` of float32[N, K] each, at the closest of a lower rank."""
-    (of_left, own_left), (of_right, own_right) = np.linalg.qr(left), np.linalg.qr(right)
-    turn, size, back = np.linalg.svd(own_left @ own_right.T)
-    return of_left @ (turn[:, :rank] * size[:rank]), of_right @ back[:rank].T
+    """The product `left @ right.T` of float32[N, K] each, at the closest of a lower rank.
+
+    N is large and K is not, so their singular vectors come from the products of their own columns.
+    """
+    (turn, size), (back, back_size) = _columns(left), _columns(right)
+    inner, value, outer = np.linalg.svd(size[:, None] * (turn.T @ back) * back_size)
+    of_left = turn @ (_inverse(size)[:, None] * inner[:, :rank] * value[:rank])
+    of_right = back @ (_inverse(back_size)[:, None] * outer[:rank].T)
+    return left @ of_left.astype(left.dtype), right @ of_right.astype(right.dtype)
+
+
+def _columns(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Right singular vectors and singular values of a table, float64[K, K] and float64[K]."""
+    squares, turn = np.linalg.eigh((table.T @ table).astype(np.float64))
+    return turn, np.sqrt(np.maximum(squares, 0))
+
+
+def _inverse(size: np.ndarray) -> np.ndarray:
+    """1 / size; 0 where rounding alone may have left something."""
+    known = size > 1e-3 * size.max(initial=0)
+    return np.where(known, 1 / np.where(known, size, 1), 0)
