@@ -18,6 +18,7 @@ from market.dataset import Dataset
 from market.statistics import DAY_S
 from models.batches import TrainingSet, make_training_set
 from models.calibration import CalibrationConfig, calibrate
+from models.conversion import conversions
 from models.item_graph import ItemGraphConfig, fit_item_graph, fit_market_graphs
 from models.low_rank import fit_low_rank
 from models.preranker import PreRankerConfig
@@ -134,7 +135,7 @@ def build_release(
             fit_item_graph(data.examples, config.item_graph, VALID).graph,
             fit_market_graphs(data.examples, config.item_graph, VALID),
             fit_low_rank(data.examples, config.item_graph, VALID),
-        )
+        ) | {"conversion.npy": conversions(data.examples, VALID)}
     step("pre-ranker")
     with_preranker(draft, fresh, data, two_tower, config.preranker, config.seed, served)
     for unfinished in (drafted, stacked):

@@ -80,6 +80,7 @@ def with_stacking(
                 each["retrieval_score"],
                 each["market_affinity"],
                 each["low_rank_affinity"],
+                each["conversion"],
             )
             present = each["candidates"] >= 0
             hit = np.take_along_axis(target_of, np.maximum(each["candidates"], 0), axis=1)

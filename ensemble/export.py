@@ -22,6 +22,7 @@ from market.profiles import profile
 from market.statistics import PAIR_FEATURES, counts, trend
 from models.batches import UNSEEN, TrainingSet
 from models.calibration import Calibration
+from models.conversion import conversions
 from models.export import Layout, content_tower_to_onnx, query_tower_to_onnx, ranker_to_onnx, rename
 from models.seasons import training_positives
 from models.two_tower import encode
@@ -42,7 +43,7 @@ from workflows.vectors import raw_vectors, vector_columns
 
 from merlin.schema import Tags  # isort: skip
 
-READS = ("candidates", "recent", "retrieval_score", "market_affinity", "low_rank_affinity")
+READS = ("candidates", "recent", "retrieval_score", "market_affinity", "low_rank_affinity", "conversion")
 """Tensors of the cascade that a ranking graph may read beside encoded features."""
 TIRED = 32
 """Contents and sellers kept for each user that are not shown for a while."""
@@ -128,6 +129,7 @@ def write_release(
         release.array("available.npy", available)
         release.array("popularity.npy", (shares @ data.latest).astype(np.float32))
         release.array("popularity_world.npy", data.latest.sum(axis=0))
+        release.array("conversion.npy", conversions(examples))
         release.array("trend.npy", market_trends(examples, config))
         release.array("exposures.npy", exposures(examples))
         release.array("created_at.npy", whole_numbers(examples.contents, "created_at", 0))

@@ -232,7 +232,8 @@ class Plan:
             `content_numbers` counts the pair features too.
         as_of: end of the log that the release was built from (s since the epoch); 0 where it had no time.
         ranking_reads: what the ranking graph reads beside encoded features: of `candidates` and `recent`,
-            rows of the contents table, `retrieval_score`, `market_affinity` and `low_rank_affinity`.
+            rows of the contents table, `retrieval_score`, `market_affinity`, `low_rank_affinity` and
+            `conversion`.
         recency: of the item graph, see `market.item_graph.ItemGraph`.
         season_s: half the length of a season (s); 0 where the release knows none.
     """

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 # 2: seasons among the features of a pair; 3: lists of the search in blocks of 32 codes, graphs of markets;
-# 4: low-rank affinities beside the item graph.
+# 4: low-rank affinities beside the item graph, conversions.
 FORMAT = 4
 MANIFEST = "manifest.json"
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(onnx|npy|json)")

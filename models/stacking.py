@@ -24,8 +24,8 @@ from .calibration import TINY, logit_nodes
 FILE = "stacking.npy"
 #: What is weighed: the logit of the ranker; the item graph's affinity as a sum of edges and as its logarithm,
 #: and the same of the graph of the market's own people; what a low-rank filter adds to the edges; the logs of
-#: the content's popularity in the market, at all times and around the history's last event; the cosine of
-#: query and content; whether the content is in the history.
+#: the content's popularity in the market, at all times and around the history's last event; the log-odds that
+#: it was ordered where it was wanted; the cosine of query and content; whether the content is in the history.
 SIGNALS = (
     "ranker",
     "affinity",
@@ -35,6 +35,7 @@ SIGNALS = (
     "low_rank",
     "popularity",
     "season",
+    "converts",
     "cosine",
     "again",
 )
@@ -85,8 +86,8 @@ class Stacking:
         """The ranker's graph goes on: its probabilities, and tensors that it has or retrieval gives.
 
         unstacked float32[B, C, 1], content_numbers float32[B, C, G], candidates int64[B, C], recent
-        int64[B, L], retrieval_score, market_affinity and low_rank_affinity float32[B, C] → probabilities
-        float32[B, C, 1].
+        int64[B, L], retrieval_score, market_affinity, low_rank_affinity and conversion float32[B, C] →
+        probabilities float32[B, C, 1].
         """
         place = content_numbers - len(PAIR_FEATURES)
         constants = {
@@ -114,6 +115,7 @@ class Stacking:
             helper.make_node("Unsqueeze", ["low_rank_affinity", "last"], ["low_rank"]),
             helper.make_node("Gather", ["content_numbers", "of_popularity"], ["popularity"], axis=2),
             helper.make_node("Gather", ["content_numbers", "of_season"], ["season"], axis=2),
+            helper.make_node("Unsqueeze", ["conversion", "last"], ["converts"]),
             helper.make_node("Unsqueeze", ["retrieval_score", "last"], ["cosine"]),
             helper.make_node("Unsqueeze", ["candidates", "last"], ["each"]),
             helper.make_node("Unsqueeze", ["recent", "second"], ["history"]),
@@ -150,6 +152,7 @@ class Stacking:
                 of("retrieval_score", TensorProto.FLOAT, "batch", "candidates"),
                 of("market_affinity", TensorProto.FLOAT, "batch", "candidates"),
                 of("low_rank_affinity", TensorProto.FLOAT, "batch", "candidates"),
+                of("conversion", TensorProto.FLOAT, "batch", "candidates"),
             ],
             [of("probabilities", TensorProto.FLOAT, "batch", "candidates", 1)],
             [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
@@ -167,6 +170,7 @@ def signals(
     cosine: np.ndarray,
     market_affinity: np.ndarray,
     low_rank_affinity: np.ndarray,
+    conversion: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`SIGNALS` float32[B, C, S] and the log of 1 + the events of each history, float32[B].
 
@@ -175,7 +179,7 @@ def signals(
         content_numbers: float32[B, C, G], `PAIR_FEATURES` last.
         candidates: int64[B, C]; recent: int64[B, L]; -1 fills.
         cosine: float32[B, C], of query and content.
-        market_affinity, low_rank_affinity: float32[B, C], as retrieval gives them.
+        market_affinity, low_rank_affinity, conversion: float32[B, C], as retrieval gives them.
     """
     pairs = content_numbers[..., -len(PAIR_FEATURES) :]
     ranker = np.log(np.maximum(chance, TINY)) - np.log(np.maximum(1 - chance, TINY))
@@ -183,7 +187,7 @@ def signals(
     log_affinity = pairs[..., AFFINITY]
     popularity, season = pairs[..., POPULARITY], pairs[..., SEASON]
     affinities = np.exp(2 * log_affinity), log_affinity, np.exp(2 * market_affinity), market_affinity
-    made = ranker, *affinities, low_rank_affinity, popularity, season, cosine, again
+    made = ranker, *affinities, low_rank_affinity, popularity, season, conversion, cosine, again
     return np.stack(made, axis=-1, dtype=np.float32), np.log1p((recent >= 0).sum(axis=1)).astype(np.float32)
 
 

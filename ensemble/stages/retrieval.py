@@ -87,6 +87,8 @@ class Retrieval:
         self.low_rank = LowRank(
             release.array("low_rank_source.npy"), release.array("low_rank_target.npy"), self.plan.recency
         )
+        conversion = release.array("conversion.npy")
+        self.conversion = conversion if conversion.any() else None
         self.season = None
         if half := self.plan.season_s:
             market, content, at = (
@@ -134,6 +136,7 @@ class Retrieval:
                 TensorSpec("content_numbers", np.float32, (size, plan.content_numbers)),
                 TensorSpec("market_affinity", np.float32, (size,)),
                 TensorSpec("low_rank_affinity", np.float32, (size,)),
+                TensorSpec("conversion", np.float32, (size,)),
                 TensorSpec("preranking_score", np.float32, (size,)),
                 TensorSpec("funnel", np.int64, (len(FUNNEL),)),
             ),
@@ -194,11 +197,14 @@ class Retrieval:
 
     def preranking_numbers(self, made: dict[str, np.ndarray]) -> np.ndarray:
         """The numbers that pre-ranking reads of candidates as `retrieve` makes them, float32[B, C, G]: the
-        ranker's and, where the release has one, the low-rank affinity on a scale like theirs."""
-        if not self.low_rank.source.shape[1]:
-            return made["content_numbers"]
-        low_rank = np.arcsinh(50 * made["low_rank_affinity"]) / 2
-        return np.concatenate([made["content_numbers"], low_rank[..., None]], axis=-1)
+        ranker's and, where the release has them, the low-rank affinity, on a scale like theirs, and
+        conversion."""
+        numbers = [made["content_numbers"]]
+        if self.low_rank.source.shape[1]:
+            numbers.append(np.arcsinh(50 * made["low_rank_affinity"])[..., None] / 2)
+        if self.conversion is not None:
+            numbers.append(made["conversion"][..., None])
+        return np.concatenate(numbers, axis=-1) if len(numbers) > 1 else numbers[0]
 
     def retrieve(
         self,
@@ -223,7 +229,7 @@ class Retrieval:
         Returns:
             candidates int64[B, R] (rows of the contents table, -1 fills), retrieval_score float32[B, R]
             (cosine of query and content), channel int32[B, R] (`Channel` bits), content_numbers as the
-            ranker reads them, low_rank_affinity float32[B, R] (`LowRank`).
+            ranker reads them, and what `_beside` says.
         """
         if len(changed := self.eligibility.refresh()):
             self._update(changed)
@@ -261,8 +267,20 @@ class Retrieval:
             "retrieval_score": score,
             "channel": channel,
             "content_numbers": self.numbers(candidates, market_index, time, affinity, speaks, since),
-            "low_rank_affinity": self.low_rank.affinity(recent, candidates),
+            **self._beside(candidates, recent),
         }
+
+    def _beside(self, candidates: np.ndarray, recent: np.ndarray) -> dict[str, np.ndarray]:
+        """What pre-ranking and stacking read of candidates int64[B, C] beside the ranker's numbers.
+
+        Returns:
+            low_rank_affinity float32[B, C] (`LowRank`); conversion float32[B, C]
+            (`models.conversion`), 0 where the release knows none.
+        """
+        converts = np.zeros(candidates.shape, np.float32)
+        if self.conversion is not None:
+            converts = np.where(candidates >= 0, self.conversion.take(candidates, mode="clip"), converts)
+        return {"low_rank_affinity": self.low_rank.affinity(recent, candidates), "conversion": converts}
 
     def _found(self, asked: Asked, size: int, *, first: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """What the channels bring, merged; as `merge` says.
@@ -300,15 +318,13 @@ class Retrieval:
             since: int64[B], as of `retrieve`.
 
         Returns:
-            content_numbers float32[B, C, Gi] with the pair features last, low_rank_affinity float32[B, C],
-            and what `read_last` does.
+            content_numbers float32[B, C, Gi] with the pair features last, and what `_beside` and `read_last`
+            do.
         """
         reach = self.graph.reach(recent)
-        made = {
-            "content_numbers": self.numbers(candidates, market_index, time, reach, speaks, since),
-            "low_rank_affinity": self.low_rank.affinity(recent, candidates),
-        }
-        return made | self.read_last(candidates, market_index, recent)
+        numbers = self.numbers(candidates, market_index, time, reach, speaks, since)
+        beside, last = self._beside(candidates, recent), self.read_last(candidates, market_index, recent)
+        return {"content_numbers": numbers, **beside, **last}
 
     def read_last(
         self, candidates: np.ndarray, market_index: np.ndarray, recent: np.ndarray

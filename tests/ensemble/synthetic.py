@@ -131,8 +131,9 @@ def release(folder: Path, seed: int) -> Release:
         "attribute_age": random.integers(18, 60, users),
         "attribute_spend": random.normal(size=users).astype(np.float32),
     }
+    arrays["conversion"] = others.normal(size=contents).astype(np.float32) * (seed % 5 == 0)
     if seed % 2:  # half of the worlds have a pre-ranker
-        numbers = 1 + len(PAIR_FEATURES) + bool(arrays["low_rank_source"].size)
+        numbers = 1 + len(PAIR_FEATURES) + bool(arrays["low_rank_source"].size) + arrays["conversion"].any()
         arrays |= {
             name.removesuffix(".npy"): random.integers(-2, 3, shape).astype(np.float32)
             for name, shape in (

@@ -93,6 +93,7 @@ def test_the_graphs_say_what_the_ranker_says_from_raw_columns_on(
         "recent": data.examples.queries.history[query].astype(np.int64),
         "market_affinity": served.pop("market_affinity"),
         "low_rank_affinity": served.pop("low_rank_affinity"),
+        "conversion": served.pop("conversion"),
     }
     packed |= {name: also[name] for name in cascade.plan.ranking_reads}
     made = ranking_and_ranker(small_release, threads=1)(**packed, **served, market_index=market)

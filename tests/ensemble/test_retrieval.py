@@ -195,10 +195,12 @@ def test_pre_ranking_keeps_the_best_of_what_was_retrieved_and_a_share_of_each_ca
     if (preranker := PreRanker.of(release)) is None:
         order = np.arange(every["candidates"].shape[1])[None].repeat(5, axis=0)
     else:
-        numbers = every["content_numbers"]
+        numbers = [every["content_numbers"]]
         if release.array("low_rank_source.npy").size:
-            more = np.arcsinh(50 * every["low_rank_affinity"]) / 2
-            numbers = np.concatenate([numbers, more[..., None]], axis=-1)
+            numbers.append(np.arcsinh(50 * every["low_rank_affinity"])[..., None] / 2)
+        if release.array("conversion.npy").any():
+            numbers.append(every["conversion"][..., None])
+        numbers = np.concatenate(numbers, axis=-1)
         score = preranker(request["query_vector"], every["candidates"], numbers, every["retrieval_score"])
         assert (np.isfinite(score) == (every["candidates"] >= 0)).all()
         order = np.argsort(-score, axis=1, kind="stable")

@@ -28,6 +28,7 @@ def asked(queries: int = QUERIES, seed: int = 0) -> dict[str, np.ndarray]:
         "cosine": random.uniform(-1, 1, candidates.shape).astype(np.float32),
         "market_affinity": random.gamma(1, 0.5, candidates.shape).astype(np.float32),
         "low_rank_affinity": random.normal(0, 0.3, candidates.shape).astype(np.float32),
+        "conversion": random.normal(0, 0.5, candidates.shape).astype(np.float32),
     }
 
 
@@ -93,6 +94,7 @@ def test_the_served_graph_says_what_was_fitted_whatever_the_order_of_candidates(
             "retrieval_score": lists["cosine"][:, turn],
             "market_affinity": lists["market_affinity"][:, turn],
             "low_rank_affinity": lists["low_rank_affinity"][:, turn],
+            "conversion": lists["conversion"][:, turn],
         }
         return session.run(["probabilities"], tensors)[0][..., 0]
 
