@@ -203,7 +203,7 @@ def _ranked(
         "since": examples.queries.time[rows] if data.seasons is None else data.seasons.since[rows],
     }
     made |= retrieval.retrieve(**{s.name: made[s.name] for s in Retrieval.step(cascade.plan).inputs})
-    made |= retrieval.read_last(made["candidates"], made["market_index"], made["recent"])
+    made = retrieval.read_last(made, made["market_index"], made["recent"])
     return made | _judged(cascade, made)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from time import monotonic_ns
 
 import numpy as np
@@ -158,7 +158,7 @@ class Retrieval:
         """The candidates that pre-ranking leaves of those retrieved, best first; see `retrieve`.
 
         Returns:
-            What `retrieve` does, for fewer candidates, and what `read_last` does; preranking_score
+            What `retrieve` does, for fewer candidates, and what `read_last` adds; preranking_score
             float32[B, C], 0 without a pre-ranker; funnel int64[B, F], see `ensemble.explanation.FUNNEL`, 0
             where nobody asks for it.
         """
@@ -167,7 +167,7 @@ class Retrieval:
             query_vector, market_index, time, recent, seen, followed, tired_sellers, speaks, since=since
         )
         kept = self._pre_rank(query_vector, made)
-        kept |= self.read_last(kept["candidates"], market_index, recent)
+        kept = self.read_last(kept, market_index, recent)
         funnel = np.zeros((len(time), len(FUNNEL)), np.int64)
         for row in np.flatnonzero(explain) if explain is not None else ():
             shelf = self.shelves[market_index[row]]
@@ -274,13 +274,16 @@ class Retrieval:
         """What pre-ranking and stacking read of candidates int64[B, C] beside the ranker's numbers.
 
         Returns:
-            low_rank_affinity float32[B, C] (`LowRank`); conversion float32[B, C]
-            (`models.conversion`), 0 where the release knows none.
+            low_rank_affinity float32[B, C] (`LowRank`) and conversion float32[B, C] (`models.conversion`),
+            each where the release has it.
         """
-        converts = np.zeros(candidates.shape, np.float32)
+        made = {}
+        if self.low_rank.source.shape[1]:
+            made["low_rank_affinity"] = self.low_rank.affinity(recent, candidates)
         if self.conversion is not None:
-            converts = np.where(candidates >= 0, self.conversion.take(candidates, mode="clip"), converts)
-        return {"low_rank_affinity": self.low_rank.affinity(recent, candidates), "conversion": converts}
+            of_content = self.conversion.take(candidates, mode="clip")
+            made["conversion"] = np.where(candidates >= 0, of_content, np.float32(0))
+        return made
 
     def _found(self, asked: Asked, size: int, *, first: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """What the channels bring, merged; as `merge` says.
@@ -318,27 +321,31 @@ class Retrieval:
             since: int64[B], as of `retrieve`.
 
         Returns:
-            content_numbers float32[B, C, Gi] with the pair features last, and what `_beside` and `read_last`
-            do.
+            content_numbers float32[B, C, Gi] with the pair features last, and what `read_last` adds.
         """
         reach = self.graph.reach(recent)
         numbers = self.numbers(candidates, market_index, time, reach, speaks, since)
-        beside, last = self._beside(candidates, recent), self.read_last(candidates, market_index, recent)
-        return {"content_numbers": numbers, **beside, **last}
+        made = {"candidates": candidates, "content_numbers": numbers, **self._beside(candidates, recent)}
+        return self.read_last(made, market_index, recent)
 
     def read_last(
-        self, candidates: np.ndarray, market_index: np.ndarray, recent: np.ndarray
+        self, made: Mapping[str, np.ndarray], market_index: np.ndarray, recent: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """What ranking alone reads of candidates int64[B, C]; pre-ranking does without.
+        """What was made of candidates int64[B, C] with what ranking alone reads; pre-ranking does without.
 
         Args:
             recent: int64[B, L], as of `describe`.
 
         Returns:
-            content_ids int64[B, C, Fi]; market_affinity float32[B, C], what the market's own item graph says,
-            on the scale of the feature `affinity`.
+            `made` and content_ids int64[B, C, Fi]; market_affinity float32[B, C], what the market's own item
+            graph says, on the scale of the feature `affinity`; of what `_beside` says 0 where there is none.
         """
+        candidates = made["candidates"]
+        none = np.zeros(candidates.shape, np.float32)
         return {
+            "low_rank_affinity": none,
+            "conversion": none,
+            **made,
             "content_ids": self.ids(candidates, market_index),
             "market_affinity": related(self.market_graphs.affinity(market_index, recent, candidates)),
         }

@@ -89,7 +89,7 @@ def test_the_graphs_say_what_the_ranker_says_from_raw_columns_on(
     packed = {name: made[name] for name in ("query_ids", "query_lists", "query_numbers")}
     market = data.examples.queries.market[query].astype(np.int64)
     also = {
-        "candidates": content[:, None].astype(np.int64),
+        "candidates": served.pop("candidates"),
         "recent": data.examples.queries.history[query].astype(np.int64),
         "market_affinity": served.pop("market_affinity"),
         "low_rank_affinity": served.pop("low_rank_affinity"),
