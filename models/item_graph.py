@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
-from itertools import pairwise
 from operator import add
 
 import numpy as np
@@ -43,7 +42,8 @@ class ItemGraphConfig:
         exponents: of the number of events of a user, of an edge's source and of its target, by which
             co-visitation divides; GF-CF's linear filter has 1, 0.5 and 0.5.
         low_rank: dimensions of the part of BSPM's filter that no few edges hold, which the stacking reads
-            beside them (`models.low_rank`); 0 leaves it out.
+            beside them (`models.low_rank`); meant for edges of co-visitation with GF-CF's exponents. 0 leaves
+            it out.
         market_regularisation: beside the graph of all people, the stacking reads EASE of each market's own
             people, with so much added to the diagonal, in markets of at most `items` contents; 0 leaves it
             out (events).
@@ -302,13 +302,17 @@ class CoVisitation(FittedGraph):
         for start in range(0, contents, ROWS):
             source, target, weight = self.edges(np.arange(start, min(start + ROWS, contents)))
             ends = np.searchsorted(source, np.arange(min(ROWS, contents - start) + 1))
-            for row, (first, end) in enumerate(pairwise(ends), start):
-                own, edges = target[first:end], weight[first:end]
-                if 0 < most < len(own):  # most are not among the first, and need no sort
-                    near = edges >= np.partition(edges, -most)[-most]
-                    own, edges = own[near], edges[near]
-                order = np.lexsort((own, -edges))[:most]
-                neighbours[row, : len(order)], weights[row, : len(order)] = own[order], edges[order]
+            near = np.full(len(source), most > 0)
+            for row in np.flatnonzero(np.diff(ends) > most) if most else ():
+                own = slice(ends[row], ends[row + 1])
+                near[own] = weight[own] >= np.partition(weight[own], -most)[-most]
+            source, target, weight = source[near], target[near], weight[near]
+            order = np.lexsort((target, -weight, source))
+            source, target, weight = source[order], target[order], weight[order]
+            place = np.arange(len(source)) - np.searchsorted(source, source)
+            kept = place < most  # of equal weights at the border the lower contents
+            neighbours[start + source[kept], place[kept]] = target[kept]
+            weights[start + source[kept], place[kept]] = weight[kept]
         return ItemGraph(neighbours, weights, self.config.recency)
 
     def _together(self) -> sp.csr_matrix:

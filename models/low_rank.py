@@ -25,11 +25,12 @@ LOW_PASS, TIME = 0.2, 2.5
 
 def fit_low_rank(examples: Examples, config: ItemGraphConfig, last: int = TRAIN) -> LowRank:
     """The filter's rest for all markets' positives in the parts up to `last`; without a dimension where
-    `ItemGraphConfig.low_rank` is 0."""
-    if not config.low_rank:
+    `ItemGraphConfig.low_rank` is 0, or there is nothing to decompose."""
+    rank = min(config.low_rank, len(examples.users) - 1, len(examples.contents) - 1)
+    if rank < 1:
         return LowRank.none(len(examples.contents))
     matrix = training_events(examples, config.events, last).matrix
-    source, target = filter_rest(matrix, min(config.low_rank, *(n - 1 for n in matrix.shape)))
+    source, target = filter_rest(matrix, rank)
     return LowRank(source, target, config.recency if examples.has_time else 0.0)
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.baselines import EASE
+from models import item_graph
 from models.item_graph import (
     Blend,
     CoVisitation,
@@ -95,8 +96,10 @@ def filtered(events, days=180.0):
     return weights
 
 
+@pytest.mark.parametrize("rows", [4, 4096])
 @pytest.mark.parametrize("timed", [False, True])
-def test_edges_of_co_visitation_are_the_largest_of_the_linear_filter(timed):
+def test_edges_of_co_visitation_are_the_largest_of_the_linear_filter(timed, rows, monkeypatch):
+    monkeypatch.setattr(item_graph, "ROWS", rows)
     events = events_of(1, timed)
     graph = CoVisitation(events, ItemGraphConfig(neighbours=14)).graph
     np.testing.assert_allclose(dense(graph), filtered(events), atol=1e-6)
