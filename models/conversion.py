@@ -18,13 +18,14 @@ def conversions(examples: Examples, last: int = TRAIN) -> np.ndarray:
     that learns both from what was not wanted.
     """
     pairs, contents = examples.pairs, len(examples.contents)
-    rows = np.flatnonzero(pairs.positive[: pairs.rows(last).stop])
+    none = np.zeros(contents, np.float32)
     if examples.feedback != "positives" or ORDER not in pairs.outcomes:
-        return np.zeros(contents, np.float32)
+        return none
+    rows = np.flatnonzero(pairs.positive[: pairs.rows(last).stop])
     ordered, content = pairs.outcomes[ORDER][rows] > 0, pairs.content[rows]
+    if ordered.all() or not ordered.any():
+        return none
     orders = np.bincount(content[ordered], minlength=contents)
     others = np.bincount(content[~ordered], minlength=contents)
-    if not orders.any() or not others.any():
-        return np.zeros(contents, np.float32)
-    share = orders.sum() / len(rows)
+    share = ordered.mean()
     return np.log((orders + PRIOR * share) / (others + PRIOR * (1 - share))).astype(np.float32)
