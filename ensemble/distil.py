@@ -223,7 +223,7 @@ def ranked(
     made = made | retrieval.describe(
         candidates, made["market_index"], made["time"], made["recent"], made["speaks"], made.get("since")
     )
-    made |= {"candidates": candidates, "retrieval_score": cosine}
+    made["retrieval_score"] = cosine
     return made | _judged(cascade, made)
 
 

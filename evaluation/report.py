@@ -205,7 +205,7 @@ def _impression_scores(
         made, market, time = _asked(cascade, data, query[start : start + size])
         history = data.examples.queries.history[query[start : start + size]].astype(np.int64)
         made |= retrieval.describe(some, market, time, history, made["speaks"])
-        made |= {"candidates": some, "recent": history}
+        made["recent"] = history
         made |= cascade.run["ranking"](**{s.name: made[s.name] for s in cascade.steps[3].inputs})
         cosine = np.einsum("bd,bcd->bc", made["query_vector"], vectors[np.maximum(some, 0)])
         said = (cosine[..., None], made["probabilities"], made["ranker_probabilities"])

@@ -321,7 +321,8 @@ class Retrieval:
             since: int64[B], as of `retrieve`.
 
         Returns:
-            content_numbers float32[B, C, Gi] with the pair features last, and what `read_last` adds.
+            candidates; content_numbers float32[B, C, Gi] with the pair features last, and what `read_last`
+            adds.
         """
         reach = self.graph.reach(recent)
         numbers = self.numbers(candidates, market_index, time, reach, speaks, since)

@@ -247,3 +247,9 @@ def test_contents_of_like_vectors_are_neighbours_without_any_event():
     graph = Ease(events, alike, ItemGraphConfig(neighbours=3, regularisation=2.0)).graph
     assert graph.neighbours[5, graph.weights[5].argmax()] == 2
     assert not Ease(events, None, ItemGraphConfig(neighbours=3, regularisation=2.0)).graph.weights.any()
+
+
+@pytest.mark.parametrize("knobs", [{"low_rank": -1}, {"exponents": (1.0, 0.5)}])
+def test_bad_knobs_are_refused_by_name(knobs):
+    with pytest.raises(ValueError, match=f"item_graph.{next(iter(knobs))}"):
+        ItemGraphConfig(**knobs)
