@@ -3,7 +3,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-PYTHON ?= $(firstword $(foreach name,python3.11 python3.10 python3,$(shell command -v $(name) 2>/dev/null)))
+# The first that runs: a version manager's shim may stand for a Python that is not chosen.
+PYTHON ?= $(shell for name in python3.11 python3.10 python3; do "$$name" -c '' 2>/dev/null && echo "$$name" && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Triton's stubs and NVTabular's wheels exist for these two.
