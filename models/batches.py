@@ -24,7 +24,7 @@ HISTORY = "history_rows"
 UNSEEN = 2
 """Encoded id of what training did not know; below it are padding and null."""
 FORGOTTEN = ("user_id", "content_id")
-"""Columns, and domains, whose unseen id training shows on purpose; see `forget_ids`."""
+"""Columns, and domains, whose unseen id training may show on purpose; see `forget_ids`."""
 
 
 @dataclass(frozen=True)
@@ -390,10 +390,10 @@ def draw_negatives(
         choices = np.flatnonzero(examples.available[code])
         here = market == code
         drawn[here] = random.choice(choices, (int(here.sum()), count))
-        wanted = examples.popularity[code, choices].astype(np.float64) ** 0.75
-        by_popularity = int(count * popular) if wanted.any() else 0
+        weights = examples.popularity[code, choices].astype(np.float64) ** 0.75
+        by_popularity = int(count * popular) if weights.any() else 0
         if by_popularity:
-            picked = random.choice(choices, (int(here.sum()), by_popularity), p=wanted / wanted.sum())
+            picked = random.choice(choices, (int(here.sum()), by_popularity), p=weights / weights.sum())
             drawn[here, :by_popularity] = picked
     by_relation = int(count * related)
     if by_relation and graph is not None:

@@ -210,21 +210,36 @@ class Ease(FittedGraph):
         The model of a content is a ridge regression of its column on all others; its weights without a row
         (x, y) are w - A x (y - w x) / (1 - x A x), A being the inverse of the others' Gram matrix.
         """
-        matrix, diagonal = self.matrix, self.diagonal[content].astype(np.float64)
-        start, count = matrix.indptr[user].astype(np.int64), np.diff(matrix.indptr)[user]
+        diagonal = self.diagonal[content].astype(np.float64)
         # Each pair's content beside every content of its user's row.
-        row = np.repeat(np.arange(len(user)), count)
-        item = matrix.indices[np.arange(len(row)) - np.repeat(np.cumsum(count) - count - start, count)]
+        row, item = self._rows_of(user)
         same = item == content[row]
         y = np.bincount(row[same], minlength=len(user)).astype(np.float64)
         across = np.bincount(row, np.where(same, 0, self.inverse[content[row], item]), len(user))
         leverage = self.energy[user] - y * (2 * across + diagonal) - across**2 / diagonal
         error = (y + across / diagonal) / np.maximum(1 - leverage, 1e-6)
         between = self.inverse[past, content[pair]]
-        place = np.searchsorted(self.keys, user[pair].astype(np.int64) * matrix.shape[1] + past)
-        own = self.own[np.minimum(place, len(self.own) - 1)] - y[pair] * between
+        own = self._at_own(user[pair], past) - y[pair] * between
         shift = (own - between * (across / diagonal)[pair]) * error[pair]
         return np.maximum(between / -diagonal[pair] - shift, 0)
+
+    def _rows_of(self, user: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The contents of the users' rows, one after the other: places in `user` and contents, int64[E]."""
+        start, count = self.matrix.indptr[user].astype(np.int64), np.diff(self.matrix.indptr)[user]
+        row = np.repeat(np.arange(len(user)), count)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(count) - count - start, count)
+        return row, self.matrix.indices[place].astype(np.int64)
+
+    def _at_own(self, user: np.ndarray, content: np.ndarray) -> np.ndarray:
+        """P x of each user at one of their contents, float32[E]; known but where it is older than the
+        `events` that their row holds."""
+        key = user.astype(np.int64) * self.matrix.shape[1] + content
+        place = np.minimum(np.searchsorted(self.keys, key), len(self.keys) - 1)
+        own = self.own[place]
+        older = np.flatnonzero(self.keys[place] != key)
+        row, item = self._rows_of(user[older])
+        own[older] = np.bincount(row, self.inverse[content[older][row], item], len(older))
+        return own
 
 
 def largest(weights: Callable[[np.ndarray], np.ndarray], contents: int, config: ItemGraphConfig) -> ItemGraph:

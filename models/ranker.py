@@ -13,7 +13,7 @@ from market.statistics import PAIR_FEATURES
 from workflows.examples import TRAIN, VALID, Examples
 from workflows.features import Encoded, Features
 
-from .batches import HISTORY, LOG_Q, RankingBatches, TrainingSet, match_name
+from .batches import FORGOTTEN, HISTORY, LOG_Q, RankingBatches, TrainingSet, match_name
 from .blocks import EmbeddingTable, InteractionDense, Lookup
 from .gates import PRIOR, Gates
 from .heads import TaskHeads
@@ -387,7 +387,7 @@ def _train_one(
         parts=PARTS,
         progress=progress,
     )
-    fill_unseen(model, data)
+    fill_unseen(model, data, forgotten=FORGOTTEN if config.id_dropout else ())
     return model, state
 
 

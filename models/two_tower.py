@@ -265,5 +265,5 @@ def _train_one(
         folder=folder,
         progress=progress,
     )
-    fill_unseen(model, data)
+    fill_unseen(model, data, forgotten=("user_id",) if config.user_dropout else ())
     return model, state

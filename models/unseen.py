@@ -3,6 +3,8 @@ column's average."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import tensorflow as tf
 
@@ -10,7 +12,7 @@ from market.neighbours import neighbour_shares
 from market.profiles import profile
 from workflows.examples import TRAIN, Examples, content_frame
 
-from .batches import FORGOTTEN, UNSEEN, TrainingSet
+from .batches import UNSEEN, TrainingSet
 from .blocks import EmbeddingTable, table_of
 from .gates import Gates
 
@@ -26,7 +28,7 @@ def known_markets(examples: Examples) -> np.ndarray:
     return examples.popularity.any(axis=1)
 
 
-def fill_unseen(model: tf.keras.Model, data: TrainingSet) -> None:
+def fill_unseen(model: tf.keras.Model, data: TrainingSet, forgotten: Collection[str] = ()) -> None:
     """Give the embeddings that training never touched a meaning, in place.
 
     They are as they were drawn, which is noise. A market without training outcomes becomes the mean of its
@@ -34,6 +36,10 @@ def fill_unseen(model: tf.keras.Model, data: TrainingSet) -> None:
     their first ones: training showed contents in it abroad alone, where nobody understands them. Of every
     other domain an id that training never showed, that of unseen values first of all, becomes the mean of
     those it did, weighted by how often.
+
+    Args:
+        forgotten: domains of ids that training showed as unseen now and then (`batches.forget_ids`), so that
+            it did touch what stands for the unseen; they stay as they are.
     """
     known = known_markets(data.examples)
     codes = UNSEEN + 1 + np.arange(len(known))
@@ -54,7 +60,7 @@ def fill_unseen(model: tf.keras.Model, data: TrainingSet) -> None:
         else:
             unseen = seen == 0
         unseen[0] = False  # padding stands for nothing
-        if domain not in FORGOTTEN and seen.any():
+        if domain not in forgotten and seen.any():
             own[unseen] = seen @ own / seen.sum()
         if domain == LANGUAGE:
             _translate(own, data, known)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from market.item_graph import ItemGraph
 from market.statistics import DAY_S, PAIR_FEATURES
 from models.batches import (
     LOG_Q,
@@ -347,11 +348,37 @@ def test_related_negatives_are_neighbours_of_the_history_that_were_not_wanted(sm
     for row, past in enumerate(history):
         known = past[past >= 0]
         close[row] = np.isin(drawn[row], graph.neighbours[known])
-    # Uniform ones stand in now and then, and may be anything.
-    assert (drawn[:, 4:] == content[:, None]).mean() < 0.01
     rich = (history >= 0).sum(axis=1) >= 3
     assert close[rich, 4:].mean() > close[rich, :4].mean() + 0.05
     market = examples.queries.market[query]
     assert examples.available[market[:, None], drawn].all()
     plain = draw_negatives(examples, query, 8, np.random.default_rng(0))
     np.testing.assert_array_equal(drawn[(history < 0).all(axis=1)], plain[(history < 0).all(axis=1)])
+
+
+def test_a_wanted_neighbour_is_no_related_negative(small_training_set):
+    """A graph that leads to what is wanted alone leaves the places to uniform ones."""
+    examples = small_training_set.examples
+    query = np.flatnonzero((examples.queries.history >= 0).any(axis=1))[:200]
+    market = examples.queries.market[query]
+    history = examples.queries.history[query]
+    wanted = np.array([
+        np.setdiff1d(np.flatnonzero(examples.available[code]), past)[0] for code, past in zip(market, history)
+    ])  # fmt: skip
+    for code in np.unique(market):
+        here = market == code
+        [only] = np.unique(wanted[here])[:1]
+        graph = ItemGraph(
+            np.full((len(examples.contents), 1), only, np.int32),
+            np.ones((len(examples.contents), 1), np.float32),
+        )
+        related = dict(related=0.5, graph=graph)
+        free = draw_negatives(examples, query[here], 8, np.random.default_rng(0), **related)
+        kept = draw_negatives(
+            examples, query[here], 8, np.random.default_rng(0), **related, wanted=wanted[here]
+        )
+        same = wanted[here] == only
+        assert (free[same, 4:] == only).all()
+        np.testing.assert_array_equal(
+            kept[same, 4:], draw_negatives(examples, query[here], 8, np.random.default_rng(0))[same, 4:]
+        )

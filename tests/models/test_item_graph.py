@@ -139,6 +139,25 @@ def test_leaving_a_user_out_equals_a_fit_without_the_user(seed, neighbours, time
         np.testing.assert_allclose(made, (others * (1 + before) ** -0.4).sum(axis=0), atol=1e-5)
 
 
+def test_a_history_older_than_a_users_row_is_told_without_the_user_too():
+    """Rows hold the latest events alone, and an early training query's history lies before them."""
+    events = events_of(3, timed=False)
+    config = ItemGraphConfig(neighbours=13, regularisation=3.0)
+    known = Ease(events.matrix, None, config)
+    user = np.repeat(np.arange(events.matrix.shape[0]), 14)
+    content = np.tile(np.arange(14), events.matrix.shape[0])
+    past = np.stack([(content + 1) % 14, (content + 5) % 14], axis=1)
+    row = events.matrix.toarray()
+    assert (row[user[:, None], past] == 0).any()
+    found = known.without_user(user, past, content)
+    for one in range(events.matrix.shape[0]):
+        here = user == one
+        # Edges that the graph has, by a fit without the user.
+        weights = np.maximum(EASE(3.0).fit(without(events, one).matrix).weights, 0) * (dense(known.graph) > 0)
+        expected = weights[past[here], content[here, None]].sum(axis=1)
+        np.testing.assert_allclose(found[here], expected, atol=1e-4)
+
+
 def test_a_large_catalogue_gets_co_visitation(small_examples):
     contents = len(small_examples.contents)
     assert isinstance(fit_item_graph(small_examples, ItemGraphConfig(items=contents)), Ease)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from evaluation.adaptation import select_markets
-from models.batches import UNSEEN, make_training_set
+from models.batches import FORGOTTEN, UNSEEN, make_training_set
 from models.blocks import EmbeddingTable
 from models.item_graph import ItemGraphConfig, fit_item_graph
 from models.ranker import RankerConfig, build_ranker
@@ -39,7 +41,7 @@ def test_the_gates_of_a_market_without_a_log_are_its_neighbours(cold):
     np.testing.assert_allclose(np.delete(kernel, gb, axis=0), np.delete(drawn, gb, axis=0), atol=1e-6)
 
 
-def filled(data):
+def filled(data, forgotten=()):
     """The ranker's table before and after, each by domain: float32[ids, D]."""
     features = data.features
     config = RankerConfig(embedding_dim=4, bottom=(4,), top=(4,))
@@ -52,7 +54,7 @@ def filled(data):
         return {name: rows[first:end] for (name, first), end in zip(table.first.items(), ends)}
 
     before = domains()
-    fill_unseen(model, data)
+    fill_unseen(model, data, forgotten)
     return before, domains()
 
 
@@ -88,11 +90,32 @@ def test_an_unseen_value_is_the_mean_of_those_that_training_showed(cold):
 
 
 def test_ids_that_training_forgets_on_purpose_and_padding_stay(cold):
-    before, after = filled(cold)
+    before, after = filled(cold, FORGOTTEN)
     for name in before:
         np.testing.assert_array_equal(after[name][0], before[name][0])
-    for name in ("user_id", "content_id"):
+    for name in FORGOTTEN:
         np.testing.assert_array_equal(after[name], before[name])
+
+
+def test_an_unseen_content_is_the_mean_of_the_others_where_only_users_are_forgotten(small_training_set):
+    """As in the two-tower, where training has no content too rare for an id of its own."""
+    features = small_training_set.features
+
+    def known(encoded):
+        named = {
+            name: np.where(ids == UNSEEN, UNSEEN + 1, ids) if name.endswith("content_id") else ids
+            for name, ids in encoded.arrays.items()
+        }
+        return replace(encoded, arrays=named)
+
+    features = replace(features, query=known(features.query), content=known(features.content))
+    data = replace(small_training_set, features=features)
+    before, after = filled(data, ("user_id",))
+    assert np.abs(after["content_id"][UNSEEN] - before["content_id"][UNSEEN]).max() > 0.001
+    spread = before["content_id"][UNSEEN + 1 :].std(axis=0)
+    assert (
+        np.abs(after["content_id"][UNSEEN] - before["content_id"][UNSEEN + 1 :].mean(axis=0)) < spread
+    ).all()
 
 
 def test_a_language_that_only_a_market_without_a_log_speaks_is_its_neighbours_first(
