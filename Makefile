@@ -24,6 +24,8 @@ $(STAMP): $(LOCKS) pyproject.toml
 	  echo "Pasar needs Python 3.10 or 3.11, and $(PYTHON) is $(MINOR); run make PYTHON=/path/to/python3.11" >&2; \
 	  exit 1;; esac
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "$(MINOR)")' || { \
+	  echo "$(VENV) is of another Python than $(MINOR); remove it, or run make VENV=.venv-$(MINOR)" >&2; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r locks/uv.txt
 	@echo "installing into $(VENV)"
 	@export VIRTUAL_ENV="$(abspath $(VENV))"; \

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -13,8 +12,10 @@ from pathlib import Path
 from ensemble.distil import with_preranker, with_stacking
 from ensemble.export import item_graphs, write_release
 from ensemble.plan import CascadeConfig
-from ensemble.release import Release
+from ensemble.release import MANIFEST, Release
 from market.dataset import Dataset
+from market.folders import expect_own, only_user, remove, replace, tidy
+from market.knobs import LARGEST_SEED, expect
 from market.statistics import DAY_S
 from models.batches import TrainingSet, make_training_set
 from models.calibration import CalibrationConfig, calibrate
@@ -28,6 +29,9 @@ from models.training import Progress, quiet
 from models.two_tower import TwoTowerConfig, train_two_tower
 from workflows.examples import VALID, SplitConfig, build_examples
 from workflows.features import FeatureConfig, fit_features
+
+_MARK = "fingerprint"
+_ELSEWHERE = "choose another folder to build in"
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,9 @@ class BuildConfig:
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
 
     def __post_init__(self) -> None:
-        if self.live_window_s < 0:
-            raise ValueError(f"live_window_s is {self.live_window_s}; it must be at least 0")
+        expect(self, "build", "seed", least=0, most=LARGEST_SEED)
+        expect(self, "build", "popularity_window_h", above=0)
+        expect(self, "build", "live_window_s", least=0)
 
 
 @dataclass(frozen=True)
@@ -86,14 +91,31 @@ def build_release(
         see: what models may see of the training set; a comparison hides things from them.
         progress: told of every batch of training.
         step: told the name of each step as it begins.
+
+    Raises:
+        FolderInUse: another build works in `folder`, or what it would replace there is no build's.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    work = folder / "work"
+    with only_user(folder, _ELSEWHERE):
+        return _build_release(dataset, folder, config, see, progress, step)
+
+
+def _build_release(
+    dataset: Dataset,
+    folder: Path,
+    config: BuildConfig,
+    see: Callable[[TrainingSet], TrainingSet],
+    progress: Progress,
+    step: Callable[[str], None],
+) -> Built:
+    work, target = folder / "work", folder / "release"
+    for place, sign in ((work, _MARK), (target, MANIFEST)):
+        tidy(place)
+        expect_own(place, sign, _ELSEWHERE)
     fingerprint = _fingerprint(dataset, config)
-    mark = work / "fingerprint"
+    mark = work / _MARK
     if not mark.exists() or mark.read_text() != fingerprint:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+        remove(work)
+        work.mkdir()
         mark.write_text(fingerprint)
     data = see(build_training_set(dataset, work, config, step=step))
     step("two-tower")
@@ -103,10 +125,9 @@ def build_release(
     step("calibration")
     calibration = calibrate(ranker, data, tasks, config.ranker, config.calibration)
     step("release")
-    fresh = folder / f".release.{os.getpid()}"
-    drafted, stacked = (folder / f".{draft}.{os.getpid()}" for draft in ("draft", "stacked"))
-    for unfinished in (fresh, drafted, stacked):
-        shutil.rmtree(unfinished, ignore_errors=True)
+    drafts = work / "drafts"
+    shutil.rmtree(drafts, ignore_errors=True)
+    drafted, stacked, fresh = (drafts / name for name in ("draft", "stacked", "release"))
     info = {
         "data_set": dataset.name,
         "seed": config.seed,
@@ -138,13 +159,8 @@ def build_release(
         ) | {"conversion.npy": conversions(data.examples, VALID)}
     step("pre-ranker")
     with_preranker(draft, fresh, data, two_tower, config.preranker, config.seed, served)
-    for unfinished in (drafted, stacked):
-        shutil.rmtree(unfinished, ignore_errors=True)
-    target, old = folder / "release", folder / f".release.{os.getpid()}.old"
-    if target.exists():
-        target.rename(old)
-    fresh.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    replace(fresh, target)
+    shutil.rmtree(drafts, ignore_errors=True)
     return Built(Release.open(target), data)
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ensemble.release import Release
+from market.knobs import expect
 from market.profiles import MARKETS
 from supply.fatigue import FatigueConfig
 
@@ -126,19 +127,12 @@ class CascadeConfig:
     fatigue: FatigueConfig = field(default_factory=FatigueConfig)
 
     def __post_init__(self) -> None:
-        counts = ("seller_cap", "category_cap", "content_frequency", "seller_frequency", "explore_outcomes")
-        for name in ("retrieved", "candidates", "pool", "slate", *counts):
-            if getattr(self, name) < 1:
-                raise ValueError(f"cascade.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("trending_half_life_h", "trending_prior"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"cascade.{name} is {getattr(self, name)}; it must be above 0")
-        if not 0 < self.category_share <= 1:
-            raise ValueError(
-                f"cascade.category_share is {self.category_share}; it must be above 0 and at most 1"
-            )
-        if self.fresh_exposures < 0:
-            raise ValueError(f"cascade.fresh_exposures is {self.fresh_exposures}; it must be at least 0")
+        counts = "seller_cap category_cap content_frequency seller_frequency explore_outcomes"
+        expect(self, "cascade", f"retrieved candidates pool slate {counts}", least=1)
+        expect(self, "cascade", "trending_half_life_h trending_prior", above=0)
+        expect(self, "cascade", "category_share", above=0, most=1)
+        expect(self, "cascade", "fresh_exposures price_usd", least=0)
+        expect(self, "cascade", "explore", least=0, most=0.5)
         if not self.slate <= self.pool <= self.candidates <= self.retrieved:
             raise ValueError(
                 f"cascade: slate {self.slate} <= pool {self.pool} <= candidates {self.candidates} <= "
@@ -173,8 +167,6 @@ class CascadeConfig:
                 if weight * WEIGHTS[task] < 0:
                     sign = "positive" if weight > 0 else "negative"
                     raise ValueError(f"cascade.{name}.{task} is {weight}; it must not be {sign}")
-        if not 0 <= self.price_usd < math.inf:
-            raise ValueError(f"cascade.price_usd is {self.price_usd}; it must be 0 or more")
 
     def _check_rules(self) -> None:
         for rule in self.rules:
@@ -184,8 +176,6 @@ class CascadeConfig:
             raise ValueError(f"cascade.rules {', '.join(self.rules)} must name each rule once")
         if set(DIVERSITIES) <= set(self.rules):
             raise ValueError("cascade.rules has mmr and dpp; a slate is made diverse by one of them")
-        if not 0 <= self.explore <= 0.5:
-            raise ValueError(f"cascade.explore is {self.explore}; it must be from 0 to 0.5")
         # In a release's plan a slot is a JSON object.
         slots = tuple(slot if isinstance(slot, Slot) else Slot(**slot) for slot in self.slots)
         object.__setattr__(self, "slots", slots)

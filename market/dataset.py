@@ -19,8 +19,11 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as arrow
 import pyarrow.parquet as parquet
+from pydantic import TypeAdapter, ValidationError
 
+from market.folders import replace
 from market.tables import (
+    CONTRACT,
     ContractError,
     Feedback,
     Problem,
@@ -32,6 +35,8 @@ from market.tables import (
 )
 
 FORMAT_VERSION = 1
+TABLES = ("users", "contents", "impressions")
+"""Tables that every data set has."""
 _DESCRIPTION = "dataset.json"
 
 
@@ -78,16 +83,28 @@ class Dataset:
                 "Write the data set anew."
             )
         try:
-            dataset = cls(path, Description(**content))
-        except TypeError as error:
-            raise DatasetError(f"{path / _DESCRIPTION} is incomplete ({error}); write it anew.") from None
-        for table, rows in dataset.description.rows.items():
-            found = sum(_rows(file) for file in dataset._files(table))
-            if found != rows:
-                raise DatasetError(
-                    f"{path} is damaged: {table} has {found:,} rows instead of {rows:,}. Write it anew."
-                )
+            dataset = cls(path, TypeAdapter(Description).validate_python(content))
+        except ValidationError as error:
+            said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise DatasetError(f"{path / _DESCRIPTION} is wrong ({said}); write it anew.") from None
+        for table, columns in CONTRACT.items():
+            needed = {name for name, column in columns.items() if column.required}
+            if table in dataset.description.rows or table in TABLES:
+                dataset._expect_whole(table, needed)
         return dataset
+
+    def _expect_whole(self, table: str, needed: set[str]) -> None:
+        files = self._files(table)
+        found, rows = sum(_rows(file) for file in files), self.description.rows.get(table)
+        if found != rows:
+            raise DatasetError(
+                f"{self.path} is damaged: {table} has {found:,} rows instead of {rows or 0:,}. Write it anew."
+            )
+        if absent := sorted(needed - set(parquet.read_schema(files[0]).names)):
+            raise DatasetError(
+                f"{files[0]} has no column {', '.join(absent)}, which the contract asks for; make the "
+                "data set with `pasar data make`, which checks it whole."
+            )
 
     @property
     def name(self) -> str:
@@ -209,6 +226,50 @@ def write_dataset(
     return Dataset.open(path)
 
 
+def make_dataset(
+    tables: Path,
+    path: Path,
+    *,
+    name: str,
+    feedback: Feedback,
+    split: Split,
+    overwrite: bool = False,
+) -> Dataset:
+    """Write the Parquet files of a folder as the data set `path`; see `write_dataset`.
+
+    Args:
+        tables: a folder with users.parquet, contents.parquet, sellers.parquet and moments.parquet where there
+            are any, and impressions.parquet or the folder impressions/ of *.parquet, read by name, one at a
+            time. Columns are those of `market.tables.CONTRACT`.
+
+    Raises:
+        DatasetError: a file is missing or cannot be read.
+    """
+    parts = sorted((tables / "impressions").glob("*.parquet")) or [tables / "impressions.parquet"]
+    known = {table: tables / f"{table}.parquet" for table in ("users", "contents", "sellers", "moments")}
+    optional = {table: file for table, file in known.items() if table not in TABLES and file.exists()}
+    for file in (known["users"], known["contents"], parts[0]):
+        if not file.is_file():
+            raise DatasetError(f"{file} is missing; put users, contents and impressions there as Parquet.")
+
+    def read(file: Path) -> pd.DataFrame:
+        _rows(file)
+        return _read([file])
+
+    return write_dataset(
+        path,
+        name=name,
+        feedback=feedback,
+        split=split,
+        users=read(known["users"]),
+        contents=read(known["contents"]),
+        sellers=read(optional["sellers"]) if "sellers" in optional else None,
+        impressions=map(read, parts),
+        moments=(lambda: read(optional["moments"])) if "moments" in optional else None,
+        overwrite=overwrite,
+    )
+
+
 def _expect_same_columns(expected: list[str], part: pd.DataFrame) -> None:
     problems = [
         Problem("impressions", name, 0, None, "some parts have this column, others lack it; give it to all.")
@@ -232,21 +293,13 @@ def _expect_later(ended: int | None, part: pd.DataFrame) -> int:
 def _replaced_whole(path: Path) -> Iterator[Path]:
     """An empty folder beside `path` that takes its place at the end, or vanishes if anything is raised."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    mark = uuid.uuid4().hex[:8]
-    new, old = path.with_name(f".{path.name}.{mark}.new"), path.with_name(f".{path.name}.{mark}.old")
+    new = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
     new.mkdir()
     try:
         yield new
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-    except BaseException:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        raise
+        replace(new, path)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(file: Path, table: str, frame: pd.DataFrame) -> None:

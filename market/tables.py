@@ -8,7 +8,7 @@ values is float64 with NaN in memory (pandas has no other plain way) and integer
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -153,9 +153,11 @@ _LANGUAGE = Rule(
     _of_distinct(lambda code: re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", code) is not None),
     "not a BCP 47 language code; write 'id', 'pt-BR', 'zh-Hant'.",
 )
+_RATES = sorted({market.currency for market in MARKETS.values() if market.currency})
 _CURRENCY = Rule(
-    _of_distinct(lambda code: re.fullmatch(r"[A-Z]{3}", code) is not None),
-    "not an ISO 4217 currency code; write 'IDR', 'EUR'.",
+    _one_of(_RATES).holds,
+    f"not an ISO 4217 code of a currency with a known rate; convert the price to one of {', '.join(_RATES)}, "
+    "or add a market with that currency to market/profiles.py.",
 )
 _TIME = _between(
     0, _YEAR_2100, "not seconds since 1970 in UTC (and before 2100); divide milliseconds by 1,000."
@@ -239,9 +241,9 @@ def columns_of(table: str, frame: pd.DataFrame) -> dict[str, Column]:
     declared = {name: column for name, column in CONTRACT[table].items() if name in frame}
     extras = {}
     for name in frame.columns:
-        if name.startswith("x_") and table in ("users", "contents"):
+        if str(name).startswith("x_") and table in ("users", "contents"):
             extras[name] = _attribute(frame[name])
-        elif name.startswith("v_") and table == "contents":
+        elif str(name).startswith("v_") and table == "contents":
             extras[name] = Column("list<float32>", _VECTOR, nullable=False)
     return declared | extras
 
@@ -332,6 +334,10 @@ def _impressions(
     content_ids: pd.Index,
     problems: list[Problem],
 ) -> pd.DataFrame:
+    for name, value, allowed in (("feedback", feedback, Feedback), ("split", split, Split)):
+        if value not in get_args(allowed):
+            remedy = f"{value!r} is none; use one of {', '.join(get_args(allowed))}."
+            problems.append(Problem("impressions", name, 0, None, remedy))
     frame = _check("impressions", frame, problems)
     _resolve("impressions", frame, "user_id", user_ids, "users", problems)
     _resolve("impressions", frame, "content_id", content_ids, "contents", problems)

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
+from market.knobs import expect
 from market.offers import OFFER_FEATURES
 from market.profiles import profile
 from workflows.examples import VALID
@@ -59,8 +60,7 @@ class CalibrationConfig:
     shrinkage: float = 50.0
 
     def __post_init__(self) -> None:
-        if not self.shrinkage > 0:
-            raise ValueError(f"calibration.shrinkage is {self.shrinkage}; it must be above 0")
+        expect(self, "calibration", "shrinkage", above=0)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import scipy.linalg
 import scipy.sparse as sp
 
 from market.item_graph import ItemGraph, MarketGraphs
+from market.knobs import expect
 from workflows.examples import TRAIN, Examples
 
 
@@ -63,8 +64,11 @@ class ItemGraphConfig:
     market_regularisation: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.low_rank < 0:
-            raise ValueError(f"item_graph.low_rank is {self.low_rank}; it must not be negative")
+        expect(self, "item_graph", "neighbours events", least=1)
+        expect(self, "item_graph", "regularisation together_days", above=0)
+        counts = "co_visitation recency vectors items popular low_rank market_regularisation"
+        expect(self, "item_graph", counts, least=0)
+        expect(self, "item_graph", "exponents")
         if len(self.exponents) != 3:
             raise ValueError(f"item_graph.exponents is {self.exponents}; give three: user, source, target")
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from market.knobs import expect
+
 from .training import set_seed
 
 import tensorflow as tf  # isort: skip
@@ -33,6 +35,10 @@ class PreRankerConfig:
     batch_size: int = 32
     learning_rate: float = 3e-3
     sharpness: float = 3.0
+
+    def __post_init__(self) -> None:
+        expect(self, "preranker", "queries dim hidden epochs batch_size", least=1)
+        expect(self, "preranker", "learning_rate sharpness", above=0)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
+from market.knobs import expect
 from market.statistics import PAIR_FEATURES
 from workflows.examples import TRAIN, VALID, Examples
 from workflows.features import Encoded, Features
@@ -81,8 +82,11 @@ class RankerConfig:
     members: int = 1
 
     def __post_init__(self) -> None:
-        if self.members < 1:
-            raise ValueError(f"ranker.members is {self.members}; it must be at least 1")
+        counts = "embedding_dim bottom top batch_size epochs patience negatives min_outcomes members"
+        expect(self, "ranker", counts, least=1)
+        expect(self, "ranker", "experts", least=0)
+        expect(self, "ranker", "learning_rate", above=0)
+        expect(self, "ranker", "id_dropout popular_negatives", least=0, most=1)
         if self.experts and len(self.top) < 2:
             raise ValueError(
                 f"ranker.experts is {self.experts}, but ranker.top = {list(self.top)} has no layer for them; "

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from scipy.optimize import brentq, minimize
 from scipy.special import expit, logsumexp
 
+from market.knobs import expect
 from market.statistics import PAIR_FEATURES
 
 from .calibration import TINY, logit_nodes
@@ -60,10 +61,8 @@ class StackingConfig:
     strength: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.queries < 0:
-            raise ValueError(f"stacking.queries is {self.queries}; it must be at least 0")
-        if not self.strength > 0:
-            raise ValueError(f"stacking.strength is {self.strength}; it must be above 0")
+        expect(self, "stacking", "queries", least=0)
+        expect(self, "stacking", "strength", above=0)
 
 
 @dataclass(frozen=True)

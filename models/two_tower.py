@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from market.knobs import expect
+
 from .batches import LOG_Q, RetrievalBatches, TrainingSet
 from .blocks import EmbeddingTable, InputVector
 from .gates import PRIOR, Gated
@@ -63,10 +65,12 @@ class TwoTowerConfig:
     members: int = 1
 
     def __post_init__(self) -> None:
-        if self.members < 1:
-            raise ValueError(f"two_tower.members is {self.members}; it must be at least 1")
-        if self.related < 0:
-            raise ValueError(f"two_tower.related is {self.related}; it must not be negative")
+        counts = "dim embedding_dim hidden epochs patience validation_queries members"
+        expect(self, "two_tower", counts, least=1)
+        expect(self, "two_tower", "batch_size", least=2)
+        expect(self, "two_tower", "related", least=0)
+        expect(self, "two_tower", "temperature learning_rate", above=0)
+        expect(self, "two_tower", "user_dropout logq", least=0, most=1)
 
 
 #: Scores of queries and contents that are held at once: 16 MB.

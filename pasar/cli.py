@@ -7,11 +7,11 @@ import itertools
 import json
 import logging
 import os
-import shutil
 import signal
 import sys
 import time as clock
 import warnings
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A recommender for short-video and live-shopping feeds in many markets at once.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Make a data set: simulate one, or import a public one.")
+data_app = typer.Typer(no_args_is_help=True, help="Make a data set: your own, a simulated or a public one.")
 app.add_typer(data_app, name="data")
 
 ConfigOption = Annotated[
@@ -73,7 +73,7 @@ def config() -> None:
 def simulate(
     out: Annotated[Path, typer.Option("--out", help="Folder of the new data set.")],
     impressions: Annotated[
-        int | None, typer.Option(help="Length of the log; by default the settings' [world].")
+        int | None, typer.Option(help="Length of the log; by default as the settings say.")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a data set that stands there.")] = False,
     config: ConfigOption = None,
@@ -97,7 +97,9 @@ def _simulate(config: Any, out: Path, overwrite: bool) -> Any:
 
     with Progress(console=console) as bars:
         task = bars.add_task("simulating", total=config.impressions)
-        dataset = World(config).write(out, lambda rows: bars.advance(task, rows), overwrite=overwrite)
+        dataset = World(config).write(
+            out, lambda rows: bars.update(task, completed=rows), overwrite=overwrite
+        )
     say(_description(dataset))
     return dataset
 
@@ -106,6 +108,37 @@ def _description(dataset: Any) -> str:
     rows = dataset.description.rows
     counts = ", ".join(f"{count:,} {table}" for table, count in rows.items())
     return f"{dataset.path}: {dataset.name}, {counts}, markets {' '.join(dataset.markets)}"
+
+
+@data_app.command()
+def make(
+    tables: Annotated[
+        Path, typer.Option("--tables", help="Folder of users, contents, impressions and so on as Parquet.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the new data set.")],
+    name: Annotated[str | None, typer.Option(help="Of the data set; by default the folder's.")] = None,
+    feedback: Annotated[
+        str, typer.Option(help="impressions, or positives where each row is something wanted.")
+    ] = "impressions",
+    split: Annotated[
+        str, typer.Option(help="time, leave_last (of each user) or given (by the column split).")
+    ] = "time",
+    overwrite: Annotated[bool, typer.Option(help="Replace a data set that stands there.")] = False,
+) -> None:
+    """Make a data set of your own tables, checked against the contract of market/tables.py."""
+    from market.dataset import make_dataset
+    from pasar.show import console, say
+
+    with console.status(f"checking {tables}"):
+        dataset = make_dataset(
+            tables,
+            out,
+            name=name or tables.resolve().name,
+            feedback=feedback,  # type: ignore[arg-type]  # checked with the tables
+            split=split,  # type: ignore[arg-type]
+            overwrite=overwrite,
+        )
+    say(_description(dataset))
 
 
 @data_app.command("import")
@@ -258,54 +291,62 @@ def serve(
     say("stopped")
 
 
-def served(release: Path, run: Path, settings: Any, state: Path | None = None) -> Any:
-    """A Triton server of a release, not started yet; its repository is made anew under `run`.
+@contextlib.contextmanager
+def served(release: Path, run: Path, settings: Any, state: Path | None = None) -> Iterator[Any]:
+    """A Triton server of a release while the context lasts; its repository is made anew under `run`.
 
     Args:
         state: folder of the live state, made where it does not exist; None serves without one.
+
+    Raises:
+        FolderInUse: another server works in `run`, or its `repository` is none.
     """
     import dataclasses
 
     from ensemble.cascade import served_steps
     from ensemble.plan import Plan
     from ensemble.release import Release
-    from ensemble.repository import write_repository
+    from ensemble.repository import CONFIG, write_repository
     from ensemble.server import TritonServer
     from ensemble.stages.events import Events
     from ensemble.wire import WIRE_REQUEST, wire_reply
+    from market.folders import expect_own, only_user, remove
     from supply.journal import Journal
 
+    elsewhere = "choose another folder with --run"
     plan = Plan.of(Release.open(release))
-    run.mkdir(parents=True, exist_ok=True)
     repository = run / "repository"
-    shutil.rmtree(repository, ignore_errors=True)
     options = {"rules": json.dumps(dataclasses.asdict(settings.rules))}
     if state is not None:
         Journal(state).compact()
         options["state"] = str(state.resolve())
     cores = len(os.sched_getaffinity(0)) if settings.one_process else 1
-    write_repository(
-        repository,
-        release,
-        served_steps(plan, one_process=settings.one_process),
-        WIRE_REQUEST,
-        wire_reply(plan),
-        max_batch=settings.max_batch,
-        delay_us=settings.delay_us,
-        instances=settings.instances or cores,
-        threads=settings.threads,
-        beside=() if state is None else (Events.step(),),
-        options=options,
-    )
-    return TritonServer(
-        repository,
-        log=run / "triton.log",
-        host=settings.host,
-        grpc_port=settings.grpc_port or None,
-        http_port=settings.http_port or None,
-        metrics_port=settings.metrics_port or None,
-        startup_deadline_s=settings.startup_deadline_s,
-    )
+    with only_user(run, elsewhere):
+        expect_own(repository, f"*/{CONFIG}", elsewhere)
+        remove(repository)
+        write_repository(
+            repository,
+            release,
+            served_steps(plan, one_process=settings.one_process),
+            WIRE_REQUEST,
+            wire_reply(plan),
+            max_batch=settings.max_batch,
+            delay_us=settings.delay_us,
+            instances=settings.instances or cores,
+            threads=settings.threads,
+            beside=() if state is None else (Events.step(),),
+            options=options,
+        )
+        with TritonServer(
+            repository,
+            log=run / "triton.log",
+            host=settings.host,
+            grpc_port=settings.grpc_port or None,
+            http_port=settings.http_port or None,
+            metrics_port=settings.metrics_port or None,
+            startup_deadline_s=settings.startup_deadline_s,
+        ) as server:
+            yield server
 
 
 @app.command()
@@ -475,7 +516,7 @@ def tune(
     ] = None,
     benchmark: Annotated[str | None, typer.Option(help="One of the protocol's benchmarks.")] = None,
     journal: Annotated[
-        Path | None, typer.Option(help="File of all trials. [default: runs/tune/PROTOCOL.journal]")
+        Path | None, typer.Option(help="File of all trials; by default runs/tune/PROTOCOL.journal.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the search and of every build.")] = 0,
     config: ConfigOption = None,

@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+PATIENCE_S = 20.0
+"""Seconds that `nvidia-smi` has to answer."""
+
 
 class Finding(NamedTuple):
     """One line of the report; `remedy` is empty where nothing is missing."""
@@ -42,8 +45,9 @@ def _gpu() -> Finding:
             "GPU", "none", "nothing, or a CUDA 12 host with environment.yml: all runs on the CPU here"
         )
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-    if answer.returncode:
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    except (OSError, subprocess.SubprocessError):
         return Finding("GPU", "nvidia-smi fails", "install the NVIDIA driver (525 or newer)")
     return Finding("GPU", answer.stdout.strip().replace("\n", "; "), "")
 

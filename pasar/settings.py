@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from market.knobs import expect
 from supply.rules import Rules
 
 if sys.version_info >= (3, 11):
@@ -68,15 +69,10 @@ class ServeConfig:
     rules: Rules = field(default_factory=Rules)
 
     def __post_init__(self) -> None:
-        for name in ("grpc_port", "http_port", "metrics_port"):
-            if not 0 <= getattr(self, name) <= 65535:
-                raise ValueError(f"{name} is {getattr(self, name)}; a port lies between 0 and 65535")
-        for name in ("max_batch", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("delay_us", "instances"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+        expect(self, "serve", "grpc_port http_port metrics_port", least=0, most=65_535)
+        expect(self, "serve", "max_batch threads", least=1)
+        expect(self, "serve", "delay_us instances", least=0)
+        expect(self, "serve", "startup_deadline_s", above=0)
 
 
 def schema() -> dict[str, type]:
@@ -119,7 +115,10 @@ def load_build(data_set: str, path: Path | None = None) -> BuildConfig:
     build = content.get("build", {})
     if path is None:
         shape = tomllib.loads(DATA_SETS.read_text(encoding="utf-8")).get(data_set, {})
-        build = build | {section: {**build.get(section, {}), **knobs} for section, knobs in shape.items()}
+        for section, knobs in shape.items():
+            said = build.get(section, {})
+            if isinstance(said, Mapping):  # what is no section is refused as such
+                build = build | {section: {**said, **knobs}}
     return _read(schema()["build"], build, where, "build")
 
 
@@ -131,9 +130,9 @@ def load_serve(path: Path | None = None) -> ServeConfig:
 
 def _content(path: Path | None) -> tuple[dict[str, Any], str]:
     """The tables of a settings file, and its name for messages."""
-    path = path or Path(FILE)
-    if path == Path(FILE) and not path.is_file():
+    if path is None and not Path(FILE).exists():
         return {}, FILE
+    path = path or Path(FILE)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
@@ -149,17 +148,23 @@ def _content(path: Path | None) -> tuple[dict[str, Any], str]:
 
 def _read(kind: Any, values: Mapping[str, Any], path: str, section: str) -> Any:
     """One dataclass from a table of the file, nested tables included."""
-    known = {f.name for f in dataclasses.fields(kind)}
-    _refuse_unknown(values, known, path, section)
-    for name, value in values.items():
-        nested = typing.get_type_hints(kind)[name]
-        if dataclasses.is_dataclass(nested) and isinstance(value, Mapping):
-            allowed = {f.name for f in dataclasses.fields(nested)}
-            _refuse_unknown(value, allowed, path, f"{section}.{name}")
+    _refuse_unknown_within(kind, values, path, section)
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
         raise SettingsError(f"{path}: [{section}] " + "; ".join(map(_problem, error.errors()))) from None
+
+
+def _refuse_unknown_within(kind: Any, values: Any, path: str, section: str) -> None:
+    """Refuse what a dataclass, those within it and those in its tuples do not know."""
+    if dataclasses.is_dataclass(kind) and isinstance(values, Mapping):
+        _refuse_unknown(values, {f.name for f in dataclasses.fields(kind)}, path, section)
+        hints = typing.get_type_hints(kind)
+        for name, value in values.items():
+            _refuse_unknown_within(hints[name], value, path, f"{section}.{name}")
+    elif typing.get_origin(kind) is tuple and isinstance(values, list):
+        for value in values:
+            _refuse_unknown_within(typing.get_args(kind)[0], value, path, section)
 
 
 def _problem(error: Any) -> str:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from market.knobs import expect
+
 
 @dataclass(frozen=True)
 class FatigueConfig:
@@ -23,11 +25,8 @@ class FatigueConfig:
     seller_shows: int = 12
 
     def __post_init__(self) -> None:
-        if not self.window_h > 0:
-            raise ValueError(f"fatigue.window_h is {self.window_h}; it must be above 0")
-        for name in ("content_shows", "seller_shows"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"fatigue.{name} is {getattr(self, name)}; it must be at least 0")
+        expect(self, "fatigue", "window_h", above=0)
+        expect(self, "fatigue", "content_shows seller_shows", least=0)
 
 
 def tired_of(

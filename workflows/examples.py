@@ -64,7 +64,8 @@ class SplitConfig:
     test_fraction: float = 0.1
 
     def __post_init__(self) -> None:
-        if min(self.valid_fraction, self.test_fraction) <= 0 or self.valid_fraction + self.test_fraction >= 1:
+        shares = self.valid_fraction, self.test_fraction
+        if not (min(shares) > 0 and sum(shares) < 1):
             raise ValueError(
                 f"valid_fraction={self.valid_fraction} and test_fraction={self.test_fraction} must be "
                 "positive and leave something to train on; the defaults are 0.1 and 0.1"

@@ -29,6 +29,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from npy_append_array import NpyAppendArray
 
+from market.knobs import expect
+
 from . import runtime  # noqa: F401  (sets the environment before NVTabular is imported)
 
 import merlin.dtypes as merlin_types  # isort: skip
@@ -72,8 +74,9 @@ class FeatureConfig:
     partition_mb: int = 128
 
     def __post_init__(self) -> None:
-        if self.season_days < 0:
-            raise ValueError(f"features.season_days is {self.season_days}; it must be at least 0")
+        counts = "history_length seen_length content_min_count user_min_count min_count partition_mb"
+        expect(self, "features", counts, least=1)
+        expect(self, "features", "season_days vector_dims", least=0)
 
 
 @dataclass(frozen=True)

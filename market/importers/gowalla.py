@@ -7,7 +7,9 @@ A place is imported as a product, a thing to go for, and a check-in as a click: 
 checks of retrieval and of the metrics that this set is for. It has no validation rows.
 """
 
+import zlib
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +45,7 @@ def _graph(path: Path) -> tuple[NDArray[np.int64], int, int]:
     """Training interactions [N, 2] and the numbers of users and items."""
     try:
         graph = load_npz(path).tocoo()
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError, KeyError, EOFError, NotImplementedError, BadZipFile, zlib.error) as error:
         raise ImportProblem(f"{path} is not a sparse matrix ({error}); download it again.") from None
     above = graph.row < graph.col
     user, node = graph.row[above].astype(np.int64), graph.col[above].astype(np.int64)
@@ -60,7 +62,7 @@ def _graph(path: Path) -> tuple[NDArray[np.int64], int, int]:
 
 def _test(path: Path, users: int, items: int) -> NDArray[np.int64]:
     pairs: list[tuple[int, int]] = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 user, *targets = (int(field) for field in line.split())

@@ -104,7 +104,9 @@ def test_drawn_candidates_are_of_the_market_unknown_to_the_user_and_hold_what_is
 def test_the_ranker_has_the_last_word_where_no_query_is_asked(undivided):
     assert FILE not in undivided.release.files
     assert Cascade(undivided.release).plan.ranking_reads == ("candidates", "recent")
-    assert not list(undivided.release.path.parent.glob(".*")), "a draft was left"
+    folder = undivided.release.path.parent
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "release", "work"], "a draft was left"
+    assert not (folder / "work" / "drafts").exists()
 
 
 def test_rows_drawn_to_know_when_to_stop_are_in_the_served_item_graph(undivided, small_build):

@@ -18,6 +18,7 @@ from ensemble.release import Release
 from ensemble.search import MOST_QUERIES, MarketIndex
 from ensemble.stages.user_state import NULL_INTEGER
 from evaluation.report import ranking_and_ranker, raw_arrays
+from market.folders import FolderInUse, only_user
 from market.statistics import DAY_S, PAIR_FEATURES
 from models.batches import RankingBatches
 from models.calibration import Calibration, calibrate
@@ -229,7 +230,27 @@ def test_a_build_that_fails_keeps_the_old_release(small_build, small_world_datas
         build_release(small_world_dataset, folder, small_build.config)
     kept = Release.open(folder / "release")
     assert kept.created == before
-    assert sorted(path.name for path in folder.iterdir()) == ["release", "work"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "release", "work"]
+
+
+@pytest.mark.parametrize("place", ["work", "release"])
+def test_what_no_build_made_is_not_replaced(small_build, small_world_dataset, tmp_path, place):
+    thesis = tmp_path / place / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
+    with pytest.raises(
+        FolderInUse, match=rf"{place} exists and has no .*; choose another folder to build in"
+    ):
+        build_release(small_world_dataset, tmp_path, small_build.config)
+    assert thesis.read_text() == "years of work"
+
+
+def test_two_builds_do_not_work_in_one_folder(small_build, small_world_dataset, tmp_path):
+    with (
+        only_user(tmp_path, "wait"),
+        pytest.raises(FolderInUse, match=r"another process works in .*; choose another folder to build in"),
+    ):
+        build_release(small_world_dataset, tmp_path, small_build.config)
 
 
 def test_another_seed_replaces_the_release_with_one_of_the_same_borders(small_release, command_build):
@@ -240,7 +261,8 @@ def test_another_seed_replaces_the_release_with_one_of_the_same_borders(small_re
     assert not np.allclose(old, new)
     assert cascade_steps(Plan.of(small_release)) == cascade_steps(Plan.of(command_build.release))
     folder = command_build.release.path.parent
-    assert sorted(path.name for path in folder.iterdir()) == ["release", "report.json", "work"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "release", "report.json", "work"]
+    assert not (folder / "work" / "drafts").exists()
 
 
 def test_a_release_that_knows_seasons_counts_as_training_does(small_build, models, test_pairs, tmp_path):

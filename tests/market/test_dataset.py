@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from market.dataset import Dataset, DatasetError, write_dataset
+from market.dataset import Dataset, DatasetError, make_dataset, write_dataset
 from market.tables import ContractError
 
 
@@ -242,8 +242,74 @@ def test_an_incomplete_description_is_refused(tmp_path):
     content = json.loads(path.read_text())
     del content["rows"]
     path.write_text(json.dumps(content))
-    with pytest.raises(DatasetError, match=r"incomplete.*'rows'"):
+    with pytest.raises(DatasetError, match=r"dataset.json is wrong \(rows: "):
         Dataset.open(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rows": [1]}, r"wrong \(rows: "),
+        ({"feedback": "positiv"}, r"wrong \(feedback: "),
+        ({"split": "timed"}, r"wrong \(split: "),
+        ({"rows": {"users": 3, "contents": 2}}, "impressions has 1 rows instead of 0"),
+    ],
+)
+def test_a_description_that_is_not_one_is_refused(tmp_path, change, said):
+    path = write(tmp_path / "d", impressions=[part([1])]).path / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DatasetError, match=said):
+        Dataset.open(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    ("file", "column"), [("users", "market"), ("contents", "kind"), ("impressions/part-00000", "content_id")]
+)
+def test_a_file_without_a_column_that_the_contract_asks_for_is_named(tmp_path, file, column):
+    place = write(tmp_path / "d", impressions=[part([1])]).path / f"{file}.parquet"
+    pd.read_parquet(place).drop(columns=column).to_parquet(place)
+    with pytest.raises(DatasetError, match=f"{file}.parquet has no column {column}.*`pasar data make`"):
+        Dataset.open(tmp_path / "d")
+
+
+@pytest.mark.parametrize("parted", [True, False])
+def test_a_data_set_is_made_of_a_folder_of_tables(tmp_path, parted):
+    source = tmp_path / "mine"
+    source.mkdir()
+    users().to_parquet(source / "users.parquet")
+    contents().to_parquet(source / "contents.parquet")
+    moments = pd.DataFrame({"content_id": ["c1", "c1"], "time": [6, 5], "viewers": [9, 4]})
+    moments.to_parquet(source / "moments.parquet")
+    if parted:
+        (source / "impressions").mkdir()
+        part([5, 6]).to_parquet(source / "impressions" / "a.parquet")
+        part([7]).to_parquet(source / "impressions" / "b.parquet")
+    else:
+        part([7, 5, 6]).to_parquet(source / "impressions.parquet")
+    made = make_dataset(source, tmp_path / "d", name="mine", feedback="impressions", split="time")
+    assert (made.name, made.feedback, made.split) == ("mine", "impressions", "time")
+    assert made.impressions()["time"].tolist() == [5, 6, 7]
+    assert made.moments()["viewers"].tolist() == [4, 9]
+    assert made.sellers() is None
+    assert len(made.impression_files) == 1 + parted
+
+
+def test_tables_that_are_not_there_or_unreadable_are_named(tmp_path):
+    options = {"name": "mine", "feedback": "impressions", "split": "time"}
+    with pytest.raises(DatasetError, match=r"users\.parquet is missing; put users, contents and impressions"):
+        make_dataset(tmp_path, tmp_path / "d", **options)
+    for table in ("users", "contents", "impressions"):
+        (tmp_path / f"{table}.parquet").write_bytes(b"no Parquet")
+    with pytest.raises(DatasetError, match=r"users\.parquet is missing or damaged"):
+        make_dataset(tmp_path, tmp_path / "d", **options)
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize("change", [{"feedback": "positive"}, {"split": "times"}])
+def test_a_kind_of_feedback_or_split_that_is_none_is_refused(tmp_path, change):
+    [(name, value)] = change.items()
+    with pytest.raises(ContractError, match=f"impressions.{name}: '{value}' is none; use one of "):
+        write(tmp_path / "d", impressions=[part([1])], **change)
 
 
 @pytest.mark.parametrize("file", ["users.parquet", "impressions/part-00001.parquet"])

@@ -230,8 +230,18 @@ def test_gowalla_refuses_a_graph_that_links_users_to_users(tmp_path):
         read("gowalla", tmp_path)
 
 
-def test_gowalla_refuses_a_file_that_is_no_matrix(tmp_path):
-    (gowalla(tmp_path) / "s_adj_mat.npz").write_bytes(b"not a zip")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: b"not a zip",
+        lambda whole: whole[:-100],
+        lambda whole: whole[:400] + bytes(200) + whole[600:],
+    ],
+    ids=["another file", "cut", "changed"],
+)
+def test_gowalla_refuses_a_file_that_is_no_matrix(tmp_path, damage):
+    file = gowalla(tmp_path).joinpath("s_adj_mat.npz")
+    file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(ImportProblem, match="not a sparse matrix"):
         read("gowalla", tmp_path)
 

@@ -159,6 +159,7 @@ def test_a_wrong_value_is_counted_shown_and_explained(column, values, rows):
         ("kind", ["video", "podcast"]),
         ("language", ["Indonesian", "id"]),
         ("currency", ["IDR", "rupiah"]),
+        ("currency", ["IDR", "KRW"]),
         ("duration_s", [-3.0, 2.0]),
         ("stock", [1, 2**31]),
         ("v_image", [[1.0, 2.0], [1.0]]),

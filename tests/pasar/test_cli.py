@@ -9,14 +9,17 @@ import socket
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from rich.progress import Progress
 
 from ensemble.cascade import Cascade
 from ensemble.client import FeedClient, FeedRequest, connect, pack
 from ensemble.errors import RequestError
 from market.dataset import Dataset
+from market.world import WorldConfig
 from pasar import cli
 from pasar.settings import render
 from supply.journal import Tail
@@ -77,6 +80,21 @@ def test_a_world_is_simulated_into_a_data_set_that_stays(pasar, tmp_path):
     assert code == 1
     assert "exists; choose another folder" in one_line(err)
     assert pasar(*command, "--overwrite")[0] == 0
+
+
+def test_the_bar_of_a_simulation_tells_the_impressions_logged_so_far(tmp_path, monkeypatch):
+    shown = []
+    update = Progress.update
+
+    def noted(self, *arguments, **options):
+        update(self, *arguments, **options)
+        shown.append((self.tasks[0].completed, self.tasks[0].total))
+
+    monkeypatch.setattr(Progress, "update", noted)
+    world = WorldConfig(users=60, contents=60, sellers=8, days=2, impressions=900)
+    dataset = cli._simulate(world, tmp_path / "data", False)
+    assert shown[-1][0] == dataset.description.rows["impressions"]
+    assert all(before < after for (before, _), (after, _) in pairwise(shown))
 
 
 def test_a_public_data_set_that_is_not_known_is_refused_with_those_that_are(pasar, tmp_path):
@@ -265,6 +283,12 @@ def test_serve_takes_another_release_refuses_a_damaged_one_and_stops_cleanly(
     assert served_vectors(serving.url, small_release) == expected_vectors(other_release)
     assert expected_vectors(other_release) != expected_vectors(small_release)
 
+    code, out, err = pasar("serve", "--run", serving.run, "--release", small_release.path)
+    assert (code, out) == (1, "")
+    assert "another process works in" in one_line(err)
+    assert "choose another folder with --run" in err
+    assert served_vectors(serving.url, small_release) == expected_vectors(other_release)
+
     damaged = tmp_path / "damaged"
     shutil.copytree(small_release.path, damaged)
     vectors = damaged / "content_vectors.npy"
@@ -298,6 +322,15 @@ def test_serve_says_which_port_is_taken(pasar, small_release, tmp_path):
         code, out, err = pasar(*command)
     assert (code, out) == (1, "")
     assert f"the grpc port {port} on 127.0.0.1 cannot be used" in one_line(err)
+
+
+def test_serve_replaces_nothing_but_a_repository(pasar, small_release, tmp_path):
+    (tmp_path / "repository").mkdir()
+    (tmp_path / "repository" / "main.c").write_text("my code")
+    code, out, err = pasar("serve", "--release", small_release.path, "--run", tmp_path)
+    assert (code, out) == (1, "")
+    assert "repository exists and has no */config.pbtxt, so it is not replaced" in one_line(err)
+    assert (tmp_path / "repository" / "main.c").read_text() == "my code"
 
 
 def test_events_of_a_file_are_taken_in_up_to_a_wrong_line_which_is_named(pasar, tmp_path):

@@ -1,6 +1,7 @@
 """The doctor looks at everything a build and a server need, and says what to do about what is missing."""
 
 import importlib.metadata
+import os
 import subprocess
 
 import pytest
@@ -30,11 +31,13 @@ def test_a_package_of_another_version_is_told_with_the_pin():
     assert "environment.yml" in doctor._package("no-such-package", "1", gpu=True).remedy
 
 
-def test_a_driver_that_fails_is_told(monkeypatch):
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/bin/{name}")
-    monkeypatch.setattr(
-        doctor.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 9, "", "no driver")
-    )
+@pytest.mark.parametrize("body", ["exit 9", "exec sleep 60"])
+def test_a_driver_that_fails_or_hangs_is_told(monkeypatch, tmp_path, body):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{body}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(doctor, "PATIENCE_S", 0.5)
     assert "install the NVIDIA driver" in doctor._gpu().remedy
 
 

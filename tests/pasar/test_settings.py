@@ -77,7 +77,7 @@ def test_the_file_of_the_working_folder_is_read(tmp_path, monkeypatch):
         ("[build.ranker]\nepoch = 1", "[build.ranker] 'epoch' is no knob; did you mean 'epochs'?"),
         ("[world]\nzzz = 1", "[world] 'zzz' is no knob; there are contents, days"),
         ("[serve]\ngrpc_port = 'high'", "[serve] grpc_port: "),
-        ("[serve]\ngrpc_port = 99999", "grpc_port is 99999; a port lies between 0 and 65535"),
+        ("[serve]\ngrpc_port = 99999", "grpc_port is 99999; it must be from 0 to 65,535"),
         ("[serve]\nmax_batch = 0", "max_batch is 0; it must be at least 1"),
         ("[serve]\ndelay_us = -1", "delay_us is -1"),
         ("[build.ranker]\nepochs = 1.5", "[build] ranker.epochs: "),
@@ -90,6 +90,21 @@ def test_the_file_of_the_working_folder_is_read(tmp_path, monkeypatch):
         ("[build.split]\nvalid_fraction = 2.0", "valid_fraction=2.0"),
         ("[world]\nmarkets = ['ZZ']", "no market 'ZZ'"),
         ("[world]\nusers = 1", "users must be a whole number of at least 5, got 1"),
+        ("[serve]\nstartup_deadline_s = -1", "serve.startup_deadline_s is -1.0; it must be above 0"),
+        ("[build]\nseed = -1", "build.seed is -1; it must be from 0 to 4,294,967,295"),
+        ("[build.split]\nvalid_fraction = nan", "valid_fraction=nan"),
+        ("[build.features]\nhistory_length = 0", "features.history_length is 0; it must be at least 1"),
+        ("[build.two_tower]\nhidden = [0]", "two_tower.hidden is (0,); it must be at least 1"),
+        ("[build.two_tower]\ntemperature = nan", "two_tower.temperature is nan; it must be above 0"),
+        ("[build.ranker]\nbatch_size = 0", "ranker.batch_size is 0; it must be at least 1"),
+        (
+            "[build.cascade.fatigue]\ncontent_show = 9",
+            "[build.cascade.fatigue] 'content_show' is no knob; did you mean 'content_shows'?",
+        ),
+        (
+            "[build.cascade]\nslots = [{ kind = 'live', most = 1, witin = 3 }]",
+            "[build.cascade.slots] 'witin' is no knob; did you mean 'within'?",
+        ),
         ("serve = 3", "'serve' is 3; write it as a section, [serve]"),
         ("[serve", "is not valid TOML"),
     ],
@@ -106,6 +121,22 @@ def test_what_a_file_cannot_mean_is_said_in_one_line(tmp_path, text, said):
 def test_a_file_that_is_not_there_is_named(tmp_path, read):
     with pytest.raises(SettingsError, match=r"none\.toml is no file; write one with `pasar config"):
         read(tmp_path / "none.toml")
+
+
+def test_a_file_that_is_asked_for_by_the_usual_name_must_be_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=r"pasar\.toml is no file"):
+        load_serve(Path(FILE))
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(SettingsError, match=r"pasar\.toml is no file"):
+        load_serve()
+
+
+def test_a_data_set_s_knobs_do_not_hide_what_is_no_section(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / FILE).write_text("[build]\nitem_graph = 3\n")
+    with pytest.raises(SettingsError, match="item_graph: "):
+        load_build("taobao")
 
 
 @pytest.mark.parametrize("text", ["[sreve]\nx = 1", "[serve]\nhots = 'x'", "[serve"])
