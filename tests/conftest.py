@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -180,7 +181,7 @@ def serve(
     one_process: bool,
     state: Path | None = None,
     rules: Rules | None = None,
-) -> TritonServer:
+) -> AbstractContextManager[TritonServer]:
     """A Triton server of a release, on free ports."""
     from pasar.cli import served
     from pasar.settings import ServeConfig
