@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -211,6 +212,10 @@ def group(leader):
     return found
 
 
+def command_of(pid):
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[0]
+
+
 class Serving:
     """`pasar serve` as a process of its own, on free ports."""
 
@@ -284,6 +289,15 @@ def test_serve_takes_another_release_refuses_a_damaged_one_and_stops_cleanly(
     assert not any(Path(f"/proc/{pid}").exists() for pid in started)
     with FeedClient(serving.url, timeout_s=2) as client, pytest.raises(RequestError):
         _ = client.tasks
+
+
+@pytest.mark.slow
+def test_serve_ends_with_an_error_when_its_server_has_died(serving):
+    (server,) = [pid for pid in group(serving.process.pid) if "tritonserver" in command_of(pid)]
+    os.kill(server, signal.SIGKILL)
+    out, err = serving.process.communicate(timeout=20)
+    assert (serving.process.returncode, out) == (1, "")
+    assert err.startswith("error: the server ended by itself with status -9; start it again; its log ")
 
 
 @pytest.mark.slow
