@@ -271,6 +271,18 @@ def test_a_graph_that_does_not_load_is_undone_under_load(feed):
     assert {step.name: versions(feed.repository, step.name) for step in toy.STEPS} == before
 
 
+@pytest.mark.parametrize("ahead", [-1, 7], ids=["its next version is served", "its next version is not"])
+def test_a_repository_that_the_server_does_not_serve_stays_as_it_is(feed, tmp_path, ahead):
+    other = tmp_path / "repository"
+    running = versions(feed.repository, "pick")[-1]
+    write_repository(other, feed.release(), *CASCADE, version=running + ahead, **STAGES)
+    before = {step.name: versions(other, step.name) for step in toy.STEPS}
+    with pytest.raises(RepositoryError, match=f"{feed.server.grpc_url} does not serve {other}; check --url"):
+        add_version(other, feed.release(), *CASCADE, url=feed.server.grpc_url, deadline_s=20)
+    assert {step.name: versions(other, step.name) for step in toy.STEPS} == before
+    assert feed.ask("ana")["stage_release"] == feed.number
+
+
 def processes(server):
     """Live processes that carry the server's shared-memory prefix: itself, and stubs by the step they run."""
     found = {}
