@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import onnxruntime
 
 from ensemble.blending import Blend
 from ensemble.errors import Code, RequestError
@@ -147,6 +146,8 @@ class Cascade:
 
 def onnx_function(release: Release, step: OnnxStep, threads: int):
     """A graph of the release as a function of arrays by name."""
+    import onnxruntime  # where each step is a model of its own, Triton runs the graphs and its image has none
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads
     session = onnxruntime.InferenceSession(

@@ -49,6 +49,8 @@ QUOTAS = {
 LIMITS = ("frequency_cap", "seller_cap", "category_cap", "slots")
 DIVERSITIES = ("mmr", "dpp")
 RULES = (*LIMITS, *DIVERSITIES, "exploration")
+MOST_LIMITS = 15
+"""Limits of a slate, each slot one: re-ordering has a bit for each in a uint16, all 16 mark what is gone."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,12 @@ class CascadeConfig:
         slots = tuple(slot if isinstance(slot, Slot) else Slot(**slot) for slot in self.slots)
         object.__setattr__(self, "slots", slots)
         object.__setattr__(self, "rules", tuple(self.rules))
+        limits = sum(len(slots) if rule == "slots" else rule in LIMITS for rule in self.rules)
+        if limits > MOST_LIMITS:
+            raise ValueError(
+                f"cascade.slots has {len(slots)}, which makes {limits} limits with the other rules; there "
+                f"may be {MOST_LIMITS} in all, so declare at most {len(slots) - limits + MOST_LIMITS} slots"
+            )
 
     def weight(self, task: str, market: str, kind: str) -> float:
         """Worth of an outcome in a market, of a kind of content: of the narrowest declaration there is."""

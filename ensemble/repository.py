@@ -134,8 +134,8 @@ def add_version(
     Raises:
         WiringError: the steps do not fit together.
         ReleaseError: the release is damaged, naming the file; nothing was touched.
-        RepositoryError: the steps differ from the repository's, the server refused a step, or another change
-            is under way; the old release keeps serving.
+        RepositoryError: the steps or tasks differ from the repository's, the server refused a step or serves
+            another repository, or another change is under way; the old release keeps serving.
     """
     check_wiring(steps, request, reply)
     release = _verified(release_path, steps)
@@ -146,14 +146,19 @@ def add_version(
         every = (*steps, *beside)
         old = max(step.model_version for step in old_feed.ensemble_scheduling.step)
         version = max(old, *(v for step in every for v in versions(target, step.name))) + 1
-        feed = _feed_config(steps, request, reply, version, old_feed.max_batch_size, release)
         try:
+            # The server must not have it yet, or its having it later would not show that it serves `target`.
+            while any(client.is_model_ready(s.name, str(version), client_timeout=deadline_s) for s in every):
+                version += 1
+            feed = _feed_config(steps, request, reply, version, old_feed.max_batch_size, release)
             _place(target, release, every, version)
             for step in every:
                 client.load_model(step.name, client_timeout=deadline_s)
+                if not client.is_model_ready(step.name, str(version), client_timeout=deadline_s):
+                    raise RepositoryError(f"the server at {url} does not serve {target}; check --url")
             _write_config(target / FEED, feed)
             client.load_model(FEED, client_timeout=deadline_s)
-        except (InferenceServerException, OSError) as error:
+        except (InferenceServerException, OSError, RepositoryError) as error:
             _write_config(target / FEED, old_feed)
             with contextlib.suppress(InferenceServerException):  # a server that is gone has nothing to drop
                 _drop(client, target, every, [version], deadline_s)
@@ -309,11 +314,13 @@ def _check_same(
     same += [(_step_config(step, 0, 0), read_config(target, step.name)) for step in steps]
     for new, old in same:
         changed = list(new.input) != list(old.input) or list(new.output) != list(old.output)
+        # A client that asked for the tasks once names probabilities by them from then on.
+        changed |= new.parameters.get("tasks") != old.parameters.get("tasks")
         order = [step.model_name for step in old.ensemble_scheduling.step]
         if changed or [step.model_name for step in new.ensemble_scheduling.step] != order:
             raise RepositoryError(
-                f"'{new.name}' has other tensors or steps than in {target}; the old release keeps serving; "
-                "write a new repository and start a server on it"
+                f"'{new.name}' has other tensors, steps or tasks than in {target}; the old release keeps "
+                "serving; write a new repository and start a server on it"
             )
 
 

@@ -30,7 +30,7 @@ import tenacity
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
-from ensemble.repository import CONFIG, TEMPLATES, models, read_config
+from ensemble.repository import CONFIG, TEMPLATES, RepositoryError, models, read_config
 from ensemble.steps import FEED, TensorSpec
 from ensemble.triton import CANARY
 
@@ -40,10 +40,12 @@ _FAULT = re.compile(r"^(?!.*CUDA driver)([EF]\d{4} |.*(error|failed|exception))"
 _DEAD = re.compile(r"stub process .*not healthy", re.IGNORECASE | re.DOTALL)
 _EXIT_S = 5
 """Seconds that requests under way have to finish when the server stops."""
+_LAST_BYTES = 8192
+"""Of the log, where the end of a server that ended by itself is explained."""
 
 
 class ServerError(RuntimeError):
-    """A server that did not start; the text ends with the lines of its log that say why."""
+    """A server that did not start or has died; the text ends with the lines of its log that say why."""
 
 
 class _PortClash(ServerError):
@@ -83,6 +85,7 @@ class TritonServer:
         self._ports: dict[str, int] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._backends: Path | None = None
+        self._log_start = 0
         self._shm = f"pasar_{secrets.token_hex(6)}_"
 
     @property
@@ -103,9 +106,7 @@ class TritonServer:
     @property
     def pid(self) -> int:
         """Process id of the server."""
-        if self._process is None:
-            raise ServerError("the server is not running; start it first")
-        return self._process.pid
+        return self._running().pid
 
     def __enter__(self) -> TritonServer:
         return self.start()
@@ -146,6 +147,21 @@ class TritonServer:
             shutil.rmtree(self._backends, ignore_errors=True)
             self._backends = None
 
+    def wait(self, stop: threading.Event, *, every_s: float = 0.5) -> None:
+        """Wait until `stop` is set.
+
+        Raises:
+            ServerError: the server ended by itself meanwhile.
+        """
+        process = self._running()
+        while not stop.wait(every_s):
+            if (status := process.poll()) is not None:
+                start = max(self._log_start, self.log.stat().st_size - _LAST_BYTES)
+                raise ServerError(
+                    f"the server ended by itself with status {status}; start it again; its log {self.log} "
+                    f"says:\n{_why(self._log_from(start))}"
+                )
+
     def revive(self, *, timeout_s: float = 5.0) -> list[str]:
         """Send every step a sign of life and load those anew whose process died; returns their names.
 
@@ -180,8 +196,9 @@ class TritonServer:
 
         def loop() -> None:
             while not ended.wait(every_s):
-                # A server that is busy or on its way down is asked again at the next turn.
-                with contextlib.suppress(InferenceServerException):
+                # A server that is busy or on its way down is asked again at the next turn, and so is a
+                # repository that is being written.
+                with contextlib.suppress(InferenceServerException, RepositoryError):
                     self.revive()
 
         thread = threading.Thread(target=loop, name="triton-watch", daemon=True)
@@ -192,16 +209,20 @@ class TritonServer:
             ended.set()
             thread.join()
 
-    def _url(self, service: str) -> str:
+    def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             raise ServerError("the server is not running; start it first")
+        return self._process
+
+    def _url(self, service: str) -> str:
+        self._running()
         return f"{self.host}:{self._ports[service]}"
 
     def _start_once(self, wheel: Path) -> None:
         self._ports = _ports(self._wanted, self.host)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
-            start = log.tell()
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 self._command(wheel),
                 stdin=subprocess.DEVNULL,
@@ -211,7 +232,7 @@ class TritonServer:
                 start_new_session=True,
             )
         try:
-            self._wait_until_ready(start)
+            self._wait_until_ready()
         except BaseException:
             self._end_process()
             raise
@@ -273,18 +294,18 @@ class TritonServer:
         alone = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         return {**alone, **os.environ, **changed}
 
-    def _wait_until_ready(self, log_start: int) -> None:
-        assert self._process is not None
+    def _wait_until_ready(self) -> None:
+        process = self._running()
         deadline = time.monotonic() + self._deadline_s
         while time.monotonic() < deadline:
-            if (status := self._process.poll()) is not None:
-                text = self._log_from(log_start)
+            if (status := process.poll()) is not None:
+                text = self._log_from(self._log_start)
                 kind = _PortClash if _CLASH.search(text) else ServerError
                 raise kind(f"the server ended with status {status} before it was ready:\n{_why(text)}")
             if self._is_ready():
                 return
             time.sleep(0.05)
-        text = self._log_from(log_start)
+        text = self._log_from(self._log_start)
         raise ServerError(f"the server was not ready after {self._deadline_s:g} s:\n{_why(text)}")
 
     def _is_ready(self) -> bool:

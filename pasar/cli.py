@@ -287,7 +287,7 @@ def serve(
             f"serving {release} at {server.grpc_url} (gRPC), {server.http_url} (HTTP), "
             f"{server.metrics_url}/metrics; Ctrl-C stops"
         )
-        stop.wait()
+        server.wait(stop)
     say("stopped")
 
 

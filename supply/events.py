@@ -65,6 +65,8 @@ def parse(text: str | bytes, now: float) -> Event:
         said = json.loads(text)
     except (ValueError, UnicodeDecodeError) as error:
         raise EventError(f"not JSON ({error}); send one object a line") from None
+    except RecursionError:
+        raise EventError("JSON nested too deeply; send one flat object a line") from None
     if not isinstance(said, Mapping):
         raise EventError(f"{_short(said)} is no object; send {{'event': 'ended', 'content': 'l00017'}}")
     name = said.get("event")
@@ -103,6 +105,10 @@ def _id(said: Mapping[str, Any], name: str, key: str) -> str:
     value = said.get(key)
     if not isinstance(value, str) or not value:
         raise EventError(f"{key!r} of {name!r} is {_short(value)}; send an id, as text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise EventError(f"{key!r} of {name!r} is {_short(value)}, half a character; send an id") from None
     return value
 
 

@@ -6,8 +6,10 @@ import numpy as np
 
 RIVALS = 12
 """Contents that compete for a place at most, the best-valued ones."""
-GRID = np.linspace(0, 1, 48)
-"""Points at which the chance of being best is integrated, as parts of the range where any rival may be it."""
+GRID = np.array([-4, -2.2, -1.1, -0.3, 0.5, 1.4, 2.6, 5])
+"""Where the chance of being best is integrated: around each rival's value, in units of its belief's scale."""
+POINTS = 48
+"""Of all rivals' points the highest count; the best of `RIVALS` lies below them with a chance under 0.004."""
 UNIFORM = 0.1
 """Part of the draws that falls on all alike, so that no propensity vanishes and its inverse stays bounded."""
 
@@ -60,23 +62,27 @@ def explore(
 def best_of(value: np.ndarray, wanted: np.ndarray, rivals: np.ndarray) -> np.ndarray:
     """Chance of each rival to be the best, float64[B, P]; 0 for others, rows add up to 1.
 
-    With F_i the belief's distribution, the chance of i is the integral of (1 - F_i) / s_i times the product
-    of all F_j, since a logistic density is F (1 - F) / s.
+    With F_i the beliefs' distributions the best is below x with probability G, their product, and the chance
+    of i is the integral of G d(log F_i). From one point to the next G grows as the sum of log F does, so its
+    growth is shared among the rivals as theirs grow. Every rival brings points of its own, so that a belief
+    that is narrow beside others is not missed. Chances come within 0.02 of the integral.
     """
     middle = np.where(rivals, value, 0).astype(np.float64)
     scale = (np.abs(middle) / np.sqrt(1.0 + wanted) + 1e-9) * (np.sqrt(3) / np.pi)
-    none = np.where(rivals, 0.0, -np.inf)
-    # Below `low` some rival is almost surely better, above `high` none.
-    low = (middle - 6 * scale + none).max(axis=1, keepdims=True)
-    high = (middle + 12 * scale + none).max(axis=1, keepdims=True)
-    point = low + (high - low) * GRID
-    far = middle[:, :, None] - point[:, None, :]
+    point = np.where(rivals[:, :, None], middle[:, :, None] + scale[:, :, None] * GRID, -np.inf)
+    point = np.sort(point.reshape(len(value), -1), axis=1)[:, None, -POINTS:]
+    far = middle[:, :, None] - point
     far /= scale[:, :, None]
-    tail = np.exp(np.minimum(np.maximum(far, -40, out=far), 40, out=far))
-    odds = 1 + tail
+    odds = np.exp(np.minimum(far, 40, out=far), out=far)  # (1 - F) / F
+    odds *= rivals[:, :, None]
+    odds += 1  # 1 / F
     # Up to 17 rivals, more than there ever are, the product of factors of at most e^40 does not overflow.
-    all_ = 1 / np.where(rivals[:, :, None], odds, 1).prod(axis=1)
-    chance = rivals * ((tail / odds) @ all_[:, :, None])[:, :, 0] / scale
+    best = 1 / odds.prod(axis=1)
+    # tanh of half the growth of log F: as good where that is small, and bounded where F is almost 0.
+    growth = odds[:, :, :-1] - odds[:, :, 1:]
+    growth /= odds[:, :, :-1] + odds[:, :, 1:]
+    share = np.diff(best) / np.maximum(growth.sum(axis=1), 1e-300)
+    chance = (growth @ share[:, :, None])[:, :, 0]
     chance /= chance.sum(axis=1, keepdims=True)
     return (1 - UNIFORM) * chance + UNIFORM * rivals / rivals.sum(axis=1, keepdims=True)
 

@@ -52,6 +52,17 @@ def test_one_wrong_event_refuses_its_request_and_nothing_is_written(events, stat
     assert Tail(state / "journal").read()[0] == []
 
 
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, r'{"event": "ended", "content": "\ud800"}'], ids=["deep", "half"]
+)
+def test_what_no_journal_can_hold_is_refused_as_other_wrong_events_are(events, state, text):
+    with pytest.raises(RequestError, match=r"^event 1: .*; send ") as caught:
+        events(event=table([text]))
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    assert caught.value.message.encode()
+    assert Tail(state / "journal").read()[0] == []
+
+
 def test_without_a_folder_there_is_no_such_step(release):
     with pytest.raises(ValueError, match="need a folder"):
         build("events", release)

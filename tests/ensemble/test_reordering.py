@@ -1,5 +1,6 @@
 """The slate is a greedy choice under declared rules, reasons are true, and propensities are what they say."""
 
+import dataclasses
 import json
 from functools import cache
 
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from ensemble.errors import Code, RequestError
 from ensemble.explanation import FUNNEL, LOW, Explanation
-from ensemble.plan import DIVERSITIES, KINDS, LIMITS, Plan
+from ensemble.plan import DIVERSITIES, FILE, KINDS, LIMITS, Plan
+from ensemble.release import Release, ReleaseWriter
 from ensemble.rules import Reason
 from ensemble.rules.dpp import JITTER
 from ensemble.stages.reordering import Reordering
@@ -375,6 +377,22 @@ def test_a_diversity_outside_0_to_1_is_refused_with_its_row(worlds, diversity):
     with pytest.raises(RequestError, match="at row 1; send 0 to 1") as caught:
         Reordering(worlds(4))(**request)
     assert caught.value.code is Code.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("cap", [40_000, 100_000])
+def test_a_cap_above_the_slate_holds_nothing_however_large_it_is(worlds, tmp_path, cap):
+    release, made = worlds(4), []
+    for seller_cap in (plan_of(release).config.slate, cap):
+        knobs = {"rules": ("seller_cap", "exploration"), "seller_cap": seller_cap, "explore": 0.5}
+        plan = plan_of(release)
+        config = dataclasses.replace(plan.config, **knobs, explore_outcomes=99)
+        with ReleaseWriter(tmp_path / str(seller_cap), name="caps") as other:
+            other.copy(release)
+            other.json(FILE, dataclasses.replace(plan, config=config).to_json())
+        made.append(timeless(Reordering(Release.open(tmp_path / str(seller_cap)))(**ask(release, 2, 6))))
+    assert (made[0]["slate_reason"] == Reason.EXPLORATION).any()
+    for name, array in made[0].items():
+        np.testing.assert_array_equal(array, made[1][name], name)
 
 
 def test_every_reason_has_words_of_its_own():

@@ -134,10 +134,18 @@ def test_other_borders_need_a_new_repository(repo, release):
     wider = tuple(
         StageStep(s.name, s.inputs, (*s.outputs, TensorSpec(f"{s.name}_more", str))) for s in toy.STEPS[:1]
     )
-    with pytest.raises(RepositoryError, match=r"'user_state' has other tensors .* write a new repository"):
+    with pytest.raises(RepositoryError, match=r"'user_state' has other tensors, .* write a new repository"):
         add_version(repo, release, (*wider, *toy.STEPS[1:]), toy.REQUEST, toy.REPLY, url=NOWHERE)
     with pytest.raises(RepositoryError, match="'feed' has other tensors"):
         add_version(repo, release, toy.STEPS, toy.REQUEST, toy.REPLY[:-1], url=NOWHERE)
+
+
+def test_other_tasks_need_a_new_repository(tmp_path):
+    first = toy.write_release(tmp_path / "first", tasks="click,order")
+    second = toy.write_release(tmp_path / "second", tasks="order,click")
+    write_repository(tmp_path / "repo", first, *CASCADE)
+    with pytest.raises(RepositoryError, match=r"'feed' has other .* tasks .* write a new repository"):
+        add_version(tmp_path / "repo", second, *CASCADE, url=NOWHERE)
 
 
 def test_two_changes_at_once_are_refused(repo, release):

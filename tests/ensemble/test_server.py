@@ -271,6 +271,18 @@ def test_a_graph_that_does_not_load_is_undone_under_load(feed):
     assert {step.name: versions(feed.repository, step.name) for step in toy.STEPS} == before
 
 
+@pytest.mark.parametrize("ahead", [-1, 7], ids=["its next version is served", "its next version is not"])
+def test_a_repository_that_the_server_does_not_serve_stays_as_it_is(feed, tmp_path, ahead):
+    other = tmp_path / "repository"
+    running = versions(feed.repository, "pick")[-1]
+    write_repository(other, feed.release(), *CASCADE, version=running + ahead, **STAGES)
+    before = {step.name: versions(other, step.name) for step in toy.STEPS}
+    with pytest.raises(RepositoryError, match=f"{feed.server.grpc_url} does not serve {other}; check --url"):
+        add_version(other, feed.release(), *CASCADE, url=feed.server.grpc_url, deadline_s=20)
+    assert {step.name: versions(other, step.name) for step in toy.STEPS} == before
+    assert feed.ask("ana")["stage_release"] == feed.number
+
+
 def processes(server):
     """Live processes that carry the server's shared-memory prefix: itself, and stubs by the step they run."""
     found = {}
@@ -322,6 +334,35 @@ def test_a_stopped_server_leaves_no_process_and_no_shared_memory(tmp_path):
     with pytest.raises(ServerError, match="is not running"):
         _ = server.grpc_url
     server.stop()  # again, without harm
+
+
+def test_waiting_ends_when_it_is_told_to(feed):
+    stop = threading.Event()
+    threading.Timer(0.1, stop.set).start()
+    feed.server.wait(stop, every_s=30)
+    assert stop.is_set()
+
+
+def test_a_server_that_ends_by_itself_ends_the_waiting_with_its_last_words(tmp_path):
+    write_repository(tmp_path / "repo", toy.write_release(tmp_path / "r"), *CASCADE, **STAGES)
+    with TritonServer(tmp_path / "repo", log=tmp_path / "log") as server, server.watch(every_s=0.1):
+        with server.log.open("a") as log:
+            log.write("E0101 no memory left\n")
+        os.kill(server.pid, signal.SIGKILL)
+        with pytest.raises(ServerError, match=r"(?s)ended by itself with status -9.*/log says:.*no memory"):
+            server.wait(threading.Event(), every_s=0.1)
+
+
+def test_a_watch_goes_on_while_the_repository_cannot_be_read(tmp_path, monkeypatch):
+    server, asked = TritonServer(tmp_path, log=tmp_path / "log"), threading.Semaphore(0)
+
+    def revive():
+        asked.release()
+        raise RepositoryError("config.pbtxt cannot be read")
+
+    monkeypatch.setattr(server, "revive", revive)
+    with server.watch(every_s=0.01):
+        assert all(asked.acquire(timeout=10) for _ in range(2))
 
 
 def test_a_model_that_cannot_load_is_named_by_its_file(tmp_path):

@@ -2,14 +2,21 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
-from ensemble.cascade import Cascade
+from ensemble.cascade import Cascade, served_steps
+from ensemble.plan import Plan
+from ensemble.stages.events import Events
+from ensemble.steps import StageStep
+from tests.ensemble import synthetic
 from tests.ensemble.asking import requests
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -100,6 +107,52 @@ def test_a_request_is_served_where_no_training_library_can_be_imported(small_rel
     reply = json.loads((tmp_path / "reply.json").read_text())
     for name, array in Cascade(small_release)(request).items():
         np.testing.assert_array_equal(np.array(reply[name], array.dtype), array, name)
+
+
+BUILD_IN_THE_IMAGE = """
+import sys
+
+release_path, state, image, *steps = sys.argv[1:]
+may = {*image.split(","), *sys.stdlib_module_names}
+
+class Wall:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in may and not name.startswith("_sysconfigdata"):
+            raise ImportError(f"{name} is not in the image")
+
+sys.meta_path.insert(0, Wall())
+
+import ensemble.triton
+from ensemble.release import Release
+from ensemble.stages import build
+
+for step in steps:
+    build(step, Release.open(release_path), state=state)
+"""
+
+
+def in_the_image() -> set[str]:
+    """Names of ours and of packages that can be imported in the image of `deploy/gpu-server.md`."""
+    text = (REPOSITORY / "deploy" / "gpu-server.md").read_text(encoding="utf-8")
+    (installed,) = re.findall(r"^ *RUN pip install (.*)$", text, re.MULTILINE)
+    left, packages = re.findall(r'"([^"]+)"', installed), set()
+    while left:
+        wanted = Requirement(left.pop())
+        if wanted.name not in packages and (wanted.marker is None or wanted.marker.evaluate({"extra": ""})):
+            packages.add(wanted.name)
+            left += metadata.requires(wanted.name) or []
+    brought = {name for name, by in metadata.packages_distributions().items() if packages & set(by)}
+    return brought | set(re.findall(r"^ *COPY (\w+) /opt/pasar/", text, re.MULTILINE))
+
+
+def test_each_step_of_its_own_is_built_from_what_the_gpu_image_installs(tmp_path):
+    release = synthetic.release(tmp_path, 5)
+    cascade = served_steps(Plan.of(release), one_process=False)
+    steps = [*(step.name for step in cascade if isinstance(step, StageStep)), Events.name]
+    files = [str(release.path), str(tmp_path / "state")]
+    command = [sys.executable, "-c", BUILD_IN_THE_IMAGE, *files, ",".join(in_the_image()), *steps]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ STEPS = (
 )
 
 
-def write_release(path, number=1, *, graph=None):
+def write_release(path, number=1, *, graph=None, tasks=""):
     """Write a release whose stages and graph all say `number`."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -53,7 +53,8 @@ def write_release(path, number=1, *, graph=None):
         initial,
     )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    with ReleaseWriter(path, name=f"release-{number}", info={"number": number}) as release:
+    said = {"number": number, "feed": {"tasks": tasks}}
+    with ReleaseWriter(path, name=f"release-{number}", info=said) as release:
         release.path("query.onnx").write_bytes(model.SerializeToString() if graph is None else graph)
         release.array("items.npy", np.random.default_rng(5).normal(size=(len(ITEMS), 3)).astype(np.float32))
         release.json("items.json", ITEMS)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -229,6 +230,10 @@ def group(leader):
     return found
 
 
+def command_of(pid):
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[0]
+
+
 class Serving:
     """`pasar serve` as a process of its own, on free ports."""
 
@@ -311,6 +316,15 @@ def test_serve_takes_another_release_refuses_a_damaged_one_and_stops_cleanly(
 
 
 @pytest.mark.slow
+def test_serve_ends_with_an_error_when_its_server_has_died(serving):
+    (server,) = [pid for pid in group(serving.process.pid) if "tritonserver" in command_of(pid)]
+    os.kill(server, signal.SIGKILL)
+    out, err = serving.process.communicate(timeout=20)
+    assert (serving.process.returncode, out) == (1, "")
+    assert err.startswith("error: the server ended by itself with status -9; start it again; its log ")
+
+
+@pytest.mark.slow
 def test_serve_says_which_port_is_taken(pasar, small_release, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -346,6 +360,22 @@ def test_events_of_a_file_are_taken_in_up_to_a_wrong_line_which_is_named(pasar, 
     assert code == 1
     assert "line 1201: 'stock' lacks 'stock'; the 667 events before line 1001 were taken in" in one_line(err)
     assert len(Tail(state / "journal").read()[0]) == 2 + 667
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("[" * 100_000, "JSON nested too deeply"),
+        (r'{"event": "ended", "content": "\ud800"}', r"'content' of 'ended' is '\ud800', half a character"),
+        (r'{"event": "ended", "\ud800": 1}', "'ended' has no"),
+    ],
+)
+def test_a_line_that_no_journal_can_hold_is_named(pasar, tmp_path, line, why):
+    file = tmp_path / "events.jsonl"
+    file.write_text('{"event": "ended", "content": "l1"}\n' + line)
+    code, _, err = pasar("live", file, "--state", tmp_path / "state")
+    assert code == 1
+    assert f"line 2: {why}" in one_line(err)
 
 
 def test_a_command_that_is_terminated_cleans_up(tmp_path):

@@ -38,6 +38,13 @@ def test_an_event_keeps_what_it_says_and_happened_now_unless_it_says_when(name):
         ('{"event": "ended"}', "'content' of 'ended' is None; send an id, as text"),
         ('{"event": "ended", "content": 17}', "'content' of 'ended' is 17; send an id"),
         ('{"event": "ended", "content": ""}', "send an id"),
+        (
+            r'{"event": "ended", "content": "l\ud800"}',
+            r"'content' of 'ended' is 'l\\ud800', half a character",
+        ),
+        (r'{"event": "showing", "content": "l1", "product": "\udc00"}', "'product' of 'showing'.*send an id"),
+        ("[" * 100_000, "JSON nested too deeply; send one flat object a line"),
+        ('{"event":' * 100_000, "JSON nested too deeply"),
         ('{"event": "ended", "seller": "s1"}', "'ended' has no 'seller'; it has event, content, time"),
         ('{"event": "ended", "content": "l1", "viewers": 3}', "has no 'viewers'"),
         ('{"event": "viewers", "content": "l1"}', "'viewers' lacks 'viewers'"),

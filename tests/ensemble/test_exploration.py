@@ -1,0 +1,70 @@
+"""The chance of being best is what drawing the beliefs would give, whatever their scales."""
+
+import numpy as np
+import pytest
+
+from ensemble.rules.exploration import RIVALS, UNIFORM, best_of, explore
+
+DRAWS = 40_000
+
+
+def drawn(value, wanted):
+    """Chances of one row as frequencies of draws from the beliefs, `UNIFORM` of them alike."""
+    scale = (np.abs(value) / np.sqrt(1 + wanted) + 1e-9) * (np.sqrt(3) / np.pi)
+    beliefs = np.random.default_rng(1).logistic(value, scale, (DRAWS, len(value)))
+    best = np.bincount(beliefs.argmax(axis=1), minlength=len(value)) / DRAWS
+    return (1 - UNIFORM) * best + UNIFORM / len(value)
+
+
+def rows(kind, count=25, rivals=RIVALS):
+    random = np.random.default_rng([rivals, *kind.encode()])
+    size, sign = (count, rivals), random.choice([-1, 1], (count, rivals))
+    value = {
+        "alike": random.normal(0.5, 0.1, size),
+        "orders of magnitude": 10.0 ** random.uniform(-6, 1, size),
+        "either sign": sign * 10.0 ** random.uniform(-6, 1, size),
+        "below zero": -(10.0 ** random.uniform(-3, 1, size)),
+        "many worth nothing": np.where(sign > 0, 0, random.exponential(1, size)),
+    }[kind]
+    return -np.sort(-value).astype(np.float32), random.integers(0, 5, size).astype(np.float32)
+
+
+@pytest.mark.parametrize("rivals", [2, 5, RIVALS])
+@pytest.mark.parametrize(
+    "kind", ["alike", "orders of magnitude", "either sign", "below zero", "many worth nothing"]
+)
+def test_the_chance_of_being_best_is_that_of_drawn_beliefs(kind, rivals):
+    value, wanted = rows(kind, rivals=rivals)
+    chance = best_of(value, wanted, np.ones(value.shape, bool))
+    expected = np.stack([drawn(*row) for row in zip(value, wanted)])
+    np.testing.assert_allclose(chance, expected, atol=0.025)  # 0.02, and what so many draws are off
+
+
+@pytest.mark.parametrize("other", [0.4, 0.05, 0.005, 5e-5, 0.0, -1e-6, -0.3])
+def test_a_rival_of_another_scale_is_not_missed(other):
+    value = np.array([[0.5, other]], np.float32)
+    chance = best_of(value, np.zeros_like(value), np.ones(value.shape, bool))
+    np.testing.assert_allclose(chance[0], drawn(value[0], np.zeros(2)), atol=0.02)
+
+
+def test_who_is_no_rival_changes_nothing_and_has_no_chance():
+    value, wanted = rows("either sign", rivals=6)
+    rivals = np.arange(6) % 2 == 0
+    chance = best_of(value, wanted, np.tile(rivals, (len(value), 1)))
+    alone = best_of(value[:, rivals], wanted[:, rivals], np.ones((len(value), 3), bool))
+    np.testing.assert_allclose(chance[:, rivals], alone, atol=1e-4)
+    assert not chance[:, ~rivals].any()
+
+
+def test_a_batch_is_drawn_as_its_rows_one_by_one_each_with_its_chance():
+    value, wanted = rows("either sign", count=40)
+    allowed = np.random.default_rng(2).random(value.shape) < 0.8
+    draw = np.random.default_rng(3).random((len(value), 1))
+    places, propensity = explore(value, wanted, allowed, draw)
+    chance = best_of(value, wanted, allowed)
+    for row, place in enumerate(places[:, 0]):
+        one = [array[[row]] for array in (value, wanted, allowed, draw)]
+        alone = explore(*one)
+        assert (place, propensity[row, 0]) == (alone[0][0, 0], alone[1][0, 0])
+        assert propensity[row, 0] == pytest.approx(chance[row, place], rel=1e-6)
+    np.testing.assert_allclose(chance.sum(axis=1), 1, rtol=1e-12)
