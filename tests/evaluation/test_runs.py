@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from evaluation import tasks
+from evaluation.metrics import interval
 from evaluation.protocols import benchmarks
 from evaluation.published import PUBLISHED
 from evaluation.runs import Row, evaluate, read_rows, table, write_rows
@@ -129,6 +130,15 @@ def test_an_amount_is_judged_in_its_unit_and_a_preference_over_all_queries(two_m
         ("mae", 2.5),
         ("ndcg@1 (1 negative)", 1.0),
     ]
+
+
+def test_the_interval_of_an_amount_is_over_people_however_many_rows_they_have(two_markets):
+    users, items = np.arange(2).repeat(50), np.zeros((100, 1), np.int64)
+    labels = np.where(users == 0, 3, 9).astype(np.float32)[:, None]
+    exam = Labelled("DE", users, items, labels, ("mae",))
+    (measure,) = exam.measure(Fixed(np.zeros(6)))
+    assert measure.interval == pytest.approx(interval(np.array([3.0, 9.0])))
+    assert measure.queries == 100
 
 
 def test_the_median_by_duration_follows_the_duration(two_markets):
