@@ -230,10 +230,15 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A task and the exams that judge it."""
+    """A task and the exams that judge it.
+
+    Attributes:
+        remarks: what the protocol asks for and this data set cannot be asked, a line each.
+    """
 
     task: Task
     exams: tuple[FullRanking | Labelled, ...]
+    remarks: tuple[str, ...] = ()
 
 
 def pairs(users: np.ndarray, items: np.ndarray, shape: tuple[int, int]) -> sp.csr_matrix:

@@ -91,6 +91,13 @@ def test_every_seed_is_fitted_and_named(two_markets):
     assert said == ["small: fitting fixed, seed 3", "small: fitting fixed, seed 4"]
 
 
+def test_what_a_benchmark_cannot_ask_is_told_first(two_markets):
+    said: list[str] = []
+    benchmark = replace(two_markets, remarks=("small, FR: nobody is asked",))
+    list(evaluate(benchmark, [Fixed(np.zeros(6))], progress=said.append))
+    assert said[0] == "small, FR: nobody is asked"
+
+
 def test_rows_come_as_soon_as_they_are_known(two_markets):
     class Broken(Fixed):
         def fit(self, task, *, seed, progress=None):
@@ -164,6 +171,7 @@ def test_the_median_by_duration_follows_the_duration(two_markets):
 def test_rows_survive_the_way_through_a_file(tmp_path, two_markets):
     rows = [row for row in evaluate(two_markets, [Fixed(np.arange(6))])]
     write_rows(tmp_path / "deep" / "rows.json", rows)
+    assert "NaN" not in (tmp_path / "deep" / "rows.json").read_text()
     assert repr(read_rows(tmp_path / "deep" / "rows.json")) == repr(rows)  # NaN ends of one user's interval
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["rows.json"]
 
