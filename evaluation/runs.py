@@ -88,14 +88,18 @@ def read_rows(path: Path) -> list[Row]:
         ValueError: the file is no such file.
     """
     try:
-        told = json.loads(Path(path).read_text())["rows"]
-        return [Row(**{n: float("nan") if v is None else v for n, v in row.items()}) for row in told]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        return [_row(told) for told in json.loads(Path(path).read_text())["rows"]]
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} holds no evaluation rows ({error}); write it with write_rows") from error
 
 
 def _or_null(value: Any) -> Any:
     return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def _row(told: dict[str, Any]) -> Row:
+    values: dict[str, Any] = {name: float("nan") if v is None else v for name, v in told.items()}
+    return Row(**values)
 
 
 def table(rows: Sequence[Row]) -> str:
