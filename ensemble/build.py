@@ -89,12 +89,12 @@ def build_release(
     """
     folder.mkdir(parents=True, exist_ok=True)
     work = folder / "work"
-    fingerprint = _fingerprint(dataset, config)
+    made_of = fingerprint(dataset, config)
     mark = work / "fingerprint"
-    if not mark.exists() or mark.read_text() != fingerprint:
+    if not mark.exists() or mark.read_text() != made_of:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        mark.write_text(fingerprint)
+        mark.write_text(made_of)
     data = see(build_training_set(dataset, work, config, step=step))
     step("two-tower")
     two_tower, retrieval = train_two_tower(data, config.two_tower, work / "two_tower", config.seed, progress)
@@ -177,9 +177,10 @@ def build_training_set(
     return make_training_set(examples, features, graph, window_s, season_s, by_market, low_rank)
 
 
-def _fingerprint(dataset: Dataset, config: BuildConfig) -> str:
-    """Changes with any byte of the data set, and with any knob."""
-    said = json.dumps([asdict(dataset.description), asdict(config)], sort_keys=True)
+def fingerprint(dataset: Dataset, config: BuildConfig | None = None) -> str:
+    """Changes with any byte of the data set, and with any knob where there is a configuration."""
+    knobs = None if config is None else asdict(config)
+    said = json.dumps([asdict(dataset.description), knobs], sort_keys=True)
     digest = hashlib.sha256(said.encode())
     for file in sorted(dataset.path.rglob("*.parquet")):
         with file.open("rb") as opened:
