@@ -31,6 +31,10 @@ ANSWERS = "PASAR_ANSWERS"
 """Environment variable of a peer: number of the open file that its answers go to."""
 
 
+class BenchmarkError(ValueError):
+    """A benchmark that cannot run or go on; the text says what to do."""
+
+
 @dataclass(frozen=True)
 class Cost:
     """What doing the work once took: wall and CPU time, of all threads (s)."""
@@ -110,21 +114,28 @@ def timed(work: Callable[[], object], *, at_least: float = 0.2) -> Side:
     """A side that calls `work` in this process, repeatedly until a measurement lasts `at_least` seconds."""
     calls = 0
 
-    def measure(number: int) -> Cost:
-        gc.collect()
-        wall, cpu = time.perf_counter(), time.process_time()
-        for _ in range(number):
-            work()
-        return Cost((time.perf_counter() - wall) / number, (time.process_time() - cpu) / number)
-
     def side() -> Cost:
         nonlocal calls
         if not calls:
-            once = measure(1).wall
+            once = _measured(work, 1).wall
             calls = 1 if once >= at_least else min(int(at_least / once) + 1, 2000)
-        return measure(calls)
+        return _measured(work, calls)
 
     return side
+
+
+def timed_once(work: Callable[[], object]) -> Side:
+    """A side that calls `work` in this process once a turn, for work that goes on from where it was."""
+    return lambda: _measured(work, 1)
+
+
+def _measured(work: Callable[[], object], calls: int) -> Cost:
+    """What one call costs, on average over `calls`."""
+    gc.collect()
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(calls):
+        work()
+    return Cost((time.perf_counter() - wall) / calls, (time.process_time() - cpu) / calls)
 
 
 def compare(
@@ -260,7 +271,7 @@ def peer_python(name: str) -> Path:
     It lies under ~/.cache/pasar-peers (or $XDG_CACHE_HOME), one for each content of the file and Python.
 
     Raises:
-        RuntimeError: uv is not there, or cannot install the peer.
+        BenchmarkError: uv is not there, or cannot install the peer.
     """
     requirements = PEERS / f"{name}.txt"
     key = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()[:12]
@@ -269,7 +280,7 @@ def peer_python(name: str) -> Path:
     if not home.is_dir():
         uv = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
         if uv is None:
-            raise RuntimeError("uv is not on the PATH; peers are installed with it: pip install uv")
+            raise BenchmarkError("uv is not on the PATH; peers are installed with it: pip install uv")
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             new = Path(folder) / "venv"
@@ -288,7 +299,7 @@ def peer_python(name: str) -> Path:
             ):
                 done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode:
-                    raise RuntimeError(f"the peer {name} cannot be installed: {done.stderr.strip()}")
+                    raise BenchmarkError(f"the peer {name} cannot be installed: {done.stderr.strip()}")
             with contextlib.suppress(FileExistsError, OSError):  # another process was faster
                 new.rename(home)
     return home / "bin" / "python"
@@ -306,7 +317,7 @@ class Peer:
         """Have a piece of work done and return what the script says about it.
 
         Raises:
-            RuntimeError: the script failed; its standard error has gone to ours.
+            BenchmarkError: the script failed; its standard error has gone to ours.
         """
         assert self._process.stdin
         with contextlib.suppress(BrokenPipeError):
@@ -314,7 +325,7 @@ class Peer:
             self._process.stdin.flush()
         answer = self._answers.readline()
         if not answer:
-            raise RuntimeError(
+            raise BenchmarkError(
                 f"the peer {self._name} ended while it was asked to {work}; see its error above"
             )
         return json.loads(answer)

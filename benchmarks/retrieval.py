@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import (
+    BenchmarkError,
     Cost,
     Result,
     Side,
@@ -35,6 +36,8 @@ Report = Callable[[str], None]
 
 WIDTH, K, RECALL = 64, 100, 0.99
 SHARES = np.array([0.40, 0.25, 0.18, 0.12, 0.05])
+LEAST = 20_010
+"""Vectors with which the smallest market of the smaller set has K."""
 TIMED, SAMPLE = 1000, 10_000
 """Queries that are timed, and others that our index is built with."""
 
@@ -246,7 +249,15 @@ def run(
         seed: of the vectors, the queries and our index.
         file: where the report goes as JSON.
         report: called with a line as each figure is known.
+
+    Raises:
+        BenchmarkError: a market would have fewer vectors than are asked for.
     """
+    if rows < LEAST:
+        raise BenchmarkError(
+            f"--rows is {rows:,}, so a market has fewer than the {K} vectors that are asked for; "
+            f"it must be at least {LEAST:,}"
+        )
     before = machine()
     # One index and a filter is never faster than an index a market: shown once, at the size it suits best.
     an_index_a_market = [label for label, (_, filtered) in PEERS.items() if not filtered]

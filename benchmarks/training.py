@@ -12,6 +12,7 @@ import contextlib
 import json
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,19 @@ from sklearn.metrics import roc_auc_score
 
 import models.ranker
 import models.two_tower
-from benchmarks.harness import Peer, Result, compare, machine, peer, peer_python, timed, versions, write_json
+from benchmarks.harness import (
+    Cost,
+    Peer,
+    Result,
+    Side,
+    compare,
+    machine,
+    peer,
+    peer_python,
+    timed_once,
+    versions,
+    write_json,
+)
 from market.world import World, WorldConfig
 from models.batches import (
     FORGOTTEN,
@@ -256,6 +269,16 @@ def running_peers() -> Iterator[dict[str, Peer]]:
         }
 
 
+def counted(name: str, side: Side, passes: Counter[str]) -> Side:
+    """The side, a pass a turn, with its passes counted under its name."""
+
+    def one() -> Cost:
+        passes[name] += 1
+        return side()
+
+    return one
+
+
 def run(
     *,
     rows: int = 400_000,
@@ -268,7 +291,7 @@ def run(
 
     Args:
         rows: impressions of the simulated world.
-        repeats: measured passes of each side; one more warms all up.
+        repeats: measured passes of each side; one more warms it up. A side too slow for them has fewer.
         seed: of the world and the models.
         file: where the report goes as JSON.
         report: called with a line as each figure is known.
@@ -276,6 +299,7 @@ def run(
     before = machine()
     results: list[Result] = []
     learned: dict[str, dict[str, float]] = {}
+    passes: dict[str, Counter[str]] = {}
     found_versions: dict[str, Any] = {
         "ours": versions("merlin-models", "merlin-dataloader", "tensorflow-cpu", "numpy")
     }
@@ -288,10 +312,11 @@ def run(
             training = _write(folder / f"train-{number}", case.arrays)
             held_out = _write(folder / f"valid-{number}", case.valid)
             with running_peers() as peers:
-                sides = {"ours": timed(case.ours)}
+                done = passes[title] = Counter()
+                sides = {"ours": counted("ours", timed_once(case.ours), done)}
                 for name, its in peers.items():
                     its.ask("load", folder=training, about=json.dumps(case.about))
-                    sides[name] = its.side("train")
+                    sides[name] = counted(name, its.side("train"), done)
                     found_versions[name] = its.ask("versions")["versions"]
                 size = len(case.arrays["pair_query"])
                 found = compare(title, size, sides, repeats=repeats, budget_s=300, report=report)
@@ -304,7 +329,7 @@ def run(
             for result in found:
                 report(
                     f"{title}, {result.side}: {result.rows / result.wall.median:,.0f} rows/s, validation "
-                    f"{case.metric} {learned[title][result.side]:.4f} after {repeats + 1} passes"
+                    f"{case.metric} {learned[title][result.side]:.4f} after {done[result.side]} passes"
                 )
     if file:
         about = {
@@ -313,6 +338,7 @@ def run(
             "machine": {**before, "load_after": machine()["load"]},
             "versions": found_versions,
             "validation": learned,
+            "passes": passes,
         }
         write_json(file, about, results)
     return results

@@ -111,12 +111,12 @@ def _build_release(
     for place, sign in ((work, _MARK), (target, MANIFEST)):
         tidy(place)
         expect_own(place, sign, _ELSEWHERE)
-    fingerprint = _fingerprint(dataset, config)
+    made_of = fingerprint(dataset, config)
     mark = work / _MARK
-    if not mark.exists() or mark.read_text() != fingerprint:
+    if not mark.exists() or mark.read_text() != made_of:
         remove(work)
         work.mkdir()
-        mark.write_text(fingerprint)
+        mark.write_text(made_of)
     data = see(build_training_set(dataset, work, config, step=step))
     step("two-tower")
     two_tower, retrieval = train_two_tower(data, config.two_tower, work / "two_tower", config.seed, progress)
@@ -193,9 +193,10 @@ def build_training_set(
     return make_training_set(examples, features, graph, window_s, season_s, by_market, low_rank)
 
 
-def _fingerprint(dataset: Dataset, config: BuildConfig) -> str:
-    """Changes with any byte of the data set, and with any knob."""
-    said = json.dumps([asdict(dataset.description), asdict(config)], sort_keys=True)
+def fingerprint(dataset: Dataset, config: BuildConfig | None = None) -> str:
+    """Changes with any byte of the data set, and with any knob where there is a configuration."""
+    knobs = None if config is None else asdict(config)
+    said = json.dumps([asdict(dataset.description), knobs], sort_keys=True)
     digest = hashlib.sha256(said.encode())
     for file in sorted(dataset.path.rglob("*.parquet")):
         with file.open("rb") as opened:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ensemble.build import BuildConfig, Built, build_release
+from ensemble.build import BuildConfig, Built, build_release, fingerprint
 from evaluation.closed_loop import Asked, Player, Policy
 from market.dataset import Dataset, write_dataset
 from market.world import World
@@ -20,8 +21,29 @@ MUCH = 1e9
 """Outcomes of a prior that leaves nothing of a market's own."""
 
 
-def select_markets(dataset: Dataset, markets: tuple[str, ...], path: Path) -> Dataset:
+def kept(path: Path, made_of: str, make: Callable[[], Dataset]) -> Dataset:
+    """The data set at `path` where the file beside it says that it was made of the same; else `make()`.
+
+    Args:
+        path: folder of the data set; `make` replaces what stands there.
+        made_of: a text that changes with all that the data set is made of.
+    """
+    mark = path.with_name(f"{path.name}.made-of")
+    if path.exists() and mark.exists() and mark.read_text() == made_of:
+        return Dataset.open(path)
+    mark.unlink(missing_ok=True)
+    made = make()
+    mark.write_text(made_of)
+    return made
+
+
+def select_markets(
+    dataset: Dataset, markets: tuple[str, ...], path: Path, overwrite: bool = False
+) -> Dataset:
     """The data set with the impressions of some markets alone; its users and contents stay.
+
+    Args:
+        overwrite: replace a data set that is there.
 
     Raises:
         ValueError: the data set lacks one of them.
@@ -42,6 +64,7 @@ def select_markets(dataset: Dataset, markets: tuple[str, ...], path: Path) -> Da
         sellers=dataset.sellers(),
         impressions=[impressions[impressions["market"].isin(markets)]],
         moments=None if moments is None else lambda: moments,
+        overwrite=overwrite,
     )
 
 
@@ -110,13 +133,13 @@ def build_alone(
     step: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Built]:
     """A release for each market, from its own log alone, by market."""
-    made = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    source, made = fingerprint(dataset), {}
     for market in dataset.markets:
-        data = folder / f"data-{market}"
-        if not data.exists():
-            select_markets(dataset, (market,), data)
+        path = folder / f"data-{market}"
+        data = kept(path, source, partial(select_markets, dataset, (market,), path, overwrite=True))
         step(f"{market} alone")
-        made[market] = build_release(Dataset.open(data), folder / market, config, progress=progress)
+        made[market] = build_release(data, folder / market, config, progress=progress)
     return made
 
 

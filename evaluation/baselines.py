@@ -175,7 +175,10 @@ class GraphFilter:
         self.seed = seed
 
     def fit(self, interactions: sp.csr_matrix) -> "GraphFilter":
-        """Normalises the interactions by the degrees of both sides and decomposes them."""
+        """Normalises the interactions by the degrees of both sides and decomposes them.
+
+        Of one user, one item or no interactions there is nothing to decompose: the linear filter is left.
+        """
         self.interactions = interactions.astype(np.float32)
         degree_user = np.asarray(self.interactions.sum(axis=1)).ravel()
         degree_item = np.asarray(self.interactions.sum(axis=0)).ravel()
@@ -187,6 +190,9 @@ class GraphFilter:
         self.item_root = _power(degree_item, 0.5)
         self.item_inverse_root = _power(degree_item, -0.5)
         rank = min(self.rank, min(self.normalised.shape) - 1)
+        if rank < 1 or not self.normalised.nnz:
+            self.items = np.zeros((0, self.normalised.shape[1]), dtype=np.float32)
+            return self
         start = np.random.default_rng(self.seed).normal(size=min(self.normalised.shape)).astype(np.float32)
         vectors = svds(self.normalised, k=rank, v0=start, return_singular_vectors="vh")[2]
         self.items = np.ascontiguousarray(vectors, dtype=np.float32)  # reversed views multiply without BLAS

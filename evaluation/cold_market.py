@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ensemble.build import BuildConfig, build_release
-from evaluation.adaptation import select_markets
+from ensemble.build import BuildConfig, build_release, fingerprint
+from evaluation.adaptation import kept, select_markets
 from evaluation.closed_loop import Player, Requests, held_out_requests, play
 from evaluation.runs import Row
-from market.dataset import Dataset
 from market.world import World, WorldConfig
 from models.training import Progress, quiet
 
@@ -34,7 +36,7 @@ def cold_market(
     and "cold, no histories", where nothing at all is known but what people click in the play.
 
     Args:
-        folder: where the data sets and builds go; what is there from a killed run is taken up.
+        folder: where the data sets and builds go; what a killed run of the same world left is taken up.
         requests: at most so many (requests); the market's own on the test days.
         seed: of the choice of requests.
     """
@@ -43,15 +45,15 @@ def cold_market(
     if world.markets == (market,):
         raise ValueError(f"{market} is the only market of the world; there is nobody to learn from")
     played = World(world)
-    if not (folder / "data").exists():
-        played.write(folder / "data")
-    without = f"data-without-{market}"
-    if not (folder / without).exists():
-        others = tuple(code for code in world.markets if code != market)
-        select_markets(Dataset.open(folder / "data"), others, folder / without)
+    folder.mkdir(parents=True, exist_ok=True)
+    path, path_without = folder / "data", folder / f"data-without-{market}"
+    others = tuple(code for code in world.markets if code != market)
+    data = kept(path, json.dumps(asdict(world)), partial(played.write, path, overwrite=True))
+    make = partial(select_markets, data, others, path_without, overwrite=True)
+    without = kept(path_without, fingerprint(data), make)
     full, cold = (
-        build_release(Dataset.open(folder / data), folder / build, config, progress=progress, step=step)
-        for data, build in (("data", "full"), (without, f"without-{market}"))
+        build_release(dataset, folder / build, config, progress=progress, step=step)
+        for dataset, build in ((data, "full"), (without, f"without-{market}"))
     )
     examples = full.data.examples
     everyone = held_out_requests(examples, len(examples.queries), seed=seed)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from evaluation.protocols import benchmarks
+from evaluation.protocols import NothingToJudge, benchmarks
 from evaluation.runs import Row, evaluate
 from evaluation.side_by_side import side_by_side
 from evaluation.systems import baselines
@@ -38,12 +38,15 @@ def only_markets(benchmark: Benchmark, markets: Sequence[str]) -> Benchmark:
     """The benchmark with the exams of some markets; every market is still learned from.
 
     Raises:
-        ValueError: a market that has no exam.
+        NothingToJudge: a market that has no exam.
     """
     have = [exam.market for exam in benchmark.exams]
     for market in markets:
         if market not in have:
-            raise ValueError(f"no exam in market {market!r}; there are {', '.join(dict.fromkeys(have))}")
+            raise NothingToJudge(
+                f"{benchmark.task.name}: no exam in market {market!r}; there are "
+                f"{', '.join(dict.fromkeys(have))}"
+            )
     return replace(benchmark, exams=tuple(exam for exam in benchmark.exams if exam.market in markets))
 
 
@@ -51,12 +54,12 @@ def chosen(found: Sequence[Benchmark], name: str | None) -> Sequence[Benchmark]:
     """The benchmark of that name alone; all where there is no name.
 
     Raises:
-        ValueError: there is none of that name.
+        NothingToJudge: there is none of that name.
     """
     named = [benchmark for benchmark in found if name in (None, benchmark.task.name)]
     if not named:
         names = ", ".join(benchmark.task.name for benchmark in found)
-        raise ValueError(f"there is no benchmark {name!r}; there are: {names}")
+        raise NothingToJudge(f"there is no benchmark {name!r}; there are: {names}")
     return named
 
 
@@ -104,7 +107,7 @@ def run_protocol(
         markets: report these alone; all where empty.
         benchmark: report this one alone of the protocol's benchmarks; all where None.
         each_alone: learn each of `markets` from nothing but itself.
-        seeds: of models and of sampled negatives.
+        seeds: of models; sampled negatives and held-out pairs are the same under each.
         build: a `BuildConfig`; None leaves our models out.
         jobs: parts that run side by side, each in a process with its share of the cores.
         step: told the name of each step as it begins.
@@ -152,9 +155,16 @@ class _Part:
         if not self.each_alone:
             return self._learn(tables, self.markets, step, training)
         rows: list[Row] = []
+        refused: list[NothingToJudge] = []
         for market in self.markets or sorted(tables.users["market"].unique()):
             step(f"{market} alone")
-            rows += self._learn(alone(tables, market), (market,), step, training)
+            try:
+                rows += self._learn(alone(tables, market), (market,), step, training)
+            except NothingToJudge as error:
+                refused.append(error)
+                step(f"{market} alone is left out: {error}")
+        if refused and not rows:
+            raise refused[0]
         return rows
 
     def _learn(
@@ -165,13 +175,32 @@ class _Part:
         training: Callable[..., None] | None,
     ) -> list[Row]:
         rows: list[Row] = []
-        for benchmark in chosen(benchmarks(tables), self.benchmark):
-            benchmark = only_markets(benchmark, markets) if markets else benchmark
+        for benchmark in _asked(chosen(benchmarks(tables), self.benchmark), markets, step):
             systems: Sequence[System] = baselines(benchmark.task)
             if self.build is not None:
                 systems = _ours(benchmark, self.build, training)
             rows += evaluate(benchmark, systems, (self.seed,), step)
         return rows
+
+
+def _asked(
+    found: Sequence[Benchmark], markets: Sequence[str], step: Callable[[str], None]
+) -> Iterator[Benchmark]:
+    """Each benchmark with the exams of these markets, all where empty; what one of several lacks is told.
+
+    Raises:
+        NothingToJudge: a market that has no exam in any.
+    """
+    have = [{exam.market for exam in benchmark.exams} for benchmark in found]
+    only_markets(found[0], [market for market in markets if market not in set().union(*have)])
+    for benchmark, its in zip(found, have):
+        for market in markets:
+            if market not in its:
+                step(f"{benchmark.task.name}, {market}: left out, nobody can be asked there")
+        if here := [market for market in markets if market in its]:
+            yield only_markets(benchmark, here)
+        elif not markets:
+            yield benchmark
 
 
 def _ours(benchmark: Benchmark, build: Any, training: Callable[..., None] | None) -> list[System]:

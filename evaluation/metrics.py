@@ -297,31 +297,44 @@ def auc_interval(labels: np.ndarray, scores: np.ndarray, cluster: np.ndarray) ->
     return clustered_interval(area, influence, cluster)
 
 
+def absolute_error_interval(truth: np.ndarray, predictions: np.ndarray, cluster: np.ndarray) -> Interval:
+    """`mean_absolute_error` with its interval over clusters, int64[N]; see `clustered_interval`."""
+    errors = np.abs(np.asarray(predictions, np.float64).ravel() - np.ravel(truth))
+    return mean_interval(errors, cluster)
+
+
 def bootstrap(
     statistic: Callable[[np.ndarray, np.ndarray], float],
     labels: np.ndarray,
     scores: np.ndarray,
+    cluster: np.ndarray,
     *,
     seed: int,
     resamples: int = 200,
     confidence: float = 0.95,
 ) -> Interval:
-    """A statistic of all queries together with its percentile bootstrap interval, over queries.
+    """A statistic of all queries together with its percentile bootstrap interval, over clusters.
 
     Args:
         statistic: of labels and scores, such as `auc`.
         labels: [Q] or [Q, C].
         scores: the same shape.
+        cluster: int64[Q], queries with equal numbers, such as those of one person, are drawn together.
+
+    Returns:
+        Ends are NaN where all queries are of one cluster.
     """
+    order = np.argsort(cluster, kind="stable")
+    queries = np.split(order, np.flatnonzero(np.diff(cluster[order])) + 1)
     rng = np.random.default_rng(seed)
-    draws = rng.integers(0, len(labels), size=(resamples, len(labels)))
     values = []
-    for draw in draws:
+    for draw in rng.integers(0, len(queries), size=(resamples, len(queries))):
+        drawn = np.concatenate([queries[place] for place in draw])
         try:
-            values.append(statistic(labels[draw], scores[draw]))
+            values.append(statistic(labels[drawn], scores[drawn]))
         except ValueError:  # a draw of one class only
             continue
-    if not values:
+    if not values or len(queries) == 1:
         return Interval(statistic(labels, scores), float("nan"), float("nan"))
     tail = (1 - confidence) / 2
     low, high = np.quantile(values, [tail, 1 - tail])

@@ -14,14 +14,19 @@ import scipy.sparse as sp
 
 from evaluation import metrics
 from evaluation.tasks import BLOCK_ENTRIES, Benchmark, FullRanking, Interactions, Labelled, Task, pairs
-from market.tables import OUTCOMES, Tables
+from market.tables import OUTCOMES, Split, Tables
 
 Stage = Literal["test", "valid"]
 """The part that the exams are about. At "valid" a task has no validation rows, and test rows are nowhere."""
 
 NEGATIVES = 99
 TIME_SHARES = (0.1, 0.1)  # validation and test, of the rows
+REACHED = 0.1  # share of users, those who know most, that the number of negatives may leave out
 _CLICKS = ("click", "long_view", "like", "order")  # targets of an impression log, the first that it has
+
+
+class NothingToJudge(ValueError):
+    """A benchmark, or a market of one, in which nobody can be asked or nothing can be learned."""
 
 
 def benchmarks(tables: Tables, stage: Stage = "test", seed: int = 0) -> list[Benchmark]:
@@ -33,7 +38,8 @@ def benchmarks(tables: Tables, stage: Stage = "test", seed: int = 0) -> list[Ben
         seed: of sampled negatives and of pairs held out.
 
     Raises:
-        ValueError: no user has anything to be asked for.
+        NothingToJudge: no user has anything to be asked for, or no row is left to train on.
+        ValueError: the log has no outcome to ask for, or a market no contents.
     """
     if tables.name == "kuairand":
         return [held_out_pairs(tables, stage, seed), watch_time(tables, stage)]
@@ -63,7 +69,7 @@ def ranking(
         auxiliary: outcomes that help, but are not asked for.
         full: metrics over all contents of the market, known ones left out.
         sampled: metrics over the relevant content and `NEGATIVES` random ones of the market that the user
-            has no row with; fewer where the market has too few.
+            has no row with; fewer where over `REACHED` of the users leave fewer. Others who do are not asked.
         refit: the validation rows are part of the training for the test.
     """
     part = parts(tables)
@@ -85,19 +91,31 @@ def ranking(
     every = pairs(log.user, log.item, shape)
     rng = np.random.default_rng(seed)
     exams: list[FullRanking | Labelled] = []
+    remarks: list[str] = []
     for place, market in enumerate(markets):
         rows = np.flatnonzero(asked & (log.market == place))
+        if not len(rows):
+            continue
         pool = _pool(tables, market)
-        if sampled and len(rows):
-            exams.append(_against_sampled(rng, market, log, rows, pool, every, sampled))
-        if full and len(rows):
+        if sampled:
+            leave = len(pool) - np.diff(every[:, pool][log.user[rows]].indptr)
+            count = _negatives(leave)
+            if few := int((leave < count).sum()):
+                remarks.append(
+                    f"{task.name}, {market}: {few} of {len(rows)} users know so many of its {len(pool)} "
+                    f"contents that {count} negatives are not left, and are not asked against them"
+                )
+            able = rows[leave >= count]
+            if len(able):
+                exams.append(_against_sampled(rng, market, log, able, pool, every, count, sampled))
+        if full:
             wanted = pairs(log.user[rows], log.item[rows], shape)
             wanted = wanted - wanted.multiply(trained)
             wanted.eliminate_zeros()
             users = np.flatnonzero(np.diff(wanted.indptr))
             if len(users):
                 exams.append(FullRanking(market, users, wanted[users], trained[users], pool, full))
-    return _benchmark(task, exams, stage)
+    return replace(_benchmark(task, exams, stage, tables.split), remarks=tuple(remarks))
 
 
 def held_out_pairs(tables: Tables, stage: Stage, seed: int) -> Benchmark:
@@ -123,7 +141,7 @@ def held_out_pairs(tables: Tables, stage: Stage, seed: int) -> Benchmark:
         for place, market in enumerate(markets)
         if (here := log.market[rows[:, 0]] == place).any()
     ]
-    return _benchmark(task, exams, stage)
+    return _benchmark(task, exams, stage, tables.split)
 
 
 def watch_time(tables: Tables, stage: Stage, shares: tuple[float, float] = (0.1, 0.2)) -> Benchmark:
@@ -144,7 +162,7 @@ def watch_time(tables: Tables, stage: Stage, shares: tuple[float, float] = (0.1,
         if len(asked):
             labels = log.outcomes["watch_s"][asked, None].astype(np.float32)
             exams.append(Labelled(market, log.user[asked], log.item[asked, None], labels, ("mae",)))
-    return _benchmark(task, exams, stage)
+    return _benchmark(task, exams, stage, tables.split)
 
 
 def parts(tables: Tables, shares: tuple[float, float] = TIME_SHARES) -> np.ndarray:
@@ -187,14 +205,24 @@ def without_repeats(tables: Tables) -> Tables:
 
 
 def _leave_last(tables: Tables, stage: Stage, seed: int) -> list[Benchmark]:
-    """Ratings, last one by time held out: against 99 negatives and against all; with and without repeats."""
-    unique = without_repeats(tables)
-    sampled, full = ("ndcg@10",), ("recall@20", "ndcg@10")
-    found = [ranking(tables, stage, seed, sampled=sampled, full=full)]
+    """Ratings, last one by time held out: against 99 negatives and against all; with and without repeats.
+
+    A variant in which nothing can be judged is told in the remarks of the other.
+    """
+    variants, unique = {tables.name: tables}, without_repeats(tables)
     if len(unique.impressions) < len(tables.impressions):
-        name = f"{tables.name} (without repeats)"
-        found.append(ranking(unique, stage, seed, name=name, sampled=sampled, full=full))
-    return found
+        variants[f"{tables.name} (without repeats)"] = unique
+    found, missing = [], []
+    for name, variant in variants.items():
+        try:
+            found.append(
+                ranking(variant, stage, seed, name=name, sampled=("ndcg@10",), full=("recall@20", "ndcg@10"))
+            )
+        except NothingToJudge as error:
+            missing.append(error)
+    if not found:
+        raise missing[0]
+    return [replace(found[0], remarks=(*found[0].remarks, *map(str, missing))), *found[1:]]
 
 
 def _orders(tables: Tables, stage: Stage, seed: int) -> list[Benchmark]:
@@ -264,21 +292,39 @@ def _task(
     )
 
 
-def _benchmark(task: Task, exams: Sequence[FullRanking | Labelled], stage: Stage) -> Benchmark:
+def _benchmark(task: Task, exams: Sequence[FullRanking | Labelled], stage: Stage, split: Split) -> Benchmark:
     if not exams:
-        raise ValueError(
-            f"{task.name}: no user has a positive row in the part {stage!r}; "
-            f"check the split {task.tables.split!r} of the data set and its outcome {task.target!r}"
+        raise NothingToJudge(
+            f"{task.name}: no user has a positive row in the part {stage!r} that can be asked for; "
+            f"check the split {split!r} of the data set and its outcome {task.target!r}"
         )
     if not len(task.train):
-        raise ValueError(f"{task.name}: no row is left to train on; check the split of the data set")
+        raise NothingToJudge(
+            f"{task.name}: no row is left to train on; check the split {split!r} of the data set"
+        )
     return Benchmark(task, tuple(exams))
 
 
 def _pool(tables: Tables, market: str) -> np.ndarray:
-    """int64[P], the contents that may be shown in a market."""
+    """int64[P], the contents that may be shown in a market.
+
+    Raises:
+        ValueError: there are none.
+    """
     places = tables.contents["markets"].reset_index(drop=True).explode()
-    return np.unique(places.index[places == market].to_numpy(dtype=np.int64))
+    pool = np.unique(places.index[places == market].to_numpy(dtype=np.int64))
+    if not len(pool):
+        raise ValueError(
+            f"market {market} has rows in the log, but no content is sold there; "
+            f"add {market} to `markets` of the contents that it sells"
+        )
+    return pool
+
+
+def _negatives(leave: np.ndarray) -> int:
+    """How many negatives each row is asked with, by how many its user leaves, int64[N]; at least 1."""
+    most = int(np.quantile(leave, REACHED, method="lower"))
+    return min(NEGATIVES, max(most, 1))
 
 
 def _against_sampled(
@@ -288,16 +334,12 @@ def _against_sampled(
     rows: np.ndarray,
     pool: np.ndarray,
     every: sp.csr_matrix,
+    count: int,
     names: tuple[str, ...],
 ) -> Labelled:
-    """Each row's content among random contents of the pool that its user has no row with, in random order."""
+    """Each row's content among `count` of the pool that its user has no row with, in random order."""
     users = log.user[rows]
     own = every[:, pool][users]
-    count = min(NEGATIVES, len(pool) - int(np.diff(own.indptr).max()))
-    if count < 1:
-        raise ValueError(
-            f"market {market}: a user knows all of its {len(pool)} contents, so none is negative"
-        )
     negatives = np.empty((len(rows), count), dtype=np.int64)
     size = max(1, BLOCK_ENTRIES // len(pool))
     for start in range(0, len(rows), size):

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +52,9 @@ def evaluate(
     Raises:
         ValueError: a system returned scores of a wrong shape, or NaN.
     """
+    if progress:
+        for remark in benchmark.remarks:
+            progress(remark)
     for system in systems:
         for seed in seeds:
             if progress:
@@ -62,12 +66,16 @@ def evaluate(
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Writes rows as JSON in one step, so that a reader sees the old file or the new one whole."""
+    """Writes rows as JSON in one step, so that a reader sees the old file or the new one whole.
+
+    NaN, which JSON lacks, is null there.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     place = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        place.write_text(json.dumps({"format": 1, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+        told = [{name: _or_null(value) for name, value in asdict(row).items()} for row in rows]
+        place.write_text(json.dumps({"format": 1, "rows": told}, indent=1, allow_nan=False) + "\n")
         os.replace(place, path)
     finally:
         place.unlink(missing_ok=True)
@@ -80,9 +88,18 @@ def read_rows(path: Path) -> list[Row]:
         ValueError: the file is no such file.
     """
     try:
-        return [Row(**row) for row in json.loads(Path(path).read_text())["rows"]]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        return [_row(told) for told in json.loads(Path(path).read_text())["rows"]]
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} holds no evaluation rows ({error}); write it with write_rows") from error
+
+
+def _or_null(value: Any) -> Any:
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def _row(told: dict[str, Any]) -> Row:
+    values: dict[str, Any] = {name: float("nan") if v is None else v for name, v in told.items()}
+    return Row(**values)
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -195,7 +195,8 @@ class Labelled:
         users: int64[Q], one query each; a user may have several.
         candidates: int64[Q, C].
         labels: float32[Q, C]: relevance 0 or 1, or an amount.
-        metrics: ranking metrics, averaged over queries, or pooled ones ("auc", "logloss", "ece", "mae").
+        metrics: ranking metrics, averaged over queries, or pooled ones ("auc", "logloss", "ece", "mae"),
+            whose intervals are over users.
         remark: added to the names of the metrics, such as "99 negatives".
     """
 
@@ -214,8 +215,11 @@ class Labelled:
             users, candidates = self.users[start:stop], self.candidates[start:stop]
             scores[start:stop] = _checked(system, system.score(users, candidates), candidates.shape)
         for name in self.metrics:
-            if name in metrics.POOLED:
-                value = metrics.bootstrap(metrics.POOLED[name], self.labels, scores, seed=0)
+            if name == "mae":
+                people = np.repeat(self.users, shape[1])
+                value = metrics.absolute_error_interval(self.labels, scores, people)
+            elif name in metrics.POOLED:
+                value = metrics.bootstrap(metrics.POOLED[name], self.labels, scores, self.users, seed=0)
             else:
                 function, k = metrics.ranking_metric(name)
                 relevant = sp.csr_matrix(self.labels > 0)
@@ -226,10 +230,15 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A task and the exams that judge it."""
+    """A task and the exams that judge it.
+
+    Attributes:
+        remarks: what the protocol asks for and this data set cannot be asked, a line each.
+    """
 
     task: Task
     exams: tuple[FullRanking | Labelled, ...]
+    remarks: tuple[str, ...] = ()
 
 
 def pairs(users: np.ndarray, items: np.ndarray, shape: tuple[int, int]) -> sp.csr_matrix:

@@ -6,9 +6,11 @@ part; the test rows are nowhere. Trials go into a journal, so a search that was 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,11 @@ from evaluation.cascade import FullCascade, Released
 from evaluation.tasks import Benchmark
 
 #: Knobs of a build that are searched, by section and name, and where. The ends lie about a factor of three
-#: around the defaults.
+#: around the defaults, and beyond what `data_sets.toml` sets.
 SPACE: Mapping[str, BaseDistribution] = {
     "item_graph.regularisation": FloatDistribution(10, 500, log=True),
     "item_graph.vectors": FloatDistribution(1, 100, log=True),
-    "item_graph.neighbours": IntDistribution(50, 400, log=True),
+    "item_graph.neighbours": IntDistribution(50, 1200, log=True),
     "two_tower.temperature": FloatDistribution(0.04, 0.3, log=True),
     "two_tower.learning_rate": FloatDistribution(3e-4, 5e-3, log=True),
     "two_tower.user_dropout": FloatDistribution(0, 1),
@@ -66,7 +68,7 @@ def tune(
     told: Callable[[Trial], None] = lambda trial: None,
     training: Callable[..., None] | None = None,
 ) -> list[Trial]:
-    """Trials of this search and of those before it in the journal, the best first.
+    """Trials of this search and of those before it of the same benchmark and `build`, the best first.
 
     The first trial is `build` itself; the others are what a tree-structured Parzen estimator (Bergstra et
     al., NeurIPS 2011) asks for.
@@ -89,7 +91,7 @@ def tune(
     journal.parent.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
-        study_name=benchmark.task.name,
+        study_name=f"{benchmark.task.name} {_fingerprint(benchmark, build)}",
         storage=JournalStorage(JournalFileBackend(str(journal))),
         sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=6),
         direction="maximize",
@@ -132,15 +134,42 @@ def with_knobs(build: BuildConfig, knobs: Mapping[str, Any]) -> BuildConfig:
     return build
 
 
-def as_toml(trial: Trial) -> str:
-    """The knobs of a trial as sections of a settings file."""
-    lines: list[str] = []
-    for section in dict.fromkeys(map(_section, trial.knobs)):
-        lines.append(f"[build.{section}]")
-        for name, value in trial.knobs.items():
-            if _section(name) == section:
-                lines.append(f"{name.split('.')[1]} = {value:.4g}")
-    return "\n".join(lines) + "\n"
+def as_toml(build: BuildConfig) -> str:
+    """The knobs of a build that are not at their defaults, as sections of a settings file."""
+    return "\n".join(_changed("build", build, BuildConfig())) + "\n"
+
+
+def _changed(section: str, config: Any, default: Any) -> Iterator[str]:
+    """Lines of a section and of those in it."""
+    pairs = {f.name: (getattr(config, f.name), getattr(default, f.name)) for f in fields(config)}
+    nested = {name: pair for name, pair in pairs.items() if is_dataclass(pair[0])}
+    own = [name for name, (value, usual) in pairs.items() if value != usual and name not in nested]
+    if own:
+        yield f"[{section}]"
+        yield from (f"{name} = {_toml(pairs[name][0])}" for name in own)
+    for name, pair in nested.items():
+        yield from _changed(f"{section}.{name}", *pair)
+
+
+def _toml(value: Any) -> str:
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        entries = (f"{json.dumps(key)} = {_toml(entry)}" for key, entry in value.items())
+        return f"{{ {', '.join(entries)} }}"
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value)
+
+
+def _fingerprint(benchmark: Benchmark, build: BuildConfig) -> str:
+    """Changes with any row that a system sees of the benchmark, and with any knob of the build."""
+    digest = hashlib.sha256(json.dumps(asdict(build), sort_keys=True).encode())
+    tables = benchmark.task.tables
+    for table in (tables.users, tables.contents, tables.sellers, tables.impressions):
+        if table is not None:
+            digest.update(table.to_parquet(index=False))
+    return digest.hexdigest()[:16]
 
 
 def _section(name: str) -> str:

@@ -471,7 +471,7 @@ def evaluate(
     market: Annotated[list[str] | None, typer.Option(help="Only this market; may be given again.")] = None,
     benchmark: Annotated[str | None, typer.Option(help="Only this one of the protocol's benchmarks.")] = None,
     alone: Annotated[bool, typer.Option("--alone", help="Learn each market from itself alone.")] = False,
-    seed: Annotated[list[int] | None, typer.Option(help="May be given again.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Of our models; may be given again.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Seeds that run side by side.")] = 1,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the rows here, whenever a seed is done.")
@@ -524,12 +524,13 @@ def tune(
     """Search better knobs for a data set, judged on its validation part; run again to go on."""
     from evaluation.command import chosen, load_tables
     from evaluation.protocols import benchmarks
-    from evaluation.tuning import Trial, as_toml
+    from evaluation.tuning import Trial, as_toml, with_knobs
     from evaluation.tuning import tune as search
     from pasar.settings import load_build
     from pasar.show import reporter, say
 
     found = chosen(benchmarks(load_tables(protocol, path), stage="valid"), benchmark)
+    build = load_build(protocol, config)
 
     def told(trial: Trial) -> None:
         knobs = "  ".join(f"{knob} {value:.4g}" for knob, value in trial.knobs.items())
@@ -538,7 +539,7 @@ def tune(
     with reporter() as report:
         trials = search(
             found[0],
-            load_build(protocol, config),
+            build,
             journal or Path("runs/tune") / f"{protocol}.journal",
             minutes=minutes,
             sections=tuple(only or ()),
@@ -547,7 +548,8 @@ def tune(
             training=report.training,
         )
     if trials:
-        say(f"the best of {len(trials)}, {trials[0].value:.4f}:\n\n{as_toml(trials[0])}")
+        best = as_toml(with_knobs(build, trials[0].knobs))
+        say(f"the best of {len(trials)}, {trials[0].value:.4f}:\n\n{best}")
 
 
 @app.command()

@@ -9,7 +9,18 @@ import pytest
 
 from benchmarks import harness
 from benchmarks.features import check
-from benchmarks.harness import Cost, compare, peer, seconds, table, timed, write_json
+from benchmarks.harness import (
+    BenchmarkError,
+    Cost,
+    compare,
+    peer,
+    seconds,
+    table,
+    timed,
+    timed_once,
+    write_json,
+)
+from pasar.cli import _expected
 
 
 def side(name: str, cpu: float, turns: list[str]) -> harness.Side:
@@ -45,6 +56,16 @@ def test_short_work_is_repeated_until_it_can_be_measured() -> None:
     assert run().wall > 0
 
 
+def test_work_that_goes_on_from_where_it_was_is_done_once_a_turn() -> None:
+    calls: list[int] = []
+    compare("a pass", 7, {"us": timed_once(lambda: calls.append(1))}, repeats=3)
+    assert len(calls) == 4
+
+
+def test_errors_of_a_benchmark_are_told_by_the_command_line() -> None:
+    assert issubclass(BenchmarkError, _expected())
+
+
 def test_a_report_is_written_whole(tmp_path: Path) -> None:
     results = compare("work", 7, {"us": lambda: Cost(1, 1)}, repeats=1)
     file = tmp_path / "new" / "report.json"
@@ -72,7 +93,7 @@ def test_a_peer_answers_each_line_and_its_prints_do_not_disturb(
         assert adder.ask("add", a=2, b=3)["sum"] == 5
         cost = adder.side("add", a=1, b=1)()
         assert cost.wall >= 0
-        with pytest.raises(RuntimeError, match=r"adder\.py ended while it was asked to add"):
+        with pytest.raises(BenchmarkError, match=r"adder\.py ended while it was asked to add"):
             adder.ask("add", a=1)
 
 

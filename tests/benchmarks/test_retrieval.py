@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.retrieval import Data, K, tower_vectors
+from benchmarks.harness import BenchmarkError
+from benchmarks.retrieval import LEAST, Data, K, run, tower_vectors
 
 
 @pytest.fixture(scope="module")
@@ -30,3 +31,10 @@ def test_finds_of_another_market_or_twice_end_the_benchmark(data: Data, nearest:
         data.recall(other, "a peer")
     with pytest.raises(ValueError, match="twice"):
         data.recall(twice, "a peer")
+
+
+def test_the_least_rows_give_every_market_enough_and_fewer_are_refused() -> None:
+    fewest = Data(tower_vectors, LEAST // 10, 0)
+    assert min(map(len, fewest.rows)) == K
+    with pytest.raises(BenchmarkError, match="it must be at least 20,010"):
+        run(rows=LEAST - 1)

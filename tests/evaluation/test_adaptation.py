@@ -4,10 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ensemble.build import BuildConfig
 from ensemble.plan import Plan
+from evaluation import adaptation
 from evaluation.adaptation import blind, build_alone, build_blind, each_its_own
 from evaluation.closed_loop import Asked, Player, held_out_requests
 from evaluation.command import alone
+from market.dataset import write_dataset
 from market.tables import Tables
 from market.world import World
 from tests.evaluation.test_closed_loop import SMALL_WORLD
@@ -50,6 +53,30 @@ def test_releases_that_differ_in_what_they_are_told_of_markets_are_played(
         here = requests.market == market
         expected = Player(built.release, examples, world, requests.begin, seed=1).cascade_slate(asked)
         np.testing.assert_array_equal(mixed[here], expected[here])
+
+
+def test_another_log_at_the_same_place_is_learned_anew(small_world_dataset, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(adaptation, "build_release", lambda data, *_, **__: given.append(data.impressions()))
+    build_alone(small_world_dataset, tmp_path / "alone", BuildConfig())
+    written = [path.stat().st_mtime_ns for path in sorted((tmp_path / "alone").rglob("users.parquet"))]
+    build_alone(small_world_dataset, tmp_path / "alone", BuildConfig())
+    assert written == [
+        path.stat().st_mtime_ns for path in sorted((tmp_path / "alone").rglob("users.parquet"))
+    ]
+    log = small_world_dataset.impressions()
+    fewer = write_dataset(
+        tmp_path / "fewer",
+        name=small_world_dataset.name,
+        feedback="impressions",
+        split="time",
+        users=small_world_dataset.users(),
+        contents=small_world_dataset.contents(),
+        sellers=small_world_dataset.sellers(),
+        impressions=[log.iloc[: len(log) // 2]],
+    )
+    build_alone(fewer, tmp_path / "alone", BuildConfig())
+    assert sum(map(len, given[-2:])) == len(log) // 2
 
 
 def test_a_market_alone_has_its_own_users_outcomes_and_contents():

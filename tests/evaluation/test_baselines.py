@@ -100,6 +100,16 @@ def test_the_graph_filter_is_the_one_of_its_paper(rank):
     np.testing.assert_allclose(scores, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("dense", [[[1, 0, 1]], [[1], [1]], [[0, 0], [0, 0]]])
+def test_the_graph_filter_of_one_user_one_item_or_nothing_is_the_linear_one(dense):
+    matrix = sp.csr_matrix(np.array(dense, dtype=np.float32))
+    users = np.arange(len(dense))
+    scores = GraphFilter().fit(matrix).scores(users)
+    user, item = (np.maximum(matrix.toarray().sum(axis=axis), 1) for axis in (1, 0))
+    normalised = matrix.toarray() / np.sqrt(user)[:, None] / np.sqrt(item)
+    np.testing.assert_allclose(scores, matrix.toarray() @ (normalised.T @ normalised), atol=1e-6)
+
+
 def test_a_blend_adds_the_logarithm_of_the_popularity_of_the_market():
     matrix = random_matrix(4)
     groups = np.arange(40) % 2

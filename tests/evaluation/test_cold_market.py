@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
+import evaluation.cold_market
+from ensemble.build import BuildConfig
 from ensemble.cascade import Cascade
 from ensemble.release import Release
 from evaluation.adaptation import select_markets
@@ -40,6 +44,25 @@ def test_a_market_that_is_not_there_cannot_be_selected(small_world_dataset, tmp_
 def test_an_only_market_has_no_neighbours(small_build, tmp_path):
     with pytest.raises(ValueError, match="only market"):
         cold_market(WorldConfig(markets=("GB",)), "GB", small_build.config, tmp_path, requests=10, seed=1)
+
+
+def test_another_world_at_the_same_place_is_simulated_anew(tmp_path, monkeypatch):
+    class Stopped(Exception):
+        pass
+
+    def learn(dataset, *_, **__):
+        raise Stopped(len(dataset.impressions()))
+
+    monkeypatch.setattr(evaluation.cold_market, "build_release", learn)
+    lengths = []
+    for impressions in (2000, 1000):
+        world = replace(WORLD, impressions=impressions)
+        with pytest.raises(Stopped) as stopped:
+            cold_market(world, "DE", BuildConfig(), tmp_path, requests=10, seed=1)
+        lengths.append(stopped.value.args[0])
+        without = Dataset.open(tmp_path / "data-without-DE").impressions()
+        assert len(without) == (Dataset.open(tmp_path / "data").impressions()["market"] != "DE").sum()
+    assert lengths == [2000, 1000]
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,15 @@
 """A protocol runs from a folder to rows, for baselines and for Pasar's own systems."""
 
+import numpy as np
+import pandas as pd
 import pytest
 
 import evaluation.cascade
 import evaluation.command
 from evaluation.command import chosen, load_tables, only_markets, run_protocol
-from evaluation.protocols import benchmarks
+from evaluation.protocols import NothingToJudge, benchmarks
 from evaluation.systems import baselines
+from market.dataset import write_dataset
 
 
 @pytest.fixture
@@ -55,6 +58,62 @@ def test_rows_are_kept_whenever_a_part_is_done(small_world_dataset, popularity_a
     kept: list[int] = []
     rows = run_protocol("dataset", small_world_dataset.path, keep=lambda rows: kept.append(len(rows)))
     assert kept == [len(rows)]
+
+
+@pytest.fixture
+def ratings(tmp_path):
+    """Writes ratings (user, content, market), a second apart, as a data set that holds out the last ones."""
+
+    def write(rows):
+        log = pd.DataFrame(rows, columns=["user_id", "content_id", "market"])
+        contents = log.groupby("content_id")["market"].agg(lambda codes: sorted(set(codes)))
+        return write_dataset(
+            tmp_path / "data",
+            name="ratings",
+            feedback="positives",
+            split="leave_last",
+            users=log[["user_id", "market"]].drop_duplicates("user_id"),
+            contents=contents.rename("markets").reset_index().assign(kind="product"),
+            impressions=[log.assign(time=1_700_000_000 + np.arange(len(log)), order=1)],
+        ).path
+
+    return write
+
+
+KNOWN = [(f"u{u}", f"c{(u + c) % 20}", "DE") for u in range(20) for c in range(4)]
+
+
+def test_a_market_without_an_exam_does_not_cost_the_others_theirs(ratings, popularity_alone):
+    path = ratings(KNOWN + [(f"v{u}", "k", "FR") for u in range(9)])
+    told: list[str] = []
+    rows = run_protocol("dataset", path, each_alone=True, step=told.append)
+    assert {row.market for row in rows} == {"DE"}
+    assert any("FR alone is left out" in line and "check the split 'leave_last'" in line for line in told)
+    with pytest.raises(NothingToJudge, match="no user has a positive row"):
+        run_protocol("dataset", path, each_alone=True, markets=["FR"])
+
+
+def test_a_variant_in_which_a_market_has_no_exam_does_not_cost_the_other_its_rows(ratings, popularity_alone):
+    path = ratings(KNOWN + [(f"v{u}", f"k{u % 3}", "FR") for u in range(9) for _ in range(2)])
+    told: list[str] = []
+    rows = run_protocol("dataset", path, markets=["DE", "FR"], step=told.append)
+    assert {(row.data_set, row.market) for row in rows} == {
+        ("ratings", "DE"),
+        ("ratings", "FR"),
+        ("ratings (without repeats)", "DE"),
+    }
+    assert "ratings (without repeats), FR: left out, nobody can be asked there" in told
+
+
+def test_negatives_are_the_same_under_every_seed(ratings, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        evaluation.command, "evaluate", lambda benchmark, *_: seen.append(benchmark.exams[0]) or []
+    )
+    path = ratings(KNOWN)
+    for seed in (0, 1):
+        run_protocol("dataset", path, seeds=(seed,))
+    np.testing.assert_array_equal(seen[0].candidates, seen[1].candidates)
 
 
 @pytest.mark.slow

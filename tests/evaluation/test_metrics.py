@@ -150,10 +150,22 @@ def test_the_bootstrap_interval_holds_the_statistic_and_repeats_under_a_seed():
     rng = np.random.default_rng(0)
     labels = np.tile([1, 0], (300, 1))
     scores = rng.normal(labels, 1.0)
-    first = metrics.bootstrap(metrics.auc, labels, scores, seed=3)
+    people = np.arange(300)
+    first = metrics.bootstrap(metrics.auc, labels, scores, people, seed=3)
     assert first.low < first.mean < first.high
-    assert first == metrics.bootstrap(metrics.auc, labels, scores, seed=3)
+    assert first == metrics.bootstrap(metrics.auc, labels, scores, people, seed=3)
     assert first.mean == metrics.auc(labels, scores)
+
+
+def test_the_bootstrap_draws_people_with_all_of_their_rows():
+    rng = np.random.default_rng(0)
+    labels = np.tile([1, 0], (100, 1))
+    scores = rng.normal(labels, 1.0)
+    people = rng.permutation(np.repeat(np.arange(100), 4))
+    plain = metrics.bootstrap(metrics.auc, labels, scores, np.arange(100), seed=3)
+    again = metrics.bootstrap(metrics.auc, labels[people], scores[people], people, seed=3)
+    assert again == pytest.approx(plain)
+    assert np.isnan(metrics.bootstrap(metrics.auc, labels, scores, np.zeros(100, int), seed=3).low)
 
 
 def test_an_interval_over_clusters_of_one_is_the_plain_one():

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.protocols import benchmarks, held_out_pairs, parts, ranking, watch_time, without_repeats
+from evaluation.protocols import (
+    NothingToJudge,
+    benchmarks,
+    held_out_pairs,
+    parts,
+    ranking,
+    watch_time,
+    without_repeats,
+)
 from evaluation.systems import baselines
 from evaluation.tasks import FullRanking, Labelled
 from market.tables import OUTCOMES, Tables, validate
@@ -234,6 +242,63 @@ def test_negatives_repeat_under_a_seed_and_differ_between_seeds():
     one, same, other = (ranking(tables, "test", seed, sampled=("mrr@5",)).exams[0] for seed in (0, 0, 1))
     np.testing.assert_array_equal(one.candidates, same.candidates)
     assert (one.candidates != other.candidates).any()
+
+
+def ratings(rows: list[tuple[str, str, str]], sold: dict[str, list[str]] | None = None) -> Tables:
+    """Ratings (user, content, market), a second apart; contents are sold where they were rated."""
+    log = pd.DataFrame(rows, columns=["user_id", "content_id", "market"])
+    log = log.assign(time=BEGIN + np.arange(len(log)), order=1)
+    contents = log.groupby("content_id")["market"].agg(lambda codes: sorted(set(codes)))
+    contents = contents.rename("markets").reset_index().assign(kind="product")
+    if sold:
+        contents["markets"] = contents["content_id"].map(sold)
+    users = log[["user_id", "market"]].drop_duplicates("user_id")
+    return validate(Tables("ratings", "positives", "leave_last", users, contents, log))
+
+
+def some_ratings(users: int = 150, items: int = 400) -> list[tuple[str, str, str]]:
+    rng = np.random.default_rng(0)
+    return [
+        (f"u{u}", f"c{c}", "DE") for u in range(users) for c in rng.choice(items, 5, replace=False).tolist()
+    ]
+
+
+def test_one_user_of_nearly_everything_takes_no_negatives_from_the_others():
+    rows = some_ratings()
+    everyone = ranking(ratings(rows), "test", 0, sampled=("ndcg@10",))
+    heavy = [("heavy", f"c{c}", "DE") for c in range(390)]
+    benchmark = ranking(ratings(rows + heavy), "test", 0, sampled=("ndcg@10",))
+    (exam,) = benchmark.exams
+    assert exam.remark == "99 negatives"
+    assert len(exam.users) == len(everyone.exams[0].users) == 150
+    assert everyone.remarks == ()
+    assert "1 of 151 users" in benchmark.remarks[0]
+
+
+def test_a_market_whose_users_know_all_of_it_is_left_out_and_told():
+    tiny = [(f"i{u}", f"k{c}", "IN") for u in range(3) for c in range(4)]
+    for benchmark in benchmarks(ratings(some_ratings() + tiny)):
+        assert {exam.market for exam in benchmark.exams if isinstance(exam, Labelled)} == {"DE"}
+        assert {exam.market for exam in benchmark.exams if isinstance(exam, FullRanking)} == {"DE", "IN"}
+        assert "ratings, IN: 3 of 3 users" in benchmark.remarks[0]
+
+
+def test_a_market_that_sells_nothing_is_told_apart():
+    rows = [("u", "a", "DE"), ("u", "b", "DE")]
+    with pytest.raises(ValueError, match="no content is sold there; add DE to `markets`"):
+        benchmarks(ratings(rows, {"a": ["GB"], "b": ["GB"]}))
+
+
+def test_a_variant_without_an_exam_is_told_and_the_other_is_judged():
+    rows = [(f"u{u}", f"c{u % 30}", "DE") for u in range(60) for _ in range(2)]
+    (benchmark,) = benchmarks(ratings(rows))
+    assert len(benchmark.exams[0].users) == 60
+    assert "ratings (without repeats): no user" in benchmark.remarks[0]
+
+
+def test_the_split_that_is_named_is_the_one_of_the_data_set():
+    with pytest.raises(NothingToJudge, match="check the split 'leave_last'"):
+        benchmarks(ratings([("u", "a", "DE"), ("v", "b", "DE")]))
 
 
 def test_full_rankings_ask_for_new_contents_of_the_market():

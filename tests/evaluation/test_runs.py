@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from evaluation import tasks
+from evaluation.metrics import interval
 from evaluation.protocols import benchmarks
 from evaluation.published import PUBLISHED
 from evaluation.runs import Row, evaluate, read_rows, table, write_rows
@@ -90,6 +91,13 @@ def test_every_seed_is_fitted_and_named(two_markets):
     assert said == ["small: fitting fixed, seed 3", "small: fitting fixed, seed 4"]
 
 
+def test_what_a_benchmark_cannot_ask_is_told_first(two_markets):
+    said: list[str] = []
+    benchmark = replace(two_markets, remarks=("small, FR: nobody is asked",))
+    list(evaluate(benchmark, [Fixed(np.zeros(6))], progress=said.append))
+    assert said[0] == "small, FR: nobody is asked"
+
+
 def test_rows_come_as_soon_as_they_are_known(two_markets):
     class Broken(Fixed):
         def fit(self, task, *, seed, progress=None):
@@ -131,6 +139,15 @@ def test_an_amount_is_judged_in_its_unit_and_a_preference_over_all_queries(two_m
     ]
 
 
+def test_the_interval_of_an_amount_is_over_people_however_many_rows_they_have(two_markets):
+    users, items = np.arange(2).repeat(50), np.zeros((100, 1), np.int64)
+    labels = np.where(users == 0, 3, 9).astype(np.float32)[:, None]
+    exam = Labelled("DE", users, items, labels, ("mae",))
+    (measure,) = exam.measure(Fixed(np.zeros(6)))
+    assert measure.interval == pytest.approx(interval(np.array([3.0, 9.0])))
+    assert measure.queries == 100
+
+
 def test_the_median_by_duration_follows_the_duration(two_markets):
     duration = np.array([10, 10, 10, 50, 50, 50], dtype=np.float32)
     contents = two_markets.task.tables.contents.assign(duration_s=duration)
@@ -154,6 +171,7 @@ def test_the_median_by_duration_follows_the_duration(two_markets):
 def test_rows_survive_the_way_through_a_file(tmp_path, two_markets):
     rows = [row for row in evaluate(two_markets, [Fixed(np.arange(6))])]
     write_rows(tmp_path / "deep" / "rows.json", rows)
+    assert "NaN" not in (tmp_path / "deep" / "rows.json").read_text()
     assert repr(read_rows(tmp_path / "deep" / "rows.json")) == repr(rows)  # NaN ends of one user's interval
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["rows.json"]
 

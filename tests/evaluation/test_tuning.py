@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from ensemble.build import BuildConfig
+from ensemble.plan import CascadeConfig, Slot
 from evaluation import tuning
 from evaluation.command import load_tables
 from evaluation.protocols import benchmarks
 from evaluation.tasks import Labelled
-from evaluation.tuning import SPACE, Trial, as_toml, judge, tune, value_of, with_knobs
+from evaluation.tuning import SPACE, as_toml, judge, tune, value_of, with_knobs
 from pasar.settings import load_build
 
 
@@ -66,18 +67,45 @@ def test_a_section_without_searched_knobs_is_refused(validation, tmp_path):
         tune(validation, BuildConfig(), tmp_path / "journal", minutes=0, sections=["serve"])
 
 
-def test_every_searched_knob_exists_and_its_default_is_in_reach():
+def test_another_data_set_or_configuration_has_trials_of_its_own(validation, tmp_path, near, three_trials):
+    tune(validation, BuildConfig(), tmp_path / "journal", **three_trials)
+    tables = validation.task.tables
+    fewer = replace(tables, impressions=tables.impressions.iloc[:-1])
+    for benchmark, build in (
+        (validation, BuildConfig(popularity_window_h=24)),
+        (replace(validation, task=replace(validation.task, tables=fewer)), BuildConfig()),
+    ):
+        assert len(tune(benchmark, build, tmp_path / "journal", **three_trials)) == 3
+
+
+SETS = ("xmarket", "taobao", "tiktok", "kuairand", "gowalla")
+
+
+@pytest.mark.parametrize("data_set", SETS)
+def test_every_searched_knob_exists_and_its_value_is_in_reach(data_set):
     for name, where in SPACE.items():
-        value = value_of(BuildConfig(), name)
-        assert where.low <= value <= where.high
+        for build in (BuildConfig(), load_build(data_set)):
+            assert where.low <= value_of(build, name) <= where.high
         assert value_of(with_knobs(BuildConfig(), {name: where.high}), name) == where.high
 
 
-def test_what_was_found_reads_as_settings(tmp_path):
-    knobs = {"ranker.negatives": 3, "two_tower.temperature": 0.08, "ranker.id_dropout": 0.25}
-    (tmp_path / "pasar.toml").write_text(as_toml(Trial(knobs, 0.1, 1.0)))
-    build = load_build("tiktok", tmp_path / "pasar.toml")
-    assert build == with_knobs(BuildConfig(), knobs)
+@pytest.mark.parametrize("data_set", SETS)
+def test_what_was_found_reads_as_settings(data_set, tmp_path):
+    knobs = {"ranker.negatives": 3, "two_tower.temperature": 0.0812345678, "ranker.id_dropout": 0.25}
+    found = with_knobs(load_build(data_set), knobs)
+    (tmp_path / "found.toml").write_text(as_toml(found))
+    assert load_build(data_set, tmp_path / "found.toml") == found
+
+
+def test_knobs_of_every_kind_are_written(tmp_path):
+    cascade = CascadeConfig(
+        slots=(Slot("product", 1, 3), Slot("live", 2)),
+        weights_for={"ID.live": {"order": 0.7}},
+        rules=("seller_cap", "mmr"),
+    )
+    build = BuildConfig(seed=3, cascade=cascade)
+    (tmp_path / "found.toml").write_text(as_toml(build))
+    assert load_build("tiktok", tmp_path / "found.toml") == build
 
 
 def test_an_error_is_judged_the_other_way_round(validation):
