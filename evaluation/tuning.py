@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,34 +132,6 @@ def with_knobs(build: BuildConfig, knobs: Mapping[str, Any]) -> BuildConfig:
         section, knob = name.split(".")
         build = replace(build, **{section: replace(getattr(build, section), **{knob: value})})
     return build
-
-
-def as_toml(build: BuildConfig) -> str:
-    """The knobs of a build that are not at their defaults, as sections of a settings file."""
-    return "\n".join(_changed("build", build, BuildConfig())) + "\n"
-
-
-def _changed(section: str, config: Any, default: Any) -> Iterator[str]:
-    """Lines of a section and of those in it."""
-    pairs = {f.name: (getattr(config, f.name), getattr(default, f.name)) for f in fields(config)}
-    nested = {name: pair for name, pair in pairs.items() if is_dataclass(pair[0])}
-    own = [name for name, (value, usual) in pairs.items() if value != usual and name not in nested]
-    if own:
-        yield f"[{section}]"
-        yield from (f"{name} = {_toml(pairs[name][0])}" for name in own)
-    for name, pair in nested.items():
-        yield from _changed(f"{section}.{name}", *pair)
-
-
-def _toml(value: Any) -> str:
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if isinstance(value, Mapping):
-        entries = (f"{json.dumps(key)} = {_toml(entry)}" for key, entry in value.items())
-        return f"{{ {', '.join(entries)} }}"
-    if isinstance(value, tuple | list):
-        return f"[{', '.join(map(_toml, value))}]"
-    return json.dumps(value)
 
 
 def _fingerprint(benchmark: Benchmark, build: BuildConfig) -> str:

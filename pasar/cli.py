@@ -524,9 +524,9 @@ def tune(
     """Search better knobs for a data set, judged on its validation part; run again to go on."""
     from evaluation.command import chosen, load_tables
     from evaluation.protocols import benchmarks
-    from evaluation.tuning import Trial, as_toml, with_knobs
+    from evaluation.tuning import Trial, with_knobs
     from evaluation.tuning import tune as search
-    from pasar.settings import load_build
+    from pasar.settings import load_build, render_changed
     from pasar.show import reporter, say
 
     found = chosen(benchmarks(load_tables(protocol, path), stage="valid"), benchmark)
@@ -548,7 +548,7 @@ def tune(
             training=report.training,
         )
     if trials:
-        best = as_toml(with_knobs(build, trials[0].knobs))
+        best = render_changed(with_knobs(build, trials[0].knobs))
         say(f"the best of {len(trials)}, {trials[0].value:.4f}:\n\n{best}")
 
 

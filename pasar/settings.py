@@ -191,6 +191,23 @@ def render() -> str:
     return "\n".join(parts) + "\n"
 
 
+def render_changed(build: BuildConfig) -> str:
+    """The knobs of a build that are not at their defaults, as sections of a settings file."""
+    return "\n".join(_changed("build", build, type(build)())) + "\n"
+
+
+def _changed(section: str, config: Any, default: Any) -> list[str]:
+    own: list[str] = []
+    later: list[str] = []
+    for knob in dataclasses.fields(config):
+        value, usual = getattr(config, knob.name), getattr(default, knob.name)
+        if dataclasses.is_dataclass(value):
+            later += _changed(f"{section}.{knob.name}", value, usual)
+        elif value != usual:
+            own.append(f"{knob.name} = {_toml(value)}")
+    return ([f"[{section}]", *own] if own else []) + later
+
+
 def _section(name: str, config: Any) -> list[str]:
     lines = ["", f"[{name}]"]
     comments = _comments(type(config))
@@ -207,6 +224,8 @@ def _section(name: str, config: Any) -> list[str]:
 
 
 def _toml(value: Any) -> str:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):

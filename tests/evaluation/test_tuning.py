@@ -12,8 +12,8 @@ from evaluation import tuning
 from evaluation.command import load_tables
 from evaluation.protocols import benchmarks
 from evaluation.tasks import Labelled
-from evaluation.tuning import SPACE, as_toml, judge, tune, value_of, with_knobs
-from pasar.settings import load_build
+from evaluation.tuning import SPACE, judge, tune, value_of, with_knobs
+from pasar.settings import load_build, render_changed
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_every_searched_knob_exists_and_its_value_is_in_reach(data_set):
 def test_what_was_found_reads_as_settings(data_set, tmp_path):
     knobs = {"ranker.negatives": 3, "two_tower.temperature": 0.0812345678, "ranker.id_dropout": 0.25}
     found = with_knobs(load_build(data_set), knobs)
-    (tmp_path / "found.toml").write_text(as_toml(found))
+    (tmp_path / "found.toml").write_text(render_changed(found))
     assert load_build(data_set, tmp_path / "found.toml") == found
 
 
@@ -104,7 +104,7 @@ def test_knobs_of_every_kind_are_written(tmp_path):
         rules=("seller_cap", "mmr"),
     )
     build = BuildConfig(seed=3, cascade=cascade)
-    (tmp_path / "found.toml").write_text(as_toml(build))
+    (tmp_path / "found.toml").write_text(render_changed(build))
     assert load_build("tiktok", tmp_path / "found.toml") == build
 
 
