@@ -80,7 +80,7 @@ class Log:
         content: int32[P], row of the contents table.
         market: int16[P], place in `markets`.
         time: int64[P], seconds since the epoch, or None where the data set has no time.
-        request: int64[P], request number, or None where requests were not logged.
+        request: int64[P], request number of the user in the market, or None where requests were not logged.
         split: int8[P], 0 train, 1 valid, 2 test.
         outcomes: float32[P] by outcome name.
         propensity: float32[P], chance that the content was shown there, or None where it was not logged.
@@ -248,7 +248,7 @@ def read_log(dataset: Dataset, folder: Path, progress: Callable[[int], None] | N
         append("user", _codes(part["user_id"], users).astype(np.int32))
         append("content", _codes(part["content_id"], contents).astype(np.int32))
         append("market", _codes(part["market"], markets).astype(np.int16))
-        if "split" in present:
+        if dataset.split == "given":
             append("split", _codes(part["split"], pd.Index(SPLITS)).astype(np.int8))
         else:
             append("split", np.zeros(len(part), np.int8))
@@ -283,17 +283,32 @@ def read_log(dataset: Dataset, folder: Path, progress: Callable[[int], None] | N
 def requests_of(log: Log) -> tuple[np.ndarray, np.ndarray]:
     """The first impression of each request, by request number, and which request each impression is of.
 
+    A number names a request of one user in one market. Where the data set gives impressions of a request to
+    several parts, those of each part are a request of their own.
+
     Returns:
         int64[R] and int64[P].
     """
+    count = len(log.user)
     if log.request is None:
-        return np.arange(len(log.user)), np.arange(len(log.user))
-    new = np.asarray(log.request[1:] != log.request[:-1])
-    if (log.request[1:] >= log.request[:-1]).all():  # as a log by time is; sorting a large one takes memory
-        first = np.flatnonzero(np.r_[True, new][: len(log.user)])
-        return first, np.repeat(np.arange(len(first)), np.diff(np.r_[first, len(log.user)]))
-    _, first, query_of = np.unique(np.asarray(log.request), return_index=True, return_inverse=True)
-    return first, query_of
+        return np.arange(count), np.arange(count)
+    order: np.ndarray | slice = slice(None)
+    new = _changes(log.request)
+    other = _changes(log.user) | _changes(log.market) | _changes(log.split)
+    # A log by time has one request after the other; sorting a large one takes memory.
+    if (log.request[1:] < log.request[:-1]).any() or (other & ~new).any():
+        keys = (log.split, log.market, log.user, log.request)
+        order = np.lexsort(keys)
+        new = np.any([_changes(key[order]) for key in keys], axis=0)
+    start = np.flatnonzero(np.r_[True, new][:count])
+    query_of = np.empty(count, np.int64)
+    query_of[order] = np.repeat(np.arange(len(start)), np.diff(np.r_[start, count]))
+    return np.arange(count)[order][start], query_of
+
+
+def _changes(values: np.ndarray) -> np.ndarray:
+    """bool[P - 1]: where a value differs from the one before."""
+    return np.asarray(values[1:] != values[:-1])
 
 
 def _rank_within_user(user: np.ndarray, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -312,9 +327,9 @@ def assign_splits(log: Log, how: str, config: SplitConfig, seed: int) -> tuple[n
 
     Args:
         how: "time" (one cut by time for all), "leave_last" (per user: last is test, second last is
-            validation) or "given" (the data set's own split; without time a seeded order is drawn. Where it
-            has no validation rows, a share of the training rows is drawn for them, for models must know when
-            to stop).
+            validation) or "given" (the data set's own split; without time a seeded order of requests is
+            drawn. Where it has no validation rows, a share of the training requests is drawn for them, for
+            models must know when to stop).
 
     Returns:
         split int8[P]; order int64[P], the key by which a user's events are before or after one another.
@@ -338,12 +353,17 @@ def assign_splits(log: Log, how: str, config: SplitConfig, seed: int) -> tuple[n
         return split.astype(np.int8), rank
     if how == "given":
         split = np.array(log.split)
-        drawn = np.random.default_rng(seed).permutation(len(user))
-        drawn = drawn if log.time is None else np.asarray(log.time)
+        first, request_of = requests_of(log)
+        if log.time is None:
+            when = np.random.default_rng(seed).permutation(len(first))[request_of]
+        else:
+            when = np.asarray(log.time)
         if not (split == VALID).any():
-            train = np.random.default_rng(seed).permutation(np.flatnonzero(split == TRAIN))
-            split[train[: int(len(train) * config.valid_fraction)]] = VALID
-        rank, _ = _rank_within_user(user, np.where(split == TRAIN, drawn, np.iinfo(np.int64).max))
+            train = np.random.default_rng(seed).permutation(np.flatnonzero(split[first] == TRAIN))
+            drawn = np.zeros(len(first), bool)
+            drawn[train[: int(len(train) * config.valid_fraction)]] = True
+            split[drawn[request_of]] = VALID
+        rank, _ = _rank_within_user(user, np.where(split == TRAIN, when, np.iinfo(np.int64).max))
         # Held-out queries see the parts before theirs, and never one another.
         return split, np.where(split == TRAIN, rank, len(user) + split)
     raise ValueError(f"unknown split {how!r}; use 'time', 'leave_last' or 'given'")

@@ -63,6 +63,18 @@ def test_impressions_of_one_request_are_one_query_in_whatever_order_they_were_lo
     np.testing.assert_array_equal(requests_of(replace(log, request=None))[1], np.arange(len(rows)))
 
 
+def test_a_request_number_is_one_of_its_user_in_its_market_and_part():
+    of = np.array([[0, 0, 7, 0], [1, 0, 7, 0], [0, 0, 7, 0], [0, 1, 7, 0], [0, 0, 7, 1], [0, 0, 3, 0]])
+    user, market, request, split = of.T
+    log = Log(user=user, content=user, market=market, split=split, outcomes={}, request=request)
+    first, request_of = requests_of(log)
+    assert first.tolist() == [5, 0, 4, 3, 1]
+    assert request_of.tolist() == [1, 4, 1, 3, 2, 0]
+    ascending = np.array([3, 3, 4, 4])
+    log = Log(*np.array([[0, 1, 1, 1], [0] * 4, [0] * 4, [0] * 4]), outcomes={}, request=ascending)
+    assert requests_of(log)[1].tolist() == [0, 1, 2, 2]
+
+
 def write(folder: Path, impressions: pd.DataFrame, split: str, feedback: str = "impressions") -> Dataset:
     parts = np.array_split(np.arange(len(impressions)), 2) if len(impressions) > 1 else [[0]]
     return write_dataset(
@@ -193,6 +205,39 @@ def test_impressions_of_one_request_share_one_query(feed):
         zip(row_number(feed["user_id"]), feed["time"], row_number(feed["content_id"]), feed["click"] == 1)
     )
     assert shown == logged
+
+
+@quick
+@given(feeds())
+def test_numbers_that_count_the_requests_of_a_user_in_a_market_are_as_good_as_any(feed):
+    counted = feed.assign(
+        request_id=feed.groupby(["user_id", "market"])["request_id"].transform(lambda of: pd.factorize(of)[0])
+    )
+    expected, found = built(feed, "time"), built(counted, "time")
+    for examples in (expected, found):
+        asked = examples.queries.user[examples.pairs.query]
+        assert Counter(zip(asked, examples.pairs.content)) == Counter(
+            zip(row_number(feed["user_id"]), row_number(feed["content_id"]))
+        )
+    for name in ("user", "market", "time", "split", "history"):
+        a, b = (getattr(e.queries, name)[e.pairs.query] for e in (expected, found))
+        np.testing.assert_array_equal(a, b)
+
+
+@quick
+@given(feeds(), st.booleans(), st.data())
+def test_impressions_of_one_request_are_of_one_part_and_unknown_to_it(feed, timed, data):
+    split = st.sampled_from(["train", "train", "train", "test"])
+    feed["split"] = [data.draw(split) for _ in range(len(feed))]
+    # Each content once, so that a history says which event it holds.
+    feed = feed.drop_duplicates(["user_id", "content_id"])
+    examples = built(feed if timed else feed.drop(columns="time"), "given", seed=1)
+    queries, pairs = examples.queries, examples.pairs
+    np.testing.assert_array_equal(queries.split[pairs.query], pairs.split)
+    assert not (queries.history[pairs.query] == pairs.content[:, None]).any()
+    requests = feed[["request_id", "split"]].drop_duplicates()
+    assert len(queries) == len(requests)
+    assert (queries.split == VALID).sum() == int((requests["split"] == "train").sum() * 0.1)
 
 
 @quick
@@ -465,3 +510,16 @@ def test_a_given_split_without_validation_rows_gets_some_of_the_training_part(ti
         own = np.arange(40) % 2 == user
         assert order[own & (split == TRAIN)].max() < order[own & (split == VALID)].min()
     assert (log.split[8:] == TRAIN).all()
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_validation_rows_are_drawn_by_request(timed):
+    count = 400
+    log = log_of([0] * count, np.arange(count).tolist() if timed else None)
+    log = replace(log, request=np.arange(count) // 10)
+    split, order = assign_splits(log, "given", SplitConfig(valid_fraction=0.25), seed=1)
+    of = split.reshape(-1, 10)
+    assert (of == of[:, :1]).all()
+    assert (split == VALID).sum() == count // 4
+    train = order.reshape(-1, 10)[of[:, 0] == TRAIN]
+    assert np.ptp(train, axis=1).tolist() == [9] * len(train)
