@@ -97,7 +97,7 @@ class Log:
 
     @property
     def positive(self) -> np.ndarray:
-        """bool[P]: impressions that led to a wanted outcome."""
+        """bool[P]: impressions that led to a wanted outcome; all of them where no such outcome is logged."""
         return self._any(POSITIVE_OUTCOMES)
 
     @property
@@ -106,10 +106,11 @@ class Log:
         return self._any([name for name in POSITIVE_OUTCOMES if name not in UNFINISHED_OUTCOMES])
 
     def _any(self, outcomes: Sequence[str]) -> np.ndarray:
-        wanted = [name for name in outcomes if name in self.outcomes]
-        if not wanted:
-            return np.ones(len(self.user), dtype=bool)
-        return np.any([self.outcomes[name] > 0 for name in wanted], axis=0)
+        found = np.full(len(self.user), not self.outcomes.keys() & set(POSITIVE_OUTCOMES))
+        for name in outcomes:
+            if name in self.outcomes:
+                found |= self.outcomes[name] > 0
+        return found
 
 
 @dataclass(frozen=True)
@@ -410,25 +411,35 @@ def build_history(
     return found
 
 
-def other_events(user: np.ndarray, order: np.ndarray, content: np.ndarray, length: int) -> np.ndarray:
-    """The `length` events of the same user before each event, going round: its user's last comes before the
-    first, and an event never before itself.
+def other_events(
+    user: np.ndarray, order: np.ndarray, content: np.ndarray, positive: np.ndarray, length: int
+) -> np.ndarray:
+    """The `length` events of the same user before each impression, going round: its user's last comes before
+    the first, and an event never before itself.
 
     Without time nothing says which events a person knew; half of them would have hardly a history, while
-    everybody has all of it when the model is asked.
+    everybody has all of it when the model is asked. An impression that is no event is given one event fewer
+    than there are, as an event is: the length of a history must not tell the label.
 
     Args:
-        user, order, content: int[E]; `order` is distinct within a user.
+        user, order, content: int[P]; `order` is distinct within a user.
+        positive: bool[P], which impressions are events.
 
     Returns:
-        int32[E, length], left-aligned, -1 beyond the end.
+        int32[P, length], left-aligned, -1 beyond the end.
     """
-    rank, count = _rank_within_user(user, order)
+    if not positive.any():
+        return np.full((len(user), length), -1, np.int32)
     place = np.lexsort((order, user))
+    events = place[positive[place]]
+    count = np.bincount(user[events], minlength=int(user.max()) + 1)
     start = np.r_[0, np.cumsum(count)][user]
-    others = np.minimum(count[user] - 1, length)
+    rank = np.empty(len(user), np.int64)
+    rank[place] = np.cumsum(positive[place]) - positive[place] - start[place]
+    others = np.clip(count[user] - 1, 0, length)
     before = rank[:, None] - others[:, None] + np.arange(length)
-    found = content[place][start[:, None] + before % np.maximum(count[user], 1)[:, None]]
+    found = start[:, None] + before % np.maximum(count[user], 1)[:, None]
+    found = content[events][np.minimum(found, len(events) - 1)]
     return np.where(np.arange(length) < others[:, None], found, -1).astype(np.int32)
 
 
@@ -451,13 +462,20 @@ def build_examples(
         live_window_s: how long after an impression of a live room outcomes count as its own (seconds).
         seed: draws the order of events where the data set has no time.
         progress: called with the number of impressions read.
+
+    Raises:
+        ValueError: no outcome says what was wanted, a market where something was wanted shows no content, or
+            the log lacks the times that the split or `live_window_s` needs.
     """
+    _expect_wanted_outcome(dataset)
     log = read_log(dataset, folder / "log", progress)
     split_of, order = assign_splits(log, dataset.split, split or SplitConfig(), seed)
     users, contents = dataset.users(), _with_sellers(dataset.contents(), dataset.sellers())
     markets = tuple(dataset.markets)
     positive = log.positive
     user, market, content = np.asarray(log.user), np.asarray(log.market), np.asarray(log.content)
+    available = _available(contents, markets)
+    _expect_contents(markets, available, market[positive])
 
     # One query a request; where requests were not logged every impression is a query of its own.
     first, query_of = requests_of(log)
@@ -477,8 +495,8 @@ def build_examples(
         folder / "history.npy",
     )
     if log.time is None and log.request is None:
-        own = event[split_of[event] == TRAIN]
-        history[place[own]] = other_events(user[own], order[own], content[own], history_length)
+        own = np.flatnonzero(split_of == TRAIN)
+        history[place[own]] = other_events(user[own], order[own], content[own], positive[own], history_length)
     queries = Queries(
         user=user[first],
         market=market[first],
@@ -517,11 +535,6 @@ def build_examples(
     train = positive & (split_of == TRAIN)
     popularity = np.zeros((len(markets), len(contents)), np.float32)
     np.add.at(popularity, (market[train], content[train]), 1.0)
-    codes = pd.Index(markets)
-    shown = contents["markets"].explode()
-    available = np.zeros((len(markets), len(contents)), bool)
-    rows, columns = codes.get_indexer(shown), shown.index.to_numpy()
-    available[rows[rows >= 0], columns[rows >= 0]] = True
     return Examples(
         name=dataset.name,
         feedback=dataset.feedback,
@@ -540,6 +553,34 @@ def build_examples(
         has_time=log.time is not None,
         moments=read_moments(contents, dataset.moments()),
     )
+
+
+def _expect_wanted_outcome(dataset: Dataset) -> None:
+    logged = [name for name in OUTCOME_NAMES if name in dataset.impression_columns]
+    if dataset.feedback == "impressions" and not set(logged) & set(POSITIVE_OUTCOMES):
+        raise ValueError(
+            f"the impressions of {dataset.name} have the outcomes {', '.join(logged)}, and none that says "
+            f"what was wanted; add at least one of {', '.join(POSITIVE_OUTCOMES)}"
+        )
+
+
+def _available(contents: pd.DataFrame, markets: Sequence[str]) -> np.ndarray:
+    """bool[M, N]: where a content may be shown."""
+    shown = contents["markets"].explode()
+    available = np.zeros((len(markets), len(contents)), bool)
+    rows, columns = pd.Index(markets).get_indexer(shown), shown.index.to_numpy()
+    available[rows[rows >= 0], columns[rows >= 0]] = True
+    return available
+
+
+def _expect_contents(markets: Sequence[str], available: np.ndarray, market: np.ndarray) -> None:
+    """Raise ValueError for a market of positives, int[E], where no content may be shown."""
+    wanted = np.bincount(market, minlength=len(markets))
+    for code in np.flatnonzero((wanted > 0) & ~available.any(axis=1)):
+        raise ValueError(
+            f"something was wanted in {wanted[code]:,} impressions in the market {markets[code]}, where no "
+            f"content may be shown; list {markets[code]} in contents.markets or drop these impressions"
+        )
 
 
 def read_moments(contents: pd.DataFrame, said: pd.DataFrame | None) -> LoggedMoments:
@@ -593,7 +634,7 @@ def content_frame(contents: pd.DataFrame) -> pd.DataFrame:
         frame["content_language"] = contents["language"]
     if "duration_s" in contents:
         frame["duration_s"] = contents["duration_s"].astype("float32")
-    if "price" in contents:
+    if "price" in contents and "currency" in contents:
         frame["price_usd"] = (contents["price"] * contents["currency"].map(_usd_per_unit())).astype("float32")
     for name in (f"seller_{sign}" for sign in SIGNS):
         if name in contents:

@@ -523,3 +523,60 @@ def test_validation_rows_are_drawn_by_request(timed):
     assert (split == VALID).sum() == count // 4
     train = order.reshape(-1, 10)[of[:, 0] == TRAIN]
     assert np.ptp(train, axis=1).tolist() == [9] * len(train)
+
+
+def test_without_times_the_length_of_a_history_says_nothing_of_what_was_wanted():
+    random = np.random.default_rng(0)
+    log = pd.DataFrame(
+        {
+            "user_id": [f"u{k}" for k in range(USERS)] * 10,
+            "content_id": random.choice([f"c{k}" for k in range(CONTENTS)], 10 * USERS),
+            "market": "ID",
+            "click": [0] * USERS + [1, 1, 0, 0] * 2 + [1, 0, 0, 0] + [0] * USERS * 6,
+            "split": "train",
+        }
+    )
+    log.loc[log.index[-USERS:], "split"] = "valid"
+    examples = built(log, "given")
+    queries, pairs = examples.queries, examples.pairs
+    rows = pairs.rows(TRAIN)
+    user, content = queries.user[pairs.query[rows]], pairs.content[rows]
+    wanted, history = pairs.positive[rows], queries.history[pairs.query[rows]]
+    lengths = (history >= 0).sum(axis=1)
+    assert [set(lengths[user == k]) for k in range(USERS)] == [{2}, {1}, {0}, {0}]
+    for row in range(len(user)):
+        others = Counter(content[wanted & (user == user[row])])
+        others[content[row]] -= wanted[row]
+        assert not Counter(c for c in history[row] if c >= 0) - others
+
+
+def test_a_log_that_does_not_say_what_was_wanted_is_refused():
+    log = pd.DataFrame(
+        {"user_id": ["u0"], "content_id": ["c0"], "market": ["ID"], "time": [9], "watch_s": [1.0]}
+    )
+    with pytest.raises(ValueError, match=r"outcomes watch_s, negative, and none .* one of click, like"):
+        built(log.assign(negative=1), "time")
+    assert built(log, "time", "positives").pairs.positive.all()
+
+
+def test_nothing_is_finished_in_a_log_that_knows_carts_alone():
+    log = pd.DataFrame(
+        {"user_id": "u0", "content_id": ["c0", "c2"], "market": "ID", "time": [8, 9], "cart": [0, 1]}
+    )
+    examples = built(log, "time")
+    assert (examples.latest_seen == -1).all()
+    assert examples.latest_history[0].tolist() == [2, -1, -1]
+
+
+def test_positives_in_a_market_without_contents_are_refused_with_the_remedy():
+    log = pd.DataFrame(
+        {"user_id": "u0", "content_id": "c0", "market": ["ID", "BR", "BR"], "time": [7, 8, 9], "click": 1}
+    )
+    with pytest.raises(ValueError, match=r"2 impressions in the market BR.* list BR in contents.markets"):
+        built(log, "time")
+    assert len(built(log.assign(click=[1, 0, 0]), "time").pairs.content) == 3
+
+
+def test_prices_without_a_currency_are_no_prices():
+    contents = pd.DataFrame({"content_id": ["a"], "kind": "product", "price": np.array([np.nan], np.float32)})
+    assert "price_usd" not in content_frame(contents)
