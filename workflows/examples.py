@@ -706,6 +706,13 @@ def _usd_per_unit() -> dict[str, float]:
     return {m.currency: m.usd_per_unit for m in MARKETS.values() if m.currency}
 
 
+def arrow_schema(frame: pd.DataFrame) -> pa.Schema:
+    """The Arrow types of a frame of raw features, by its own types alone: a part of a table has the types of
+    the whole, also where a column of texts has no value in it."""
+    types = {n: pa.string() if t.kind == "O" else pa.from_numpy_dtype(t) for n, t in frame.dtypes.items()}
+    return pa.schema(types.items())
+
+
 def query_tables(examples: Examples, rows: np.ndarray, chunk: int = 100_000) -> Iterator[pa.Table]:
     """Raw features of queries int64[R], `chunk` at a time: user columns, market, the moment, history lists.
 
@@ -717,9 +724,9 @@ def query_tables(examples: Examples, rows: np.ndarray, chunk: int = 100_000) -> 
     codes = np.asarray(examples.markets, dtype=object)
     columns = {name: pa.array(contents[name], pa.string()) for name in followed(contents)}
     given = {name: contents[name].notna().to_numpy() for name in columns}
+    queries = examples.queries
     for start in range(0, len(rows), chunk):
         part = rows[start : start + chunk]
-        queries = examples.queries
         frame = users.iloc[queries.user[part]].reset_index(drop=True)
         market = codes[queries.market[part]]
         frame["market"] = market
@@ -728,7 +735,7 @@ def query_tables(examples: Examples, rows: np.ndarray, chunk: int = 100_000) -> 
         history = queries.history[part]
         known = history >= 0
         frame["history_length"] = known.sum(axis=1).astype(np.float32)
-        table = pa.Table.from_pandas(frame, preserve_index=False)
+        table = pa.Table.from_pandas(frame, arrow_schema(frame), preserve_index=False)
         for name, values in columns.items():
             there = known & given[name][history]
             offsets = pa.array(np.r_[0, np.cumsum(there.sum(axis=1))].astype(np.int32))
