@@ -418,8 +418,8 @@ def other_events(
     the first, and an event never before itself.
 
     Without time nothing says which events a person knew; half of them would have hardly a history, while
-    everybody has all of it when the model is asked. An impression that is no event is given one event fewer
-    than there are, as an event is: the length of a history must not tell the label.
+    everybody has all of it when the model is asked. So has an impression that is no event: how many other
+    events there are does not tell whether it is one.
 
     Args:
         user, order, content: int[P]; `order` is distinct within a user.
@@ -436,7 +436,7 @@ def other_events(
     start = np.r_[0, np.cumsum(count)][user]
     rank = np.empty(len(user), np.int64)
     rank[place] = np.cumsum(positive[place]) - positive[place] - start[place]
-    others = np.clip(count[user] - 1, 0, length)
+    others = np.minimum(count[user] - positive, length)
     before = rank[:, None] - others[:, None] + np.arange(length)
     found = start[:, None] + before % np.maximum(count[user], 1)[:, None]
     found = content[events][np.minimum(found, len(events) - 1)]

@@ -75,7 +75,9 @@ def test_a_request_number_is_one_of_its_user_in_its_market_and_part():
     assert requests_of(log)[1].tolist() == [0, 1, 2, 2]
 
 
-def write(folder: Path, impressions: pd.DataFrame, split: str, feedback: str = "impressions") -> Dataset:
+def write(
+    folder: Path, impressions: pd.DataFrame, split: str, feedback: str = "impressions", **other: pd.DataFrame
+) -> Dataset:
     parts = np.array_split(np.arange(len(impressions)), 2) if len(impressions) > 1 else [[0]]
     return write_dataset(
         folder,
@@ -83,13 +85,19 @@ def write(folder: Path, impressions: pd.DataFrame, split: str, feedback: str = "
         feedback=feedback,
         split=split,
         impressions=(impressions.iloc[part].reset_index(drop=True) for part in parts),
-        **tables(),
+        **tables() | other,
     )
 
 
-def built(impressions: pd.DataFrame, split: str, feedback: str = "impressions", seed: int = 0) -> Examples:
+def built(
+    impressions: pd.DataFrame,
+    split: str,
+    feedback: str = "impressions",
+    seed: int = 0,
+    **other: pd.DataFrame,
+) -> Examples:
     with tempfile.TemporaryDirectory() as folder:
-        dataset = write(Path(folder) / "data", impressions, split, feedback)
+        dataset = write(Path(folder) / "data", impressions, split, feedback, **other)
         return build_examples(
             dataset, Path(folder) / "work", history_length=LENGTH, seen_length=SEEN, seed=seed
         )
@@ -525,7 +533,7 @@ def test_validation_rows_are_drawn_by_request(timed):
     assert np.ptp(train, axis=1).tolist() == [9] * len(train)
 
 
-def test_without_times_the_length_of_a_history_says_nothing_of_what_was_wanted():
+def test_without_times_an_impression_is_asked_for_with_all_other_events():
     random = np.random.default_rng(0)
     log = pd.DataFrame(
         {
@@ -542,12 +550,33 @@ def test_without_times_the_length_of_a_history_says_nothing_of_what_was_wanted()
     rows = pairs.rows(TRAIN)
     user, content = queries.user[pairs.query[rows]], pairs.content[rows]
     wanted, history = pairs.positive[rows], queries.history[pairs.query[rows]]
-    lengths = (history >= 0).sum(axis=1)
-    assert [set(lengths[user == k]) for k in range(USERS)] == [{2}, {1}, {0}, {0}]
     for row in range(len(user)):
         others = Counter(content[wanted & (user == user[row])])
         others[content[row]] -= wanted[row]
-        assert not Counter(c for c in history[row] if c >= 0) - others
+        known = Counter(c for c in history[row] if c >= 0)
+        assert known.total() == min(others.total(), LENGTH)
+        assert not known - others
+
+
+def test_without_times_or_requests_the_length_of_a_history_does_not_tell_the_label():
+    random = np.random.default_rng(0)
+    log = pd.DataFrame(
+        {
+            "user_id": [f"u{k}" for k in random.integers(0, 600, 1200)],
+            "content_id": "c0",
+            "market": "ID",
+            "click": random.integers(0, 2, 1200),
+            "split": "train",
+        }
+    )
+    log.loc[:99, "split"] = "valid"
+    users = pd.DataFrame({"user_id": [f"u{k}" for k in range(600)], "market": "ID"})
+    examples = built(log, "given", users=users)
+    rows = examples.pairs.rows(TRAIN)
+    known = (examples.queries.history[examples.pairs.query[rows]] >= 0).sum(axis=1)
+    wanted = examples.pairs.positive[rows]
+    assert abs(known[wanted].mean() - known[~wanted].mean()) < 0.15
+    assert abs(np.corrcoef(known, wanted)[0, 1]) < 0.08
 
 
 def test_a_log_that_does_not_say_what_was_wanted_is_refused():
