@@ -228,8 +228,9 @@ CONTRACT: dict[str, dict[str, Column]] = {
         "stock": Column("int32", _COUNT),
     },
 }
-"""Each table's columns in their order. Users and contents may have more, see `columns_of`. A row of `moments`
-says what was true of a content from a second on: people in a room, the product it shows, pieces left."""
+"""Each table's columns in their order. Users and contents may have more, see `columns_of`. A `request_id`
+names a request of one user in one market; others may have the same number. A row of `moments` says what was
+true of a content from a second on: people in a room, the product it shows, pieces left."""
 
 
 def columns_of(table: str, frame: pd.DataFrame) -> dict[str, Column]:

@@ -81,7 +81,7 @@ class Log:
         content: int32[P], row of the contents table.
         market: int16[P], place in `markets`.
         time: int64[P], seconds since the epoch, or None where the data set has no time.
-        request: int64[P], request number, or None where requests were not logged.
+        request: int64[P], request number of the user in the market, or None where requests were not logged.
         split: int8[P], 0 train, 1 valid, 2 test.
         outcomes: float32[P] by outcome name.
         propensity: float32[P], chance that the content was shown there, or None where it was not logged.
@@ -98,7 +98,7 @@ class Log:
 
     @property
     def positive(self) -> np.ndarray:
-        """bool[P]: impressions that led to a wanted outcome."""
+        """bool[P]: impressions that led to a wanted outcome; all of them where no such outcome is logged."""
         return self._any(POSITIVE_OUTCOMES)
 
     @property
@@ -107,10 +107,11 @@ class Log:
         return self._any([name for name in POSITIVE_OUTCOMES if name not in UNFINISHED_OUTCOMES])
 
     def _any(self, outcomes: Sequence[str]) -> np.ndarray:
-        wanted = [name for name in outcomes if name in self.outcomes]
-        if not wanted:
-            return np.ones(len(self.user), dtype=bool)
-        return np.any([self.outcomes[name] > 0 for name in wanted], axis=0)
+        found = np.full(len(self.user), not self.outcomes.keys() & set(POSITIVE_OUTCOMES))
+        for name in outcomes:
+            if name in self.outcomes:
+                found |= self.outcomes[name] > 0
+        return found
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,7 @@ def read_log(dataset: Dataset, folder: Path, progress: Callable[[int], None] | N
         append("user", _codes(part["user_id"], users).astype(np.int32))
         append("content", _codes(part["content_id"], contents).astype(np.int32))
         append("market", _codes(part["market"], markets).astype(np.int16))
-        if "split" in present:
+        if dataset.split == "given":
             append("split", _codes(part["split"], pd.Index(SPLITS)).astype(np.int8))
         else:
             append("split", np.zeros(len(part), np.int8))
@@ -284,17 +285,32 @@ def read_log(dataset: Dataset, folder: Path, progress: Callable[[int], None] | N
 def requests_of(log: Log) -> tuple[np.ndarray, np.ndarray]:
     """The first impression of each request, by request number, and which request each impression is of.
 
+    A number names a request of one user in one market. Where the data set gives impressions of a request to
+    several parts, those of each part are a request of their own.
+
     Returns:
         int64[R] and int64[P].
     """
+    count = len(log.user)
     if log.request is None:
-        return np.arange(len(log.user)), np.arange(len(log.user))
-    new = np.asarray(log.request[1:] != log.request[:-1])
-    if (log.request[1:] >= log.request[:-1]).all():  # as a log by time is; sorting a large one takes memory
-        first = np.flatnonzero(np.r_[True, new][: len(log.user)])
-        return first, np.repeat(np.arange(len(first)), np.diff(np.r_[first, len(log.user)]))
-    _, first, query_of = np.unique(np.asarray(log.request), return_index=True, return_inverse=True)
-    return first, query_of
+        return np.arange(count), np.arange(count)
+    order: np.ndarray | slice = slice(None)
+    new = _changes(log.request)
+    other = _changes(log.user) | _changes(log.market) | _changes(log.split)
+    # A log by time has one request after the other; sorting a large one takes memory.
+    if (log.request[1:] < log.request[:-1]).any() or (other & ~new).any():
+        keys = (log.split, log.market, log.user, log.request)
+        order = np.lexsort(keys)
+        new = np.any([_changes(key[order]) for key in keys], axis=0)
+    start = np.flatnonzero(np.r_[True, new][:count])
+    query_of = np.empty(count, np.int64)
+    query_of[order] = np.repeat(np.arange(len(start)), np.diff(np.r_[start, count]))
+    return np.arange(count)[order][start], query_of
+
+
+def _changes(values: np.ndarray) -> np.ndarray:
+    """bool[P - 1]: where a value differs from the one before."""
+    return np.asarray(values[1:] != values[:-1])
 
 
 def _rank_within_user(user: np.ndarray, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -313,9 +329,9 @@ def assign_splits(log: Log, how: str, config: SplitConfig, seed: int) -> tuple[n
 
     Args:
         how: "time" (one cut by time for all), "leave_last" (per user: last is test, second last is
-            validation) or "given" (the data set's own split; without time a seeded order is drawn. Where it
-            has no validation rows, a share of the training rows is drawn for them, for models must know when
-            to stop).
+            validation) or "given" (the data set's own split; without time a seeded order of requests is
+            drawn. Where it has no validation rows, a share of the training requests is drawn for them, for
+            models must know when to stop).
 
     Returns:
         split int8[P]; order int64[P], the key by which a user's events are before or after one another.
@@ -339,12 +355,17 @@ def assign_splits(log: Log, how: str, config: SplitConfig, seed: int) -> tuple[n
         return split.astype(np.int8), rank
     if how == "given":
         split = np.array(log.split)
-        drawn = np.random.default_rng(seed).permutation(len(user))
-        drawn = drawn if log.time is None else np.asarray(log.time)
+        first, request_of = requests_of(log)
+        if log.time is None:
+            when = np.random.default_rng(seed).permutation(len(first))[request_of]
+        else:
+            when = np.asarray(log.time)
         if not (split == VALID).any():
-            train = np.random.default_rng(seed).permutation(np.flatnonzero(split == TRAIN))
-            split[train[: int(len(train) * config.valid_fraction)]] = VALID
-        rank, _ = _rank_within_user(user, np.where(split == TRAIN, drawn, np.iinfo(np.int64).max))
+            train = np.random.default_rng(seed).permutation(np.flatnonzero(split[first] == TRAIN))
+            drawn = np.zeros(len(first), bool)
+            drawn[train[: int(len(train) * config.valid_fraction)]] = True
+            split[drawn[request_of]] = VALID
+        rank, _ = _rank_within_user(user, np.where(split == TRAIN, when, np.iinfo(np.int64).max))
         # Held-out queries see the parts before theirs, and never one another.
         return split, np.where(split == TRAIN, rank, len(user) + split)
     raise ValueError(f"unknown split {how!r}; use 'time', 'leave_last' or 'given'")
@@ -391,25 +412,35 @@ def build_history(
     return found
 
 
-def other_events(user: np.ndarray, order: np.ndarray, content: np.ndarray, length: int) -> np.ndarray:
-    """The `length` events of the same user before each event, going round: its user's last comes before the
-    first, and an event never before itself.
+def other_events(
+    user: np.ndarray, order: np.ndarray, content: np.ndarray, positive: np.ndarray, length: int
+) -> np.ndarray:
+    """The `length` events of the same user before each impression, going round: its user's last comes before
+    the first, and an event never before itself.
 
     Without time nothing says which events a person knew; half of them would have hardly a history, while
-    everybody has all of it when the model is asked.
+    everybody has all of it when the model is asked. So has an impression that is no event: how many other
+    events there are does not tell whether it is one.
 
     Args:
-        user, order, content: int[E]; `order` is distinct within a user.
+        user, order, content: int[P]; `order` is distinct within a user.
+        positive: bool[P], which impressions are events.
 
     Returns:
-        int32[E, length], left-aligned, -1 beyond the end.
+        int32[P, length], left-aligned, -1 beyond the end.
     """
-    rank, count = _rank_within_user(user, order)
+    if not positive.any():
+        return np.full((len(user), length), -1, np.int32)
     place = np.lexsort((order, user))
+    events = place[positive[place]]
+    count = np.bincount(user[events], minlength=int(user.max()) + 1)
     start = np.r_[0, np.cumsum(count)][user]
-    others = np.minimum(count[user] - 1, length)
+    rank = np.empty(len(user), np.int64)
+    rank[place] = np.cumsum(positive[place]) - positive[place] - start[place]
+    others = np.minimum(count[user] - positive, length)
     before = rank[:, None] - others[:, None] + np.arange(length)
-    found = content[place][start[:, None] + before % np.maximum(count[user], 1)[:, None]]
+    found = start[:, None] + before % np.maximum(count[user], 1)[:, None]
+    found = content[events][np.minimum(found, len(events) - 1)]
     return np.where(np.arange(length) < others[:, None], found, -1).astype(np.int32)
 
 
@@ -432,13 +463,20 @@ def build_examples(
         live_window_s: how long after an impression of a live room outcomes count as its own (seconds).
         seed: draws the order of events where the data set has no time.
         progress: called with the number of impressions read.
+
+    Raises:
+        ValueError: no outcome says what was wanted, a market where something was wanted shows no content, or
+            the log lacks the times that the split or `live_window_s` needs.
     """
+    _expect_wanted_outcome(dataset)
     log = read_log(dataset, folder / "log", progress)
     split_of, order = assign_splits(log, dataset.split, split or SplitConfig(), seed)
     users, contents = dataset.users(), _with_sellers(dataset.contents(), dataset.sellers())
     markets = tuple(dataset.markets)
     positive = log.positive
     user, market, content = np.asarray(log.user), np.asarray(log.market), np.asarray(log.content)
+    available = _available(contents, markets)
+    _expect_contents(markets, available, market[positive])
 
     # One query a request; where requests were not logged every impression is a query of its own.
     first, query_of = requests_of(log)
@@ -458,8 +496,8 @@ def build_examples(
         folder / "history.npy",
     )
     if log.time is None and log.request is None:
-        own = event[split_of[event] == TRAIN]
-        history[place[own]] = other_events(user[own], order[own], content[own], history_length)
+        own = np.flatnonzero(split_of == TRAIN)
+        history[place[own]] = other_events(user[own], order[own], content[own], positive[own], history_length)
     queries = Queries(
         user=user[first],
         market=market[first],
@@ -498,11 +536,6 @@ def build_examples(
     train = positive & (split_of == TRAIN)
     popularity = np.zeros((len(markets), len(contents)), np.float32)
     np.add.at(popularity, (market[train], content[train]), 1.0)
-    codes = pd.Index(markets)
-    shown = contents["markets"].explode()
-    available = np.zeros((len(markets), len(contents)), bool)
-    rows, columns = codes.get_indexer(shown), shown.index.to_numpy()
-    available[rows[rows >= 0], columns[rows >= 0]] = True
     return Examples(
         name=dataset.name,
         feedback=dataset.feedback,
@@ -521,6 +554,34 @@ def build_examples(
         has_time=log.time is not None,
         moments=read_moments(contents, dataset.moments()),
     )
+
+
+def _expect_wanted_outcome(dataset: Dataset) -> None:
+    logged = [name for name in OUTCOME_NAMES if name in dataset.impression_columns]
+    if dataset.feedback == "impressions" and not set(logged) & set(POSITIVE_OUTCOMES):
+        raise ValueError(
+            f"the impressions of {dataset.name} have the outcomes {', '.join(logged)}, and none that says "
+            f"what was wanted; add at least one of {', '.join(POSITIVE_OUTCOMES)}"
+        )
+
+
+def _available(contents: pd.DataFrame, markets: Sequence[str]) -> np.ndarray:
+    """bool[M, N]: where a content may be shown."""
+    shown = contents["markets"].explode()
+    available = np.zeros((len(markets), len(contents)), bool)
+    rows, columns = pd.Index(markets).get_indexer(shown), shown.index.to_numpy()
+    available[rows[rows >= 0], columns[rows >= 0]] = True
+    return available
+
+
+def _expect_contents(markets: Sequence[str], available: np.ndarray, market: np.ndarray) -> None:
+    """Raise ValueError for a market of positives, int[E], where no content may be shown."""
+    wanted = np.bincount(market, minlength=len(markets))
+    for code in np.flatnonzero((wanted > 0) & ~available.any(axis=1)):
+        raise ValueError(
+            f"something was wanted in {wanted[code]:,} impressions in the market {markets[code]}, where no "
+            f"content may be shown; list {markets[code]} in contents.markets or drop these impressions"
+        )
 
 
 def read_moments(contents: pd.DataFrame, said: pd.DataFrame | None) -> LoggedMoments:
@@ -574,7 +635,7 @@ def content_frame(contents: pd.DataFrame) -> pd.DataFrame:
         frame["content_language"] = contents["language"]
     if "duration_s" in contents:
         frame["duration_s"] = contents["duration_s"].astype("float32")
-    if "price" in contents:
+    if "price" in contents and "currency" in contents:
         frame["price_usd"] = (contents["price"] * contents["currency"].map(_usd_per_unit())).astype("float32")
     for name in (f"seller_{sign}" for sign in SIGNS):
         if name in contents:
@@ -646,6 +707,13 @@ def _usd_per_unit() -> dict[str, float]:
     return {m.currency: m.usd_per_unit for m in MARKETS.values() if m.currency}
 
 
+def arrow_schema(frame: pd.DataFrame) -> pa.Schema:
+    """The Arrow types of a frame of raw features, by its own types alone: a part of a table has the types of
+    the whole, also where a column of texts has no value in it."""
+    types = {n: pa.string() if t.kind == "O" else pa.from_numpy_dtype(t) for n, t in frame.dtypes.items()}
+    return pa.schema(types.items())
+
+
 def query_tables(examples: Examples, rows: np.ndarray, chunk: int = 100_000) -> Iterator[pa.Table]:
     """Raw features of queries int64[R], `chunk` at a time: user columns, market, the moment, history lists.
 
@@ -657,9 +725,9 @@ def query_tables(examples: Examples, rows: np.ndarray, chunk: int = 100_000) -> 
     codes = np.asarray(examples.markets, dtype=object)
     columns = {name: pa.array(contents[name], pa.string()) for name in followed(contents)}
     given = {name: contents[name].notna().to_numpy() for name in columns}
+    queries = examples.queries
     for start in range(0, len(rows), chunk):
         part = rows[start : start + chunk]
-        queries = examples.queries
         frame = users.iloc[queries.user[part]].reset_index(drop=True)
         market = codes[queries.market[part]]
         frame["market"] = market
@@ -668,7 +736,7 @@ def query_tables(examples: Examples, rows: np.ndarray, chunk: int = 100_000) -> 
         history = queries.history[part]
         known = history >= 0
         frame["history_length"] = known.sum(axis=1).astype(np.float32)
-        table = pa.Table.from_pandas(frame, preserve_index=False)
+        table = pa.Table.from_pandas(frame, arrow_schema(frame), preserve_index=False)
         for name, values in columns.items():
             there = known & given[name][history]
             offsets = pa.array(np.r_[0, np.cumsum(there.sum(axis=1))].astype(np.int32))

@@ -26,6 +26,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from npy_append_array import NpyAppendArray
 
@@ -42,10 +43,26 @@ from . import patches  # noqa: F401  # isort: skip  (NVTabular hashes values, no
 from .bulk import BulkTransform
 from .cluster import ON_GPU, gpu_cluster
 from .compile import compile_workflow
-from .examples import SPLITS, TRAIN, Examples, content_frame, followed, query_tables, user_frame
+from .examples import (
+    HISTORIES,
+    SPLITS,
+    TRAIN,
+    Examples,
+    arrow_schema,
+    content_frame,
+    followed,
+    query_tables,
+    user_frame,
+)
 from .vectors import VectorSpace, raw_vectors, vector_columns
 
 LOG = "log"
+
+#: Continuous columns without a logarithm are clipped to this and its negative.
+MOST = 1e9
+
+#: A deviation below this share of the mean may be rounding alone.
+ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -222,7 +239,7 @@ def build_workflow(
         add(
             plain
             >> ops.FillMissing(0)
-            >> ops.Clip(min_value=-1e9, max_value=1e9)
+            >> ops.Clip(min_value=-MOST, max_value=MOST)
             >> ops.Normalize(out_dtype=np.float32)
         )
     return nvt.Workflow(outputs)
@@ -262,12 +279,12 @@ def fit_features(
                 "features.content_min_count or train on a longer log"
             )
         raw = folder / "raw"
-        _write(iter([pa.Table.from_pandas(contents[seen], preserve_index=False)]), raw / "contents-train")
-        table = pa.Table.from_pandas(contents, preserve_index=False)
-        _write(iter([table]), raw / "contents")
-        schema = raw_schema(table.schema, Tags.ITEM).excluding_by_name(_empty(contents[seen]))
+        types = arrow_schema(contents)
+        for name, frame in (("contents-train", contents[seen]), ("contents", contents)):
+            _write(iter([pa.Table.from_pandas(frame, types, preserve_index=False)]), raw / name)
+        schema = raw_schema(types, Tags.ITEM).excluding_by_name(_empty(contents[seen]))
         workflow = build_workflow(schema, config, stats)
-        workflow.fit(_dataset(raw / "contents-train", schema, config))
+        _fit(workflow, raw / "contents-train", schema, config)
         progress("contents: transform")
         item = _transform(workflow, [raw / "contents"], folder / "encoded" / "contents", config, {})
         out = folder / "encoded" / "contents"
@@ -281,15 +298,18 @@ def fit_features(
         vocabularies = {k: vocabulary(stats, name) for k, name in lists.items() if name in item.arrays}
         # Where every category is rarer than its threshold there is none to follow.
         vocabularies = {name: known for name, known in vocabularies.items() if len(known)}
+        met = _met_in_histories(examples)
+        for name in vocabularies.keys() & {f"hist_{name}" for name in _empty(contents[met])}:
+            del vocabularies[name]
         train = np.unique(examples.queries.user[examples.queries.rows(TRAIN)])
         unknown = [*_empty(user_frame(examples.users).iloc[train]), *(lists.keys() - vocabularies)]
-        schema = raw_schema(pq.read_schema(next((raw / "queries-train").glob("*.parquet"))), Tags.USER)
+        schema = raw_schema(pq.read_schema(min((raw / "queries-train").glob("*.parquet"))), Tags.USER)
         schema = schema.excluding_by_name(unknown)
         # Every market has an id, with a log or without: what it starts from is `models.unseen`'s to say.
         declared = {"market": pd.Series(examples.markets)}
         workflow = build_workflow(schema, config, stats, vocabularies | declared)
         progress("queries: fit")
-        workflow.fit(_dataset(raw / "queries-train", schema, config))
+        _fit(workflow, raw / "queries-train", schema, config)
         progress("queries: transform")
         parts = [raw / f"queries-{name}" for name in SPLITS if any((raw / f"queries-{name}").iterdir())]
         lengths = {name: config.history_length for name in vocabularies}
@@ -311,6 +331,43 @@ def _with_vectors(
         tags = [Tags.EMBEDDING, Tags.ITEM]
         schema += Schema([ColumnSchema(name, dtype=np.float32, tags=tags, dims=(None, width))])
     return Encoded(arrays, schema, encoded.graph), tuple(spaces)
+
+
+def _fit(workflow: nvt.Workflow, folder: Path, schema: Schema, config: FeatureConfig) -> None:
+    """Fit as `Workflow.fit` does, with two differences: types are those that the schema and the operators
+    declare, for it takes them from the first part and fails where a column has no value there; and what does
+    not vary has the deviation 0, for it finds one of rounding, by which a new value would be divided."""
+    dataset = _dataset(folder, schema, config)
+    workflow.fit_schema(schema)
+    statistics = workflow.graph.get_nodes_by_op_type([workflow.output_node], ops.StatOperator)
+    workflow.executor.fit_phase(dataset, statistics)
+    workflow.graph.construct_schema(schema, preserve_dtypes=True)
+    for op in (node.op for node in statistics if isinstance(node.op, ops.Normalize)):
+        for name, std in op.stds.items():
+            small = not std >= ROUNDING * abs(op.means[name])  # NaN is, too
+            if small and not _varies(folder, name, LOG in schema[name].tags):
+                op.stds[name] = 0.0
+
+
+def _varies(folder: Path, column: str, log: bool) -> bool:
+    """Whether a continuous column has more than one value as `Normalize` gets it."""
+    low, high = np.inf, -np.inf
+    for file in folder.glob("*.parquet"):
+        for batch in pq.ParquetFile(file).iter_batches(columns=[column]):
+            bounds = pc.min_max(pc.fill_null(batch[column], 0)).as_py()
+            low, high = min(low, bounds["min"]), max(high, bounds["max"])
+    low, high = np.clip(np.array([low, high], np.float32), 0 if log else -MOST, None if log else MOST)
+    return bool(np.log(low + 1) < np.log(high + 1)) if log else bool(low < high)
+
+
+def _met_in_histories(examples: Examples) -> np.ndarray:
+    """bool[N]: contents in the history of a training query."""
+    history = examples.queries.history[examples.queries.rows(TRAIN)]
+    met = np.zeros(len(examples.contents), bool)
+    for start in range(0, len(history), HISTORIES):
+        part = history[start : start + HISTORIES]
+        met[part[part >= 0]] = True
+    return met
 
 
 def _empty(frame: pd.DataFrame) -> list[str]:

@@ -63,7 +63,21 @@ def test_impressions_of_one_request_are_one_query_in_whatever_order_they_were_lo
     np.testing.assert_array_equal(requests_of(replace(log, request=None))[1], np.arange(len(rows)))
 
 
-def write(folder: Path, impressions: pd.DataFrame, split: str, feedback: str = "impressions") -> Dataset:
+def test_a_request_number_is_one_of_its_user_in_its_market_and_part():
+    of = np.array([[0, 0, 7, 0], [1, 0, 7, 0], [0, 0, 7, 0], [0, 1, 7, 0], [0, 0, 7, 1], [0, 0, 3, 0]])
+    user, market, request, split = of.T
+    log = Log(user=user, content=user, market=market, split=split, outcomes={}, request=request)
+    first, request_of = requests_of(log)
+    assert first.tolist() == [5, 0, 4, 3, 1]
+    assert request_of.tolist() == [1, 4, 1, 3, 2, 0]
+    ascending = np.array([3, 3, 4, 4])
+    log = Log(*np.array([[0, 1, 1, 1], [0] * 4, [0] * 4, [0] * 4]), outcomes={}, request=ascending)
+    assert requests_of(log)[1].tolist() == [0, 1, 2, 2]
+
+
+def write(
+    folder: Path, impressions: pd.DataFrame, split: str, feedback: str = "impressions", **other: pd.DataFrame
+) -> Dataset:
     parts = np.array_split(np.arange(len(impressions)), 2) if len(impressions) > 1 else [[0]]
     return write_dataset(
         folder,
@@ -71,13 +85,19 @@ def write(folder: Path, impressions: pd.DataFrame, split: str, feedback: str = "
         feedback=feedback,
         split=split,
         impressions=(impressions.iloc[part].reset_index(drop=True) for part in parts),
-        **tables(),
+        **tables() | other,
     )
 
 
-def built(impressions: pd.DataFrame, split: str, feedback: str = "impressions", seed: int = 0) -> Examples:
+def built(
+    impressions: pd.DataFrame,
+    split: str,
+    feedback: str = "impressions",
+    seed: int = 0,
+    **other: pd.DataFrame,
+) -> Examples:
     with tempfile.TemporaryDirectory() as folder:
-        dataset = write(Path(folder) / "data", impressions, split, feedback)
+        dataset = write(Path(folder) / "data", impressions, split, feedback, **other)
         return build_examples(
             dataset, Path(folder) / "work", history_length=LENGTH, seen_length=SEEN, seed=seed
         )
@@ -193,6 +213,39 @@ def test_impressions_of_one_request_share_one_query(feed):
         zip(row_number(feed["user_id"]), feed["time"], row_number(feed["content_id"]), feed["click"] == 1)
     )
     assert shown == logged
+
+
+@quick
+@given(feeds())
+def test_numbers_that_count_the_requests_of_a_user_in_a_market_are_as_good_as_any(feed):
+    counted = feed.assign(
+        request_id=feed.groupby(["user_id", "market"])["request_id"].transform(lambda of: pd.factorize(of)[0])
+    )
+    expected, found = built(feed, "time"), built(counted, "time")
+    for examples in (expected, found):
+        asked = examples.queries.user[examples.pairs.query]
+        assert Counter(zip(asked, examples.pairs.content)) == Counter(
+            zip(row_number(feed["user_id"]), row_number(feed["content_id"]))
+        )
+    for name in ("user", "market", "time", "split", "history"):
+        a, b = (getattr(e.queries, name)[e.pairs.query] for e in (expected, found))
+        np.testing.assert_array_equal(a, b)
+
+
+@quick
+@given(feeds(), st.booleans(), st.data())
+def test_impressions_of_one_request_are_of_one_part_and_unknown_to_it(feed, timed, data):
+    split = st.sampled_from(["train", "train", "train", "test"])
+    feed["split"] = [data.draw(split) for _ in range(len(feed))]
+    # Each content once, so that a history says which event it holds.
+    feed = feed.drop_duplicates(["user_id", "content_id"])
+    examples = built(feed if timed else feed.drop(columns="time"), "given", seed=1)
+    queries, pairs = examples.queries, examples.pairs
+    np.testing.assert_array_equal(queries.split[pairs.query], pairs.split)
+    assert not (queries.history[pairs.query] == pairs.content[:, None]).any()
+    requests = feed[["request_id", "split"]].drop_duplicates()
+    assert len(queries) == len(requests)
+    assert (queries.split == VALID).sum() == int((requests["split"] == "train").sum() * 0.1)
 
 
 @quick
@@ -465,3 +518,94 @@ def test_a_given_split_without_validation_rows_gets_some_of_the_training_part(ti
         own = np.arange(40) % 2 == user
         assert order[own & (split == TRAIN)].max() < order[own & (split == VALID)].min()
     assert (log.split[8:] == TRAIN).all()
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_validation_rows_are_drawn_by_request(timed):
+    count = 400
+    log = log_of([0] * count, np.arange(count).tolist() if timed else None)
+    log = replace(log, request=np.arange(count) // 10)
+    split, order = assign_splits(log, "given", SplitConfig(valid_fraction=0.25), seed=1)
+    of = split.reshape(-1, 10)
+    assert (of == of[:, :1]).all()
+    assert (split == VALID).sum() == count // 4
+    train = order.reshape(-1, 10)[of[:, 0] == TRAIN]
+    assert np.ptp(train, axis=1).tolist() == [9] * len(train)
+
+
+def test_without_times_an_impression_is_asked_for_with_all_other_events():
+    random = np.random.default_rng(0)
+    log = pd.DataFrame(
+        {
+            "user_id": [f"u{k}" for k in range(USERS)] * 10,
+            "content_id": random.choice([f"c{k}" for k in range(CONTENTS)], 10 * USERS),
+            "market": "ID",
+            "click": [0] * USERS + [1, 1, 0, 0] * 2 + [1, 0, 0, 0] + [0] * USERS * 6,
+            "split": "train",
+        }
+    )
+    log.loc[log.index[-USERS:], "split"] = "valid"
+    examples = built(log, "given")
+    queries, pairs = examples.queries, examples.pairs
+    rows = pairs.rows(TRAIN)
+    user, content = queries.user[pairs.query[rows]], pairs.content[rows]
+    wanted, history = pairs.positive[rows], queries.history[pairs.query[rows]]
+    for row in range(len(user)):
+        others = Counter(content[wanted & (user == user[row])])
+        others[content[row]] -= wanted[row]
+        known = Counter(c for c in history[row] if c >= 0)
+        assert known.total() == min(others.total(), LENGTH)
+        assert not known - others
+
+
+def test_without_times_or_requests_the_length_of_a_history_does_not_tell_the_label():
+    random = np.random.default_rng(0)
+    log = pd.DataFrame(
+        {
+            "user_id": [f"u{k}" for k in random.integers(0, 600, 1200)],
+            "content_id": "c0",
+            "market": "ID",
+            "click": random.integers(0, 2, 1200),
+            "split": "train",
+        }
+    )
+    log.loc[:99, "split"] = "valid"
+    users = pd.DataFrame({"user_id": [f"u{k}" for k in range(600)], "market": "ID"})
+    examples = built(log, "given", users=users)
+    rows = examples.pairs.rows(TRAIN)
+    known = (examples.queries.history[examples.pairs.query[rows]] >= 0).sum(axis=1)
+    wanted = examples.pairs.positive[rows]
+    assert abs(known[wanted].mean() - known[~wanted].mean()) < 0.15
+    assert abs(np.corrcoef(known, wanted)[0, 1]) < 0.08
+
+
+def test_a_log_that_does_not_say_what_was_wanted_is_refused():
+    log = pd.DataFrame(
+        {"user_id": ["u0"], "content_id": ["c0"], "market": ["ID"], "time": [9], "watch_s": [1.0]}
+    )
+    with pytest.raises(ValueError, match=r"outcomes watch_s, negative, and none .* one of click, like"):
+        built(log.assign(negative=1), "time")
+    assert built(log, "time", "positives").pairs.positive.all()
+
+
+def test_nothing_is_finished_in_a_log_that_knows_carts_alone():
+    log = pd.DataFrame(
+        {"user_id": "u0", "content_id": ["c0", "c2"], "market": "ID", "time": [8, 9], "cart": [0, 1]}
+    )
+    examples = built(log, "time")
+    assert (examples.latest_seen == -1).all()
+    assert examples.latest_history[0].tolist() == [2, -1, -1]
+
+
+def test_positives_in_a_market_without_contents_are_refused_with_the_remedy():
+    log = pd.DataFrame(
+        {"user_id": "u0", "content_id": "c0", "market": ["ID", "BR", "BR"], "time": [7, 8, 9], "click": 1}
+    )
+    with pytest.raises(ValueError, match=r"2 impressions in the market BR.* list BR in contents.markets"):
+        built(log, "time")
+    assert len(built(log.assign(click=[1, 0, 0]), "time").pairs.content) == 3
+
+
+def test_prices_without_a_currency_are_no_prices():
+    contents = pd.DataFrame({"content_id": ["a"], "kind": "product", "price": np.array([np.nan], np.float32)})
+    assert "price_usd" not in content_frame(contents)

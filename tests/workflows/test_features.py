@@ -11,10 +11,12 @@ import onnx
 import onnxruntime
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import workflows.features
 from evaluation.report import raw_arrays
+from market.dataset import write_dataset
 from workflows.compile import feature_name
 from workflows.examples import (
     TEST,
@@ -325,3 +327,103 @@ def test_an_attribute_without_a_common_value_is_not_followed(small_world_dataset
     features = fit_features(replace(examples, contents=contents), tmp_path / "features", FeatureConfig())
     assert "hist_content_x_topic" not in features.query.arrays
     assert set(np.unique(features.content.arrays["content_x_topic"])) <= {1, 2}
+
+
+def small_log(train: int = 60, **contents: object) -> dict:
+    """A log of one market with as many training queries, and validation and test queries behind them."""
+    random = np.random.default_rng(0)
+    rows = train + 20
+    return {
+        "users": pd.DataFrame({"user_id": [f"u{k}" for k in range(10)], "market": "GB"}),
+        "contents": pd.DataFrame(
+            {"content_id": [f"c{k}" for k in range(8)], "kind": "video", "markets": [["GB"]] * 8} | contents
+        ),
+        "impressions": pd.DataFrame(
+            {
+                "user_id": [f"u{k}" for k in random.integers(0, 10, rows)],
+                "content_id": [f"c{k}" for k in random.integers(0, 6, rows)],
+                "market": "GB",
+                "time": np.arange(rows) * 100 + 1_700_000_000,
+                "click": np.int8(1),
+                "split": ["train"] * train + ["valid"] * 10 + ["test"] * 10,
+            }
+        ),
+    }
+
+
+def fitted(tables: dict, folder: Path) -> tuple[Examples, Features]:
+    dataset = write_dataset(
+        folder / "data",
+        name="t",
+        feedback="positives",
+        split="given",
+        users=tables["users"],
+        contents=tables["contents"],
+        impressions=[tables["impressions"]],
+    )
+    examples = build_examples(dataset, folder / "work", history_length=5, seen_length=5)
+    return examples, fit_features(examples, folder / "features", FeatureConfig())
+
+
+def test_a_first_part_without_a_value_in_a_column_is_a_part_like_any_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(workflows.features, "query_tables", partial(query_tables, chunk=10))
+    tables = small_log()
+    new = [f"v{k}" for k in range(10)]
+    tables["users"] = pd.concat([tables["users"].assign(gender="f"), pd.DataFrame({"user_id": new})])
+    tables["users"]["market"] = "GB"
+    # Ten people of whom nothing is known ask first: no gender, no history.
+    tables["impressions"].loc[:9, "user_id"] = new
+    examples, features = fitted(tables, tmp_path)
+    parts = sorted((tmp_path / "features" / "raw" / "queries-train").iterdir())
+    assert pq.read_table(parts[0])["gender"].null_count == 10
+    assert len({str(pq.read_schema(part)) for part in parts}) == 1
+    arrays = features.query.arrays
+    assert arrays["gender"][:11].tolist() == [NULL] * 10 + [FIRST]
+    assert (arrays["hist_content_id"][:10] == 0).all()
+    history = examples.queries.history[:, :1]
+    expected = np.where(history >= 0, features.content.arrays["content_id"][history], 0)
+    np.testing.assert_array_equal(arrays["hist_content_id"][:, :1], expected)
+    assert_same(served(features.query.graph, raw_queries(examples, np.arange(len(examples.queries)))), arrays)
+
+
+def test_an_attribute_of_no_content_in_a_training_history_is_not_followed(tmp_path):
+    tables = small_log(category=["a"] * 2 + [None] * 6)
+    log = tables["impressions"]
+    log["content_id"] = log["content_id"].replace({"c0": "c2", "c1": "c3"})
+    # Each user's last training event: nobody is asked with it in the history.
+    last = log[log["split"] == "train"].drop_duplicates("user_id", keep="last").index
+    log.loc[last, "content_id"] = ["c0", "c1"] * (len(last) // 2) + ["c0"] * (len(last) % 2)
+    _, features = fitted(tables, tmp_path)
+    assert "category" in features.content.arrays
+    assert "hist_category" not in features.query.arrays
+    assert "hist_content_id" in features.query.arrays
+
+
+def test_no_history_at_all_in_training_is_no_column(tmp_path):
+    tables = small_log()
+    train = tables["impressions"]["split"] == "train"
+    users = [f"w{k}" for k in range(train.sum())]
+    tables["impressions"].loc[train, "user_id"] = users
+    tables["users"] = pd.concat([tables["users"], pd.DataFrame({"user_id": users, "market": "GB"})])
+    _, features = fitted(tables, tmp_path)
+    assert "hist_content_id" not in features.query.arrays
+    assert len(set(features.query.arrays["history_length"][:60])) == 1
+
+
+@pytest.mark.parametrize("usual", [0.1, 15.3, 19.99, 123456.78])
+def test_a_new_value_of_a_column_that_training_saw_constant_is_not_divided_by_rounding(usual, tmp_path):
+    new = np.float32(30)
+    values = np.array([usual] * 6 + [new] * 2, np.float32)
+    examples, features = fitted(small_log(x_score=values, duration_s=values), tmp_path)
+    arrays = features.content.arrays
+    score, duration = arrays["content_x_score"], arrays["duration_s"]
+    np.testing.assert_allclose(score[:6], 0, atol=1e-6 * usual)
+    np.testing.assert_allclose(score[6:], new - values[0], rtol=1e-5)
+    np.testing.assert_allclose(duration[6:], np.log1p(new) - np.log1p(values[0]), rtol=1e-4)
+    assert_same(served(features.content.graph, raw_contents(examples)), columns_of(features.content))
+
+
+def test_a_column_that_varies_little_keeps_its_deviation(tmp_path):
+    values = np.array([1000, 1000.5] * 4, np.float32)
+    _, features = fitted(small_log(x_score=values), tmp_path)
+    np.testing.assert_allclose(features.content.arrays["content_x_score"].std(), 1, rtol=0.15)
