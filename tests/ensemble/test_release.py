@@ -23,7 +23,7 @@ def copy(folder, tmp_path):
 def test_what_is_written_is_read_back(folder):
     release = Release.open(folder)
     assert release.name == "release-7"
-    assert release.info == {"number": 7}
+    assert release.info == {"number": 7, "feed": {"tasks": ""}}
     assert release.files == ("items.json", "items.npy", "query.onnx")
     assert release.json("items.json") == toy.ITEMS
     assert release.onnx_path("query.onnx").stat().st_size > 0
