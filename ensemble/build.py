@@ -185,6 +185,11 @@ def build_training_set(
     features = fit_features(
         examples, work / "features", config.features, progress=lambda name: step(f"features, {name}")
     )
+    if not any(name.startswith("hist_") for name in features.query.arrays):
+        raise ValueError(
+            "no training query has a history of known contents, so there is nothing to retrieve by; train on "
+            "a longer log"
+        )
     step("item graph")
     graph = fit_item_graph(examples, config.item_graph)
     by_market = fit_market_graphs(examples, config.item_graph)

@@ -10,7 +10,7 @@ from scipy.special import expit, logit
 
 import ensemble.build
 import ensemble.export
-from ensemble.build import build_release
+from ensemble.build import BuildConfig, build_release
 from ensemble.cascade import Cascade, cascade_steps
 from ensemble.export import content_vectors, raw_contents, search_indexes, write_release
 from ensemble.plan import Plan
@@ -18,6 +18,7 @@ from ensemble.release import Release
 from ensemble.search import MOST_QUERIES, MarketIndex
 from ensemble.stages.user_state import NULL_INTEGER
 from evaluation.report import ranking_and_ranker, raw_arrays
+from market.dataset import write_dataset
 from market.folders import FolderInUse, only_user
 from market.statistics import DAY_S, PAIR_FEATURES
 from models.batches import RankingBatches
@@ -243,6 +244,24 @@ def test_what_no_build_made_is_not_replaced(small_build, small_world_dataset, tm
     ):
         build_release(small_world_dataset, tmp_path, small_build.config)
     assert thesis.read_text() == "years of work"
+
+
+def test_a_log_without_a_history_is_refused_before_anything_is_trained(tmp_path):
+    """Everybody came once, so nobody has a past."""
+    people = [f"u{number}" for number in range(60)]
+    contents = pd.DataFrame({"content_id": ["a", "b"], "kind": "video", "markets": [["GB"], ["GB"]]})
+    log = pd.DataFrame({"user_id": people, "content_id": ["a", "b"] * 30, "market": "GB", "time": range(60)})
+    dataset = write_dataset(
+        tmp_path / "data",
+        name="once",
+        feedback="impressions",
+        split="time",
+        users=pd.DataFrame({"user_id": people, "market": "GB"}),
+        contents=contents,
+        impressions=[log.assign(click=1)],
+    )
+    with pytest.raises(ValueError, match="no training query has a history"):
+        build_release(dataset, tmp_path / "build", BuildConfig())
 
 
 def test_two_builds_do_not_work_in_one_folder(small_build, small_world_dataset, tmp_path):
