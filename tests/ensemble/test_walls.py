@@ -141,7 +141,9 @@ def in_the_image() -> set[str]:
         if wanted.name not in packages and (wanted.marker is None or wanted.marker.evaluate({"extra": ""})):
             packages.add(wanted.name)
             left += metadata.requires(wanted.name) or []
-    brought = {name for name, by in metadata.packages_distributions().items() if packages & set(by)}
+    # By files: until Python 3.11 `packages_distributions` knows only packages with a top_level.txt.
+    files = [file for package in packages for file in metadata.files(package) or []]
+    brought = {file.parts[0].removesuffix(".py") for file in files if file.suffix in (".py", ".so")}
     return brought | set(re.findall(r"^ *COPY (\w+) /opt/pasar/", text, re.MULTILINE))
 
 
