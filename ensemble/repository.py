@@ -9,7 +9,6 @@ releases.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from tritonclient.utils import InferenceServerException
 from ensemble.release import MANIFEST, Release
 from ensemble.steps import FEED, OnnxStep, Step, TensorSpec, check_wiring
 from ensemble.triton import OPTION, RELEASE
+from market.folders import held
 
 CONFIG = "config.pbtxt"
 TEMPLATES = Path(__file__).resolve().parents[1] / "triton_repo"
@@ -175,13 +175,8 @@ def add_version(
 def _only_writer(target: Path) -> Iterator[None]:
     if not target.is_dir():
         raise RepositoryError(f"{target} is no repository; write it first")
-    with (target / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RepositoryError(
-                f"another change of {target} is under way; try again when it is done"
-            ) from None
+    busy = RepositoryError(f"another change of {target} is under way; try again when it is done")
+    with held(target, busy):
         yield
 
 

@@ -15,6 +15,17 @@ class FolderInUse(OSError):
 
 
 @contextmanager
+def held(folder: Path, refusal: Exception) -> Iterator[None]:
+    """Hold a folder against all others that ask the same; raises `refusal` where somebody holds it."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise refusal from None
+        yield
+
+
+@contextmanager
 def only_user(folder: Path, advice: str) -> Iterator[None]:
     """Hold `folder`, made where it does not exist, against other processes that ask the same.
 
@@ -22,11 +33,7 @@ def only_user(folder: Path, advice: str) -> Iterator[None]:
         advice: what to do instead, the end of the message of `FolderInUse`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FolderInUse(f"another process works in {folder}; {advice}") from None
+    with held(folder, FolderInUse(f"another process works in {folder}; {advice}")):
         yield
 
 

@@ -310,7 +310,7 @@ def served(release: Path, run: Path, settings: Any, state: Path | None = None) -
     from ensemble.server import TritonServer
     from ensemble.stages.events import Events
     from ensemble.wire import WIRE_REQUEST, wire_reply
-    from market.folders import expect_own, only_user, remove
+    from market.folders import expect_own, only_user, remove, tidy
     from supply.journal import Journal
 
     elsewhere = "choose another folder with --run"
@@ -322,6 +322,7 @@ def served(release: Path, run: Path, settings: Any, state: Path | None = None) -
         options["state"] = str(state.resolve())
     cores = len(os.sched_getaffinity(0)) if settings.one_process else 1
     with only_user(run, elsewhere):
+        tidy(repository)
         expect_own(repository, f"*/{CONFIG}", elsewhere)
         remove(repository)
         write_repository(
