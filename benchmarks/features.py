@@ -140,7 +140,7 @@ class Ours:
         self.compile()
 
     def fit(self) -> None:
-        self.workflow = fit(defined.workflow(self.table.column_names, self.stats), self.table)
+        self.workflow = fit(defined.workflow(self.table.column_names, self.stats), [self.table])
 
     def compile(self) -> None:
         self.bulk = BulkTransform(self.workflow)

@@ -54,6 +54,7 @@ from .examples import (
     query_tables,
     user_frame,
 )
+from .fit import fit
 from .vectors import VectorSpace, raw_vectors, vector_columns
 
 LOG = "log"
@@ -78,7 +79,7 @@ class FeatureConfig:
         season_days: how far from the latest event of a user's history outcomes are of its season, in which
             some contents are popular; for logs of years. 0 leaves seasons out (days).
         vector_dims: numbers that a column of content vectors becomes at most; 0 leaves content vectors out.
-        partition_mb: size of one Dask partition (MB).
+        partition_mb: size of one Dask partition on a GPU (MB).
     """
 
     history_length: int = 20
@@ -258,9 +259,10 @@ def fit_features(
 ) -> Features:
     """Fit both workflows on the training part alone, then transform every row, out of core.
 
-    Raw tables go to Parquet under `folder`, many files each; Dask streams them through NVTabular, on cudf
-    with a LocalCUDACluster where there is cudf and on pandas where there is none. A column without a value
-    in the training part is left out: nothing can be learned from it.
+    Raw tables go to Parquet under `folder`, many files each. Where there is cudf, Dask streams them through
+    NVTabular in a LocalCUDACluster; where there is none they go file by file through `workflows.fit` and the
+    compiled workflow, which give the same. A column without a value in the training part is left out: nothing
+    can be learned from it.
 
     Args:
         folder: scratch space; made anew.
@@ -334,6 +336,25 @@ def _with_vectors(
 
 
 def _fit(workflow: nvt.Workflow, folder: Path, schema: Schema, config: FeatureConfig) -> None:
+    """Fit a workflow on the Parquet files of a folder."""
+    (_fit_with_nvtabular if ON_GPU else _fit_by_file)(workflow, folder, schema, config)
+
+
+class _Files:
+    """The tables of a folder's Parquet files, read anew each time they are walked through."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files = sorted(folder.glob("*.parquet"))
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        return map(pq.read_table, self._files)
+
+
+def _fit_by_file(workflow: nvt.Workflow, folder: Path, schema: Schema, config: FeatureConfig) -> None:
+    fit(workflow, _Files(folder), schema)
+
+
+def _fit_with_nvtabular(workflow: nvt.Workflow, folder: Path, schema: Schema, config: FeatureConfig) -> None:
     """Fit as `Workflow.fit` does, with two differences: types are those that the schema and the operators
     declare, for it takes them from the first part and fails where a column has no value there; and what does
     not vary has the deviation 0, for it finds one of rounding, by which a new value would be divided."""
@@ -421,8 +442,7 @@ def _in_bulk(
     """The arrays of one file after another, through the compiled workflow."""
     bulk = BulkTransform(workflow, list_lengths=list_lengths)
     for part in parts:
-        for file in sorted(part.glob("*.parquet")):
-            yield bulk.transform(pq.read_table(file))
+        yield from map(bulk.transform, _Files(part))
 
 
 def _with_nvtabular(

@@ -1,7 +1,8 @@
-"""Fit a workflow on an Arrow table: the statistics that NVTabular computes, without pandas and Dask.
+"""Fit a workflow on Arrow tables: the statistics that NVTabular computes, without its pandas and Dask.
 
 Keys are counted by Arrow and pandas' hash table; what lies between a raw column and a statistic is compiled,
-as it is for serving. The result is the same workflow, with NVTabular's own files.
+as it is for serving. The result is the same workflow, with NVTabular's own files. Of the tables only one is
+in memory at a time, and all that is kept of it are its different keys and its moments.
 """
 
 from __future__ import annotations
@@ -33,29 +34,31 @@ from .compiler.ordinals import OrdinalGraph
 from .texts import counted
 
 
-def fit(workflow: nvt.Workflow, table: pa.Table, schema: Schema | None = None) -> nvt.Workflow:
-    """Fit a workflow on R rows, and return it, as `Workflow.fit` does.
+def fit(workflow: nvt.Workflow, tables: Iterable[pa.Table], schema: Schema | None = None) -> nvt.Workflow:
+    """Fit a workflow on the rows of all tables, and return it, as `Workflow.fit` does.
 
     Vocabularies fall in frequency; of equally frequent keys the one that came first is first, where
-    NVTabular's order differs between machines. Text "" is missing, as in the compiled graph.
+    NVTabular's order differs between machines. Text "" is missing, as in the compiled graph. What does not
+    vary has the deviation 0, where NVTabular's is one of rounding.
 
     Categorify of single columns and Normalize are fitted here. A workflow with any other statistic, or with
-    one on text that it changed first, goes through `Workflow.fit`.
+    one on text that it changed first, goes through `Workflow.fit`, with all rows in memory.
 
     Args:
         workflow: the workflow; what it was fitted on before is forgotten.
-        table: the raw columns.
-        schema: of the raw columns, with their tags; by default made from the table.
+        tables: the raw columns, of one type in all; walked through once for each statistic that needs others.
+        schema: of the raw columns, with their tags; by default made from the first table.
 
     Raises:
-        ValueError: the table lacks a column, or a category has no value.
+        ValueError: there is no table, a table lacks a column, or a category has no value.
     """
-    schema = arrow_schema(table.schema) if schema is None else schema
+    if schema is None:
+        schema = arrow_schema(_first(tables).schema)
     statistics = workflow.graph.get_nodes_by_op_type([workflow.output_node], ops.StatOperator)
     clear_stats(workflow.graph)
     workflow.fit_schema(schema)
     if not all(_is_fitted_here(node) for node in statistics):
-        return workflow.fit(nvt.Dataset(table.to_pandas(), schema=schema))
+        return _fit_by_nvtabular(workflow, tables, schema)
     pending = {
         node: set(workflow.graph.get_nodes_by_op_type(node.parents_with_dependencies, ops.StatOperator))
         for node in statistics
@@ -63,15 +66,32 @@ def fit(workflow: nvt.Workflow, table: pa.Table, schema: Schema | None = None) -
     while pending:
         ready = [node for node, needed in pending.items() if not needed & pending.keys()]
         try:
-            inputs = _inputs(workflow, ready, table)
+            inputs = _Inputs(workflow, ready)
         except (_Changed, UnsupportedOperator):
-            return workflow.fit(nvt.Dataset(table.to_pandas(), schema=schema))
+            return _fit_by_nvtabular(workflow, tables, schema)
+        found: dict[Node, Any] = {
+            node: {name: _STATISTICS[type(node.op)]() for name in inputs.columns[node]} for node in ready
+        }
+        for table in tables:
+            for node, columns in inputs.read(table).items():
+                for name, values in columns.items():
+                    found[node][name].add(values)
         for node in ready:
-            (_categorify if type(node.op) is ops.Categorify else _normalize)(node.op, inputs[node])
+            (_categorify if type(node.op) is ops.Categorify else _normalize)(node.op, found[node])
             node.op.fitted = True
             del pending[node]
     workflow.graph.construct_schema(schema, preserve_dtypes=True)
     return workflow
+
+
+def _first(tables: Iterable[pa.Table]) -> pa.Table:
+    for table in tables:
+        return table
+    raise ValueError("there is no table to fit on; give one at least")
+
+
+def _fit_by_nvtabular(workflow: nvt.Workflow, tables: Iterable[pa.Table], schema: Schema) -> nvt.Workflow:
+    return workflow.fit(nvt.Dataset(pa.concat_tables(tables).to_pandas(), schema=schema))
 
 
 def arrow_schema(schema: pa.Schema) -> Schema:
@@ -106,46 +126,118 @@ def _is_fitted_here(node: Node) -> bool:
     )
 
 
-def _inputs(
-    workflow: nvt.Workflow, nodes: Iterable[Node], table: pa.Table
-) -> dict[Node, dict[str, pa.ChunkedArray | np.ndarray]]:
-    """For each node and column that it is fitted on, the values, those of lists one after another."""
-    graph = OrdinalGraph()
-    memo: dict[tuple[int, str], Column] = {}
-    found: dict[Node, dict[str, Any]] = {node: {} for node in nodes}
-    outputs: dict[str, tuple[str, list[str | int]]] = {}
-    for node in found:
-        for name in node.input_columns.names:
-            if isinstance(node.op, ops.Categorify) and name in node.op.vocabs:
-                continue
-            column = read_column(graph, workflow, node, name, memo)
-            raw = graph.raw(column.value)
+class _Inputs:
+    """What statistics are taken of: for each node and column, values of tables, those of lists one after
+    another."""
+
+    def __init__(self, workflow: nvt.Workflow, nodes: Iterable[Node]) -> None:
+        graph = OrdinalGraph()
+        memo: dict[tuple[int, str], Column] = {}
+        outputs: dict[str, tuple[str, list[str | int]]] = {}
+        self._raw: dict[str, str] = {}
+        self.columns: dict[Node, dict[str, Column]] = {node: {} for node in nodes}
+        for node, columns in self.columns.items():
+            for name in node.input_columns.names:
+                if isinstance(node.op, ops.Categorify) and name in node.op.vocabs:
+                    continue
+                columns[name] = column = read_column(graph, workflow, node, name, memo)
+                raw = graph.raw(column.value)
+                if raw is not None:
+                    self._raw[column.value] = raw
+                elif column.dtype == STRING:
+                    raise _Changed
+                else:
+                    dims: list[str | int] = ["batch"]
+                    if column.present is not None:
+                        dims.append(f"width of {column.value}" if column.length is None else column.length)
+                        outputs[f"{column.present}?"] = (column.present, dims)
+                    outputs[f"{column.value}!"] = (column.value, dims)
+        self._runner = Runner(graph, outputs)
+
+    def read(self, table: pa.Table) -> dict[Node, dict[str, pa.ChunkedArray | np.ndarray]]:
+        """The values of one table."""
+        arrays = self._runner.run(table)
+
+        def values(column: Column) -> pa.ChunkedArray | np.ndarray:
+            raw = self._raw.get(column.value)
             if raw is not None:
-                found[node][name] = elements(table, raw, is_list=column.present is not None)[0]
-            elif column.dtype == STRING:
-                raise _Changed
-            else:
-                found[node][name] = column
-                dims: list[str | int] = ["batch"]
-                if column.present is not None:
-                    dims.append(f"width of {column.value}" if column.length is None else column.length)
-                    outputs[f"{column.present}?"] = (column.present, dims)
-                outputs[f"{column.value}!"] = (column.value, dims)
-    arrays = Runner(graph, outputs).run(table)
-    for columns in found.values():
-        for name, column in columns.items():
-            if isinstance(column, Column):
-                values = arrays[f"{column.value}!"]
-                columns[name] = values if column.present is None else values[arrays[f"{column.present}?"]]
-    return found
+                return elements(table, raw, is_list=column.present is not None)[0]
+            made = arrays[f"{column.value}!"]
+            return made if column.present is None else made[arrays[f"{column.present}?"]]
+
+        return {
+            node: {name: values(column) for name, column in columns.items()}
+            for node, columns in self.columns.items()
+        }
 
 
-def _categorify(op: ops.Categorify, columns: Mapping[str, pa.ChunkedArray | np.ndarray]) -> None:
+class _Keys:
+    """The different keys of a column in the order in which they came.
+
+    Attributes:
+        missing: values that are none.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[pa.Array, np.ndarray]] = []
+        self.missing = 0
+
+    def add(self, values: pa.ChunkedArray | np.ndarray) -> None:
+        keys, counts, missing = _counted(values)
+        self.missing += missing
+        if not len(keys):
+            return
+        self._parts.append((keys, counts))
+        # Merged when twice as many wait as were merged before, so that each key is merged a few times in all.
+        if sum(len(waiting) for waiting, _ in self._parts[1:]) > 2 * len(self._parts[0][0]):
+            self._parts = [self.counts()]
+
+    def counts(self) -> tuple[pa.Array, np.ndarray]:
+        """The K keys and how often each came, int64[K]."""
+        if len(self._parts) < 2:
+            return self._parts[0] if self._parts else (pa.array([], pa.null()), np.zeros(0, np.int64))
+        keys = pa.concat_arrays([keys for keys, _ in self._parts]).dictionary_encode()
+        counts = np.zeros(len(keys.dictionary), np.int64)
+        np.add.at(counts, keys.indices.to_numpy(), np.concatenate([counts for _, counts in self._parts]))
+        return keys.dictionary, counts
+
+
+class _Moments:
+    """Mean and sample deviation of what is not missing in a column; NaN where too little is there."""
+
+    def __init__(self) -> None:
+        self._count, self._mean, self._squares = 0, np.nan, 0.0
+
+    def add(self, values: pa.ChunkedArray | np.ndarray) -> None:
+        array = values.drop_null().to_numpy() if isinstance(values, pa.ChunkedArray) else values
+        valued = ~np.isnan(array) if array.dtype.kind == "f" else array != NULL_INTEGER
+        numbers = (array if valued.all() else array[valued]).astype(np.float64)
+        if not numbers.size:
+            return
+        # From the first number, so that what does not vary has exactly its own value as the mean.
+        mean = float(numbers[0] + (numbers - numbers[0]).mean())
+        squares = float(np.square(numbers - mean).sum())
+        count = self._count + numbers.size
+        if self._count:
+            # Chan, Golub and LeVeque, 1979.
+            apart = mean - self._mean
+            squares += self._squares + apart * apart * self._count * numbers.size / count
+            mean = self._mean + apart * numbers.size / count
+        self._count, self._mean, self._squares = count, mean, squares
+
+    def moments(self) -> tuple[float, float]:
+        return self._mean, np.sqrt(self._squares / (self._count - 1)) if self._count > 1 else np.nan
+
+
+_STATISTICS: dict[type, type[_Keys] | type[_Moments]] = {ops.Categorify: _Keys, ops.Normalize: _Moments}
+
+
+def _categorify(op: ops.Categorify, columns: Mapping[str, _Keys]) -> None:
     folder = Path(op.out_path) / "categories"
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
-    for name, values in columns.items():
-        keys, counts, missing = _counted(values)
+    for name, column in columns.items():
+        keys, counts = column.counts()
         if not len(keys):
             raise ValueError(f"column {name!r} has no value to fit on; leave it out of the workflow")
         order = np.argsort(-counts, kind="stable")
@@ -166,7 +258,7 @@ def _categorify(op: ops.Categorify, columns: Mapping[str, pa.ChunkedArray | np.n
             "kind": ["pad", "null", "oov", "unique"],
             "offset": [PAD_OFFSET, NULL_OFFSET, OOV_OFFSET, first],
             "num_indices": [1, 1, buckets, len(kept)],
-            "num_observed": [0, missing, counts.sum() - kept.sum(), kept.sum()],
+            "num_observed": [0, column.missing, counts.sum() - kept.sum(), kept.sum()],
         }
         _save(folder / f"meta.{name}.parquet", pa.table(meta), pd.RangeIndex(4))
     op.fit_finalize(files)
@@ -206,16 +298,6 @@ def _counted(values: pa.ChunkedArray | np.ndarray) -> tuple[pa.Array, np.ndarray
     return pa.array(keys), np.bincount(codes, minlength=len(keys)), len(values) - len(array)
 
 
-def _normalize(op: ops.Normalize, columns: Mapping[str, pa.ChunkedArray | np.ndarray]) -> None:
-    moments = {name: _moments(values) for name, values in columns.items()}
+def _normalize(op: ops.Normalize, columns: Mapping[str, _Moments]) -> None:
+    moments = {name: column.moments() for name, column in columns.items()}
     op.fit_finalize(pd.DataFrame.from_dict(moments, orient="index", columns=["mean", "std"]))
-
-
-def _moments(values: pa.ChunkedArray | np.ndarray) -> tuple[float, float]:
-    """Mean and sample deviation of what is not missing; NaN where too little is there."""
-    array = values.drop_null().to_numpy() if isinstance(values, pa.ChunkedArray) else values
-    valued = ~np.isnan(array) if array.dtype.kind == "f" else array != NULL_INTEGER
-    numbers = (array if valued.all() else array[valued]).astype(np.float64)
-    if numbers.size < 2:
-        return (float(numbers[0]) if numbers.size else np.nan), np.nan
-    return float(numbers.mean()), float(numbers.std(ddof=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 import workflows.features
 from evaluation.report import raw_arrays
 from market.dataset import write_dataset
+from tests.workflows.encode import assert_same_encoding
 from workflows.compile import feature_name
 from workflows.examples import (
     TEST,
@@ -365,6 +367,15 @@ def fitted(tables: dict, folder: Path) -> tuple[Examples, Features]:
     return examples, fit_features(examples, folder / "features", FeatureConfig())
 
 
+@pytest.fixture(params=["file by file", "through NVTabular, as on a GPU"])
+def either_way(request, monkeypatch):
+    """Features as they are made without cudf, and as they are made with it, but by pandas."""
+    if request.param != "file by file":
+        monkeypatch.setattr(workflows.features, "ON_GPU", True)
+        monkeypatch.setattr(workflows.features, "gpu_cluster", contextlib.nullcontext)
+
+
+@pytest.mark.usefixtures("either_way")
 def test_a_first_part_without_a_value_in_a_column_is_a_part_like_any_other(tmp_path, monkeypatch):
     monkeypatch.setattr(workflows.features, "query_tables", partial(query_tables, chunk=10))
     tables = small_log()
@@ -410,6 +421,7 @@ def test_no_history_at_all_in_training_is_no_column(tmp_path):
     assert len(set(features.query.arrays["history_length"][:60])) == 1
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("usual", [0.1, 15.3, 19.99, 123456.78])
 def test_a_new_value_of_a_column_that_training_saw_constant_is_not_divided_by_rounding(usual, tmp_path):
     new = np.float32(30)
@@ -423,7 +435,16 @@ def test_a_new_value_of_a_column_that_training_saw_constant_is_not_divided_by_ro
     assert_same(served(features.content.graph, raw_contents(examples)), columns_of(features.content))
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_column_that_varies_little_keeps_its_deviation(tmp_path):
     values = np.array([1000, 1000.5] * 4, np.float32)
     _, features = fitted(small_log(x_score=values), tmp_path)
     np.testing.assert_allclose(features.content.arrays["content_x_score"].std(), 1, rtol=0.15)
+
+
+def test_the_way_of_a_gpu_makes_the_same_features(small_examples, small_features, tmp_path, monkeypatch):
+    monkeypatch.setattr(workflows.features, "ON_GPU", True)
+    monkeypatch.setattr(workflows.features, "gpu_cluster", contextlib.nullcontext)
+    made = fit_features(small_examples, tmp_path / "features", CONFIG)
+    for side in ("query", "content"):
+        assert_same_encoding(getattr(made, side).arrays, getattr(small_features, side).arrays)

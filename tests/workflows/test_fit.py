@@ -2,13 +2,14 @@
 
 import workflows.runtime  # noqa: F401  # isort: skip  (before NVTabular)
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import nvtabular as nvt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from nvtabular import ops
 
@@ -117,7 +118,7 @@ def test_vocabularies_and_statistics_are_those_of_nvtabular(
     frame = as_pandas(table)
     theirs = nvt.Workflow(make(tmp_path / "theirs"))
     theirs.fit(nvt.Dataset(frame, schema=arrow_schema(table.schema)))
-    ours = fit(nvt.Workflow(make(tmp_path / "ours")), table)
+    ours = fit(nvt.Workflow(make(tmp_path / "ours")), [table])
 
     expected = vocabularies(tmp_path / "theirs")
     found = vocabularies(tmp_path / "ours")
@@ -138,6 +139,10 @@ def test_vocabularies_and_statistics_are_those_of_nvtabular(
         assert mine.stds == pytest.approx(upstream.stds, rel=1e-6)
 
 
+def _sizes(workflow: nvt.Workflow) -> dict[str, object]:
+    return {column.name: column.properties.get("embedding_sizes") for column in workflow.output_schema}
+
+
 def _normalizers(workflow: nvt.Workflow) -> list[ops.Normalize]:
     nodes = workflow.graph.get_nodes_by_op_type([workflow.output_node], ops.Normalize)
     return sorted((node.op for node in nodes), key=lambda op: sorted(op.means))
@@ -147,7 +152,7 @@ def _normalizers(workflow: nvt.Workflow) -> list[ops.Normalize]:
 def test_a_workflow_fitted_here_transforms_in_nvtabular_and_here_alike(
     make: Make, table: pa.Table, tmp_path: Path
 ) -> None:
-    workflow = fit(nvt.Workflow(make(tmp_path)), table)
+    workflow = fit(nvt.Workflow(make(tmp_path)), [table])
     expected = workflow.transform(as_pandas(table))
     for name, values in BulkTransform(workflow).transform(table).items():
         column = expected[name].to_numpy()
@@ -160,20 +165,77 @@ def test_a_workflow_fitted_here_transforms_in_nvtabular_and_here_alike(
 
 def test_equally_frequent_keys_keep_the_order_of_their_first_rows(tmp_path: Path) -> None:
     table = pa.table({"text": ["z", "a", "m", "m"], "id": [9, 2, 5, 5]})
-    workflow = fit(nvt.Workflow(["text", "id"] >> ops.Categorify(out_path=str(tmp_path))), table)
+    workflow = fit(nvt.Workflow(["text", "id"] >> ops.Categorify(out_path=str(tmp_path))), [table])
     got = BulkTransform(workflow).transform(table)
     assert got["text"].tolist() == got["id"].tolist() == [4, 5, 3, 3]
 
 
 def test_what_is_missing_is_no_category(tmp_path: Path) -> None:
     table = pa.table({"text": ["", None, "a"], "nothing": pa.array([None, None, None], pa.string())})
-    workflow = fit(nvt.Workflow(["text"] >> ops.Categorify(out_path=str(tmp_path))), table)
+    workflow = fit(nvt.Workflow(["text"] >> ops.Categorify(out_path=str(tmp_path))), [table])
     assert BulkTransform(workflow).transform(table)["text"].tolist() == [1, 1, 3]
     with pytest.raises(ValueError, match="'nothing' has no value to fit on"):
-        fit(nvt.Workflow(["nothing"] >> ops.Categorify(out_path=str(tmp_path))), table)
+        fit(nvt.Workflow(["nothing"] >> ops.Categorify(out_path=str(tmp_path))), [table])
 
 
 def test_a_workflow_can_be_fitted_again(table: pa.Table, tmp_path: Path) -> None:
-    workflow = fit(nvt.Workflow(["text"] >> ops.Categorify(out_path=str(tmp_path))), table)
-    fit(workflow, table.filter(pa.array(np.arange(ROWS) < 5)))
+    workflow = fit(nvt.Workflow(["text"] >> ops.Categorify(out_path=str(tmp_path))), [table])
+    fit(workflow, [table.filter(pa.array(np.arange(ROWS) < 5))])
     assert workflow.output_schema["text"].properties["embedding_sizes"]["cardinality"] <= 8
+
+
+class Parts:
+    """A table cut anew each time it is walked through, as files are read."""
+
+    def __init__(self, table: pa.Table, sizes: list[int]) -> None:
+        self.table, self.ends = table, np.cumsum([0, *sizes]).tolist()
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        return (self.table.slice(a, b - a) for a, b in zip(self.ends, self.ends[1:]))
+
+
+@pytest.mark.parametrize("make", [every_kind, limited, in_two_phases, with_other_statistics, of_changed_text])
+@pytest.mark.parametrize("sizes", [[1, 0, 7, 300, 92], [50] * 8], ids=str)
+def test_a_table_in_parts_is_fitted_as_the_whole(
+    make: Make, sizes: list[int], table: pa.Table, tmp_path: Path
+) -> None:
+    whole = fit(nvt.Workflow(make(tmp_path / "whole")), [table])
+    parts = fit(nvt.Workflow(make(tmp_path / "parts")), Parts(table, sizes))
+    names = [file.relative_to(tmp_path / "whole") for file in (tmp_path / "whole").rglob("*.parquet")]
+    assert names
+    for name in names:
+        assert pq.read_table(tmp_path / "parts" / name).equals(pq.read_table(tmp_path / "whole" / name)), name
+    for mine, other in zip(_normalizers(parts), _normalizers(whole)):
+        # A graph may round a number by where in a batch it stands.
+        assert mine.means == pytest.approx(other.means, rel=1e-8)
+        assert mine.stds == pytest.approx(other.stds, rel=1e-8)
+    assert _sizes(parts) == _sizes(whole)
+
+
+def test_many_keys_are_merged_in_the_order_of_their_first_rows(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    picks = rng.integers(0, 300, 4_000)
+    table = pa.table({"id": picks, "text": [f"k{pick}" for pick in picks]})
+    workflow = fit(
+        nvt.Workflow(["id", "text"] >> ops.Categorify(out_path=str(tmp_path))), Parts(table, [40] * 100)
+    )
+    keys, first, counts = np.unique(picks, return_index=True, return_counts=True)
+    order = np.lexsort((first, -counts))
+    saved = pq.read_table(tmp_path / "categories" / "unique.id.parquet")
+    assert saved["id"].to_pylist() == keys[order].tolist()
+    assert saved["id_size"].to_pylist() == counts[order].tolist()
+    got = BulkTransform(workflow).transform(table)
+    np.testing.assert_array_equal(got["id"], got["text"])
+
+
+@pytest.mark.parametrize("usual", [0.1, 19.99, 123456.78, -7e8])
+def test_what_does_not_vary_has_no_deviation(usual: float, tmp_path: Path) -> None:
+    table = pa.table({"number": np.full(1001, usual)})
+    workflow = fit(nvt.Workflow(["number"] >> ops.Normalize()), Parts(table, [1, 500, 500]))
+    assert _normalizers(workflow)[0].stds == {"number": 0.0}
+    assert _normalizers(workflow)[0].means == {"number": usual}
+
+
+def test_nothing_to_fit_on_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no table to fit on"):
+        fit(nvt.Workflow(["id"] >> ops.Categorify(out_path=str(tmp_path))), [])
