@@ -1,4 +1,5 @@
-"""The whole way from a data set to a release: examples, features, two-tower, ranker, export."""
+"""The whole way from a data set to a release: examples, features, item graph, two-tower, ranker, calibration,
+export, stacking, pre-ranker."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class FeedRequest:
     Attributes:
         user: id; an unknown one is served without attributes and history.
         market: code of a market that the release serves.
-        time: seconds since the epoch.
+        time: seconds since the epoch, 1970 to 2099.
         history: contents wanted in this session, oldest first.
         exclude: contents never to be shown.
         shown: contents shown lately, one entry an exposure.

@@ -1,4 +1,4 @@
-"""One protocol from folder to rows: import, benchmark, baselines, our two systems."""
+"""One protocol from folder to rows: import, benchmark, baselines, our systems."""
 
 from __future__ import annotations
 

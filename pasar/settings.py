@@ -185,7 +185,7 @@ def _refuse_unknown(values: Mapping[str, Any], known: set[str], path: str, secti
 
 def render() -> str:
     """The commented file with every knob at its default."""
-    parts = ["# Every knob of Pasar, at its default. Remove what you do not change; units are in brackets."]
+    parts = ["# Every knob of Pasar, at its default. Remove what you do not change; units, where there are any, in brackets."]
     for name, kind in schema().items():
         parts += _section(name, kind())
     return "\n".join(parts) + "\n"
