@@ -185,7 +185,8 @@ def _refuse_unknown(values: Mapping[str, Any], known: set[str], path: str, secti
 
 def render() -> str:
     """The commented file with every knob at its default."""
-    parts = ["# Every knob of Pasar, at its default. Remove what you do not change; units, where there are any, in brackets."]
+    head = "# Every knob of Pasar, at its default. Remove what you do not change; units stand in brackets."
+    parts = [head]
     for name, kind in schema().items():
         parts += _section(name, kind())
     return "\n".join(parts) + "\n"
