@@ -33,7 +33,7 @@ WEIGHTS = {
     "negative": -1.0,
 }
 
-#: Default quota of every retrieval channel.
+#: Default quota of every retrieval channel, where so many are retrieved.
 QUOTAS = {
     "two_tower": 160,
     "item_graph": 120,
@@ -79,7 +79,8 @@ class CascadeConfig:
         candidates: of these, contents that pre-ranking leaves for the ranker (contents).
         category_share: of the candidates, what one category may take while others have any (above 0 to 1).
         quotas: of those retrieved, as many as each channel may fill before the others take what is left, by
-            channel (contents).
+            channel; in all at most `retrieved`. A channel without one has its default, or where the defaults
+            are more than is left for them its share of that (contents).
         trending_half_life_h: age at which a wanted outcome counts half for the trending channel, where a data
             set is cut by time (hours).
         trending_prior: what a market borrows from its region, and a region from the world, weighs as much as
@@ -109,7 +110,7 @@ class CascadeConfig:
     retrieved: int = 500
     candidates: int = 100
     category_share: float = 0.15
-    quotas: Mapping[str, int] = field(default_factory=lambda: dict(QUOTAS))
+    quotas: Mapping[str, int] = field(default_factory=dict)
     trending_half_life_h: float = 48.0
     trending_prior: float = 100.0
     fresh_exposures: int = 20
@@ -142,12 +143,27 @@ class CascadeConfig:
             )
         self._check_weights()
         self._check_rules()
-        object.__setattr__(self, "quotas", dict(QUOTAS) | dict(self.quotas))
+        object.__setattr__(self, "quotas", self._all_quotas())
+
+    def _all_quotas(self) -> dict[str, int]:
+        """The quotas that are declared and, in what these leave, those of the other channels."""
         for channel, quota in self.quotas.items():
             if channel not in QUOTAS:
                 raise ValueError(f"cascade.quotas has {channel!r}; there are {', '.join(QUOTAS)}")
             if quota < 0:
                 raise ValueError(f"cascade.quotas.{channel} is {quota}; it must be at least 0")
+        left = self.retrieved - sum(self.quotas.values())
+        if left < 0:
+            raise ValueError(
+                f"cascade.quotas add up to {self.retrieved - left}, but only {self.retrieved} are retrieved, "
+                "so the last channels would bring nothing; lower quotas, remove those that may be what the "
+                f"others leave, or raise cascade.retrieved to {self.retrieved - left}"
+            )
+        usual = sum(quota for channel, quota in QUOTAS.items() if channel not in self.quotas)
+        return {
+            channel: self.quotas.get(channel, quota if usual <= left else quota * left // usual)
+            for channel, quota in QUOTAS.items()
+        }
 
     def _check_weights(self) -> None:
         scopes = [*KINDS, *MARKETS, *(f"{market}.{kind}" for market in MARKETS for kind in KINDS)]

@@ -1,10 +1,11 @@
 """A plan survives its file, and knobs that contradict one another are refused by name."""
 
 import re
+from dataclasses import asdict
 
 import pytest
 
-from ensemble.plan import KINDS, WEIGHTS, CascadeConfig, Plan
+from ensemble.plan import KINDS, QUOTAS, WEIGHTS, CascadeConfig, Plan
 from market import tables
 from models.ranker import TASKS
 from tests.ensemble import synthetic
@@ -31,6 +32,13 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
         ({"candidates": 501}, "candidates 501 <= retrieved 500"),
         ({"quotas": {"popular": 3}}, "cascade.quotas has 'popular'; there are two_tower"),
         ({"quotas": {"trending": -1}}, "cascade.quotas.trending is -1"),
+        (
+            {"retrieved": 200, "quotas": QUOTAS},
+            "cascade.quotas add up to 500, but only 200 are retrieved, so the last channels would bring "
+            "nothing; lower quotas, remove those that may be what the others leave, or raise "
+            "cascade.retrieved to 500",
+        ),
+        ({"quotas": {"live": 501}}, "cascade.quotas add up to 501"),
         ({"weights": {"clicks": 1.0}}, "cascade.weights has 'clicks'; there are relevant, click"),
         ({"weights": {"click": float("nan")}}, "cascade.weights.click is nan"),
         ({"weights": {"order": -1.0}}, "cascade.weights.order is -1.0; it must not be negative"),
@@ -66,6 +74,23 @@ def test_as_many_slots_as_there_may_be_limits_are_taken_and_slots_without_their_
     assert len(CascadeConfig(slots=slots * 12).slots) == 12
     assert len(CascadeConfig(slots=slots * 15, rules=("slots",)).slots) == 15
     assert len(CascadeConfig(slots=slots * 16, rules=("dpp",)).slots) == 16
+
+
+@pytest.mark.parametrize(
+    ("knobs", "quotas"),
+    [
+        ({}, QUOTAS),
+        ({"retrieved": 900}, QUOTAS),
+        ({"quotas": {"live": 0}}, QUOTAS | {"live": 0}),
+        ({"retrieved": 200}, dict(zip(QUOTAS, (64, 48, 24, 32, 16, 8, 8)))),
+        ({"quotas": {"fresh": 290}}, dict(zip(QUOTAS, (80, 60, 30, 290, 20, 10, 10)))),
+        ({"quotas": {"fresh": 500}}, dict.fromkeys(QUOTAS, 0) | {"fresh": 500}),
+    ],
+)
+def test_channels_without_a_quota_share_what_the_declared_ones_leave(knobs, quotas):
+    config = CascadeConfig(**knobs)
+    assert config.quotas == quotas
+    assert CascadeConfig(**asdict(config)).quotas == quotas
 
 
 def test_the_narrowest_declaration_of_a_weight_holds():
