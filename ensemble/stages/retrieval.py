@@ -170,11 +170,11 @@ class Retrieval:
         kept = self.read_last(kept, market_index, recent)
         funnel = np.zeros((len(time), len(FUNNEL)), np.int64)
         for row in np.flatnonzero(explain) if explain is not None else ():
-            shelf = self.shelves[market_index[row]]
+            shelf, one = self.shelves[market_index[row]], slice(row, row + 1)
+            barred = self.eligibility.barred(shelf.rows, market_index[row], time[row])
+            withheld = shelf.withheld(time[one], seen[one], tired_sellers[one])
             retrieved, left = ((table["candidates"][row] >= 0).sum() for table in (made, kept))
-            one = slice(row, row + 1)
-            counts = *shelf.ineligible(time[one], seen[one], tired_sellers[one]), retrieved, left
-            funnel[row] = len(shelf.rows), *counts, began, monotonic_ns()
+            funnel[row] = len(shelf.rows), *barred, *withheld, retrieved, left, began, monotonic_ns()
         return kept | {"funnel": funnel}
 
     def _pre_rank(self, query_vector: np.ndarray, made: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
