@@ -99,7 +99,7 @@ class CascadeConfig:
         explore: share of the places, the last ones, given to contents of uncertain value (0 to 0.5).
         explore_outcomes: a content wanted fewer times lately is of uncertain value (outcomes).
         weights: worth of a certain outcome, by task: US dollars; of cart and order, parts of the content's
-            price. A task without one counts 0.
+            price. A task without one has its default; 0 switches it off.
         weights_for: other weights for a kind, a market or a kind in a market, such as
             { live = { watch = 0.1 }, ID = { order = 0.5 }, "ID.live" = { order = 0.7 } }; the last of these
             goes before the second, the second before the first.
@@ -124,7 +124,7 @@ class CascadeConfig:
     slots: tuple[Slot, ...] = ()
     explore: float = 0.1
     explore_outcomes: int = 5
-    weights: Mapping[str, float] = field(default_factory=lambda: dict(WEIGHTS))
+    weights: Mapping[str, float] = field(default_factory=dict)
     weights_for: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     price_usd: float = 20.0
     fatigue: FatigueConfig = field(default_factory=FatigueConfig)
@@ -142,6 +142,7 @@ class CascadeConfig:
                 f"retrieved {self.retrieved} must hold"
             )
         self._check_weights()
+        object.__setattr__(self, "weights", WEIGHTS | dict(self.weights))
         self._check_rules()
         object.__setattr__(self, "quotas", self._all_quotas())
 
@@ -207,7 +208,7 @@ class CascadeConfig:
 
     def weight(self, task: str, market: str, kind: str) -> float:
         """Worth of an outcome in a market, of a kind of content: of the narrowest declaration there is."""
-        weight = self.weights.get(task, 0.0)
+        weight = self.weights[task]
         for scope in (kind, market, f"{market}.{kind}"):
             weight = self.weights_for.get(scope, {}).get(task, weight)
         return weight
@@ -275,6 +276,8 @@ class Plan:
     def of(cls, release: Release) -> Plan:
         """The plan of a release."""
         body = release.json(FILE)
+        # Older releases leave out what counts 0.
+        weights = dict.fromkeys(WEIGHTS, 0.0) | body["config"]["weights"]
         return cls(
             **{
                 **body,
@@ -283,7 +286,8 @@ class Plan:
                 "ranking_reads": tuple(body["ranking_reads"]),
                 "columns": tuple(Column(**column) for column in body["columns"]),
                 "config": CascadeConfig(
-                    **body["config"] | {"fatigue": FatigueConfig(**body["config"]["fatigue"])}
+                    **body["config"]
+                    | {"weights": weights, "fatigue": FatigueConfig(**body["config"]["fatigue"])}
                 ),
             }
         )
