@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import numpy as np
 
 from ensemble.release import Release
 from market.knobs import expect
@@ -212,6 +214,27 @@ class CascadeConfig:
         for scope in (kind, market, f"{market}.{kind}"):
             weight = self.weights_for.get(scope, {}).get(task, weight)
         return weight
+
+    def expect_worth(self, tasks: Sequence[str], markets: Sequence[str], sold: np.ndarray) -> None:
+        """Refuse weights under which all contents of a market are worth nothing.
+
+        Args:
+            tasks: that the ranker learns.
+            markets: codes.
+            sold: bool[M, 3], whether each market sells any content of each of `KINDS`.
+
+        Raises:
+            ValueError: names the market, what was learned and what to declare.
+        """
+        for market, has in zip(markets, sold.tolist()):
+            kinds = [kind for kind, any_ in zip(KINDS, has) if any_]
+            if kinds and not any(self.weight(task, market, kind) > 0 for task in tasks for kind in kinds):
+                raise ValueError(
+                    f"under cascade.weights and cascade.weights_for nothing in {market} is worth showing, so "
+                    f"its slates would be in no order: the ranker learns {', '.join(tasks)}, and for what is "
+                    f"sold there ({', '.join(kinds)}) none of these has a positive weight; give one of them "
+                    "a positive weight and build again"
+                )
 
     @property
     def explored(self) -> int:
