@@ -58,7 +58,7 @@ def turn(event: Event) -> int:
     It is the time that it names, but never later than it was taken in: what happens after an announcement
     holds against it.
     """
-    return event.get(TAKEN, event["time"])
+    return event[TAKEN if TAKEN in event else "time"]
 
 
 def parse(text: str | bytes, now: float) -> Event:
