@@ -8,16 +8,32 @@ from ensemble.plan import KINDS, PRICED, Plan
 from ensemble.release import Release
 
 
+def kinds_sold(available: np.ndarray, kind: np.ndarray) -> np.ndarray:
+    """Whether each market sells any content of each of `KINDS`, bool[M, 3].
+
+    Args:
+        available: bool[M, N], where contents are sold.
+        kind: int[N], codes.
+    """
+    return np.stack([available[:, kind == code].any(axis=1) for code in range(len(KINDS))], axis=1)
+
+
 class Blend:
     """The one place where outcomes become a value.
 
     Weights are declared by market and kind (`CascadeConfig.weights`, `weights_for`). A cart and an order are
     worth a part of the content's price, every other outcome an amount.
+
+    Raises:
+        ValueError: all contents of a market are worth nothing under the release's weights.
     """
 
     def __init__(self, release: Release) -> None:
         plan = Plan.of(release)
         self.kind = release.array("kind_code.npy")
+        plan.config.expect_worth(
+            plan.tasks, plan.markets, kinds_sold(release.array("available.npy"), self.kind)
+        )
         price = release.array("price_usd.npy")
         self.price = np.where(np.isnan(price), np.float32(plan.config.price_usd), price)
         worth = np.array(

@@ -10,9 +10,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import pandas as pd
+
+from ensemble.blending import kinds_sold
 from ensemble.distil import with_preranker, with_stacking
 from ensemble.export import item_graphs, write_release
-from ensemble.plan import CascadeConfig
+from ensemble.plan import KINDS, CascadeConfig
 from ensemble.release import MANIFEST, Release
 from market.dataset import Dataset
 from market.folders import expect_own, only_user, remove, replace, tidy
@@ -24,11 +27,11 @@ from models.conversion import conversions
 from models.item_graph import ItemGraphConfig, fit_item_graph, fit_market_graphs
 from models.low_rank import fit_low_rank
 from models.preranker import PreRankerConfig
-from models.ranker import RankerConfig, train_ranker
+from models.ranker import RankerConfig, learned_tasks, train_ranker
 from models.stacking import StackingConfig
 from models.training import Progress, quiet
 from models.two_tower import TwoTowerConfig, train_two_tower
-from workflows.examples import VALID, SplitConfig, build_examples
+from workflows.examples import VALID, SplitConfig, build_examples, content_frame
 from workflows.features import FeatureConfig, fit_features
 
 _MARK = "fingerprint"
@@ -95,6 +98,7 @@ def build_release(
 
     Raises:
         FolderInUse: another build works in `folder`, or what it would replace there is no build's.
+        ValueError: the log teaches nothing, or under `config.cascade.weights` nothing of worth in a market.
     """
     with only_user(folder, _ELSEWHERE):
         return _build_release(dataset, folder, config, see, progress, step)
@@ -119,6 +123,10 @@ def _build_release(
         work.mkdir()
         mark.write_text(made_of)
     data = see(build_training_set(dataset, work, config, step=step))
+    examples = data.examples
+    kinds = pd.Index(KINDS).get_indexer(content_frame(examples.contents)["kind"])
+    learned = learned_tasks(examples, config.ranker.min_outcomes)
+    config.cascade.expect_worth(learned, examples.markets, kinds_sold(examples.available, kinds))
     step("two-tower")
     two_tower, retrieval = train_two_tower(data, config.two_tower, work / "two_tower", config.seed, progress)
     step("ranker")
@@ -146,11 +154,11 @@ def _build_release(
         config=config.cascade,
         info=info,
     )
-    if data.examples.feedback == "positives":
+    if examples.feedback == "positives":
         step("stacking")
         draft = with_stacking(draft, stacked, data, two_tower, config.stacking, config.seed)
     served = None
-    if data.examples.drawn:
+    if examples.drawn:
         # They were only drawn to know when to stop, so what is served knows all of them.
         step("item graph of all rows")
         served = item_graphs(

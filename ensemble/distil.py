@@ -114,7 +114,8 @@ def with_preranker(
     """Write the release `draft` again at `target`, with a pre-ranker learned from its own ranker.
 
     The manifest's `preranker.agreement` is the share of the ranker's first ten that are still among the
-    candidates after pre-ranking, over queries that the pre-ranker did not learn from.
+    candidates after pre-ranking as it is served, no category above its share; `preranker.unspread` is that of
+    the pre-ranker's own order. Both are over queries that the pre-ranker did not learn from.
 
     Args:
         served: arrays by file that go in the place of the draft's, such as those of an item graph that knows
@@ -163,8 +164,12 @@ def with_preranker(
             release.array(name, array)
         cosine = np.einsum("qd,qcd->qc", query_vector, vectors[np.maximum(candidates, 0)])
         score = PreRanker(arrays)(query_vector, candidates, numbers, cosine)
-        agreement = kept_share(score[judged], value[judged], cascade.plan.config.candidates)
-        release.info["preranker"] = {"agreement": agreement}
+        score, value = score[judged], value[judged]
+        own = np.argsort(-score, axis=1, kind="stable")[:, : cascade.plan.config.candidates]
+        release.info["preranker"] = {
+            "agreement": kept_share(retrieval.let_through(candidates[judged], score), value),
+            "unspread": kept_share(own, value),
+        }
     return Release.open(target)
 
 
@@ -258,11 +263,11 @@ def _drawn(
     return drawn
 
 
-def kept_share(score: np.ndarray, value: np.ndarray, count: int) -> float:
-    """Share of the first ten by value that are among the first `count` by score, float32[Q, C] each."""
-    present = np.isfinite(value)
+def kept_share(kept: np.ndarray, value: np.ndarray) -> float:
+    """Share of the first ten by value float32[Q, R] that are among the columns kept int64[Q, C]."""
+    through = np.zeros(value.shape, bool)
+    np.put_along_axis(through, kept, True, axis=1)
     best = np.argsort(-value, axis=1, kind="stable")[:, :TOP]
-    rank = np.argsort(np.argsort(-score, axis=1, kind="stable"), axis=1)
-    wanted = np.take_along_axis(present, best, axis=1)
-    kept = (np.take_along_axis(rank, best, axis=1) < count) & wanted
-    return float(kept.sum() / max(wanted.sum(), 1))
+    wanted = np.take_along_axis(np.isfinite(value), best, axis=1)
+    through = np.take_along_axis(through, best, axis=1) & wanted
+    return float(through.sum() / max(wanted.sum(), 1))

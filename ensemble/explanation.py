@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from supply.eligibility import BARRED
+
 LOW = "low in value"
-INELIGIBLE = ("not open", "ended or closed", "seen or excluded", "seller shown too often")
+INELIGIBLE = (*BARRED, "seen or excluded", "seller shown too often")
 """Why a content of the market is no candidate; the first that holds."""
 FUNNEL = ("contents", *INELIGIBLE, "retrieved", "kept", "began", "ended_at")
 """Columns of the tensor `funnel`: counts of one request, and the clock of the retrieval stage (ns)."""
@@ -88,6 +90,7 @@ def explanation_text(
     items: Sequence[Mapping[str, Any]],
     others: Sequence[Mapping[str, Any]],
     below: int,
+    barred: Sequence[int],
 ) -> str:
     """One request's explanation as the JSON that a reply carries.
 
@@ -97,13 +100,14 @@ def explanation_text(
         began, now: of the re-ordering stage (ns).
         items, others: fields of `ItemReport` and `OtherReport`.
         below: candidates that were not among the pool.
+        barred: candidates that might no longer be shown when they were ranked, by `BARRED`.
     """
     count = dict(zip(FUNNEL, funnel.tolist()))
     hidden = {reason: count[reason] for reason in INELIGIBLE}
     missed = count["contents"] - sum(hidden.values()) - count["retrieved"]
     reasons = [LOW] * below + [other["reason"] for other in others]
-    # Ranking takes a while, and a room may have ended meanwhile.
-    reasons += ["ended meanwhile"] * (count["kept"] - len(reasons) - len(items))
+    for reason, number in zip(BARRED, barred):
+        reasons += [f"{reason} meanwhile"] * number
     dropped = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
     moments = [*clock.tolist(), count["began"], count["ended_at"], began, now]
     user, query, retrieval, ranking, reordering = (np.diff(moments) / 1e6).round(3).tolist()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import numpy as np
 
 from ensemble.release import Release
 from market.knobs import expect
@@ -33,7 +35,7 @@ WEIGHTS = {
     "negative": -1.0,
 }
 
-#: Default quota of every retrieval channel.
+#: Default quota of every retrieval channel, where so many are retrieved.
 QUOTAS = {
     "two_tower": 160,
     "item_graph": 120,
@@ -79,7 +81,8 @@ class CascadeConfig:
         candidates: of these, contents that pre-ranking leaves for the ranker (contents).
         category_share: of the candidates, what one category may take while others have any (above 0 to 1).
         quotas: of those retrieved, as many as each channel may fill before the others take what is left, by
-            channel (contents).
+            channel; in all at most `retrieved`. A channel without one has its default, or where the defaults
+            are more than is left for them its share of that (contents).
         trending_half_life_h: age at which a wanted outcome counts half for the trending channel, where a data
             set is cut by time (hours).
         trending_prior: what a market borrows from its region, and a region from the world, weighs as much as
@@ -98,7 +101,7 @@ class CascadeConfig:
         explore: share of the places, the last ones, given to contents of uncertain value (0 to 0.5).
         explore_outcomes: a content wanted fewer times lately is of uncertain value (outcomes).
         weights: worth of a certain outcome, by task: US dollars; of cart and order, parts of the content's
-            price. A task without one counts 0.
+            price. A task without one has its default; 0 switches it off.
         weights_for: other weights for a kind, a market or a kind in a market, such as
             { live = { watch = 0.1 }, ID = { order = 0.5 }, "ID.live" = { order = 0.7 } }; the last of these
             goes before the second, the second before the first.
@@ -109,7 +112,7 @@ class CascadeConfig:
     retrieved: int = 500
     candidates: int = 100
     category_share: float = 0.15
-    quotas: Mapping[str, int] = field(default_factory=lambda: dict(QUOTAS))
+    quotas: Mapping[str, int] = field(default_factory=dict)
     trending_half_life_h: float = 48.0
     trending_prior: float = 100.0
     fresh_exposures: int = 20
@@ -123,7 +126,7 @@ class CascadeConfig:
     slots: tuple[Slot, ...] = ()
     explore: float = 0.1
     explore_outcomes: int = 5
-    weights: Mapping[str, float] = field(default_factory=lambda: dict(WEIGHTS))
+    weights: Mapping[str, float] = field(default_factory=dict)
     weights_for: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     price_usd: float = 20.0
     fatigue: FatigueConfig = field(default_factory=FatigueConfig)
@@ -141,13 +144,29 @@ class CascadeConfig:
                 f"retrieved {self.retrieved} must hold"
             )
         self._check_weights()
+        object.__setattr__(self, "weights", WEIGHTS | dict(self.weights))
         self._check_rules()
-        object.__setattr__(self, "quotas", dict(QUOTAS) | dict(self.quotas))
+        object.__setattr__(self, "quotas", self._all_quotas())
+
+    def _all_quotas(self) -> dict[str, int]:
+        """The quotas that are declared and, in what these leave, those of the other channels."""
         for channel, quota in self.quotas.items():
             if channel not in QUOTAS:
                 raise ValueError(f"cascade.quotas has {channel!r}; there are {', '.join(QUOTAS)}")
             if quota < 0:
                 raise ValueError(f"cascade.quotas.{channel} is {quota}; it must be at least 0")
+        left = self.retrieved - sum(self.quotas.values())
+        if left < 0:
+            raise ValueError(
+                f"cascade.quotas add up to {self.retrieved - left}, but only {self.retrieved} are retrieved, "
+                "so the last channels would bring nothing; lower quotas, remove those that may be what the "
+                f"others leave, or raise cascade.retrieved to {self.retrieved - left}"
+            )
+        usual = sum(quota for channel, quota in QUOTAS.items() if channel not in self.quotas)
+        return {
+            channel: self.quotas.get(channel, quota if usual <= left else quota * left // usual)
+            for channel, quota in QUOTAS.items()
+        }
 
     def _check_weights(self) -> None:
         scopes = [*KINDS, *MARKETS, *(f"{market}.{kind}" for market in MARKETS for kind in KINDS)]
@@ -191,10 +210,31 @@ class CascadeConfig:
 
     def weight(self, task: str, market: str, kind: str) -> float:
         """Worth of an outcome in a market, of a kind of content: of the narrowest declaration there is."""
-        weight = self.weights.get(task, 0.0)
+        weight = self.weights[task]
         for scope in (kind, market, f"{market}.{kind}"):
             weight = self.weights_for.get(scope, {}).get(task, weight)
         return weight
+
+    def expect_worth(self, tasks: Sequence[str], markets: Sequence[str], sold: np.ndarray) -> None:
+        """Refuse weights under which all contents of a market are worth nothing.
+
+        Args:
+            tasks: that the ranker learns.
+            markets: codes.
+            sold: bool[M, 3], whether each market sells any content of each of `KINDS`.
+
+        Raises:
+            ValueError: names the market, what was learned and what to declare.
+        """
+        for market, has in zip(markets, sold.tolist()):
+            kinds = [kind for kind, any_ in zip(KINDS, has) if any_]
+            if kinds and not any(self.weight(task, market, kind) > 0 for task in tasks for kind in kinds):
+                raise ValueError(
+                    f"under cascade.weights and cascade.weights_for nothing in {market} is worth showing, so "
+                    f"its slates would be in no order: the ranker learns {', '.join(tasks)}, and for what is "
+                    f"sold there ({', '.join(kinds)}) none of these has a positive weight; give one of them "
+                    "a positive weight and build again"
+                )
 
     @property
     def explored(self) -> int:
@@ -259,6 +299,8 @@ class Plan:
     def of(cls, release: Release) -> Plan:
         """The plan of a release."""
         body = release.json(FILE)
+        # Older releases leave out what counts 0.
+        weights = dict.fromkeys(WEIGHTS, 0.0) | body["config"]["weights"]
         return cls(
             **{
                 **body,
@@ -267,7 +309,8 @@ class Plan:
                 "ranking_reads": tuple(body["ranking_reads"]),
                 "columns": tuple(Column(**column) for column in body["columns"]),
                 "config": CascadeConfig(
-                    **body["config"] | {"fatigue": FatigueConfig(**body["config"]["fatigue"])}
+                    **body["config"]
+                    | {"weights": weights, "fatigue": FatigueConfig(**body["config"]["fatigue"])}
                 ),
             }
         )

@@ -189,6 +189,15 @@ def read_config(path: str | os.PathLike[str], model: str) -> pb.ModelConfig:
         raise RepositoryError(f"{file} cannot be read ({error}); write the repository again") from error
 
 
+def read_option(path: str | os.PathLike[str], name: str, usual: str) -> str:
+    """What every Python step of a repository was given under a name; `usual` where it was given nothing."""
+    for model in models(path):
+        parameters = read_config(path, model).parameters
+        if f"{OPTION}{name}" in parameters:
+            return parameters[f"{OPTION}{name}"].string_value
+    return usual
+
+
 def models(path: str | os.PathLike[str]) -> list[str]:
     """Names of the models of a repository."""
     return sorted(file.parent.name for file in Path(path).glob(f"*/{CONFIG}"))

@@ -27,6 +27,13 @@ class Steering:
 NOTHING = Steering()
 
 
+def without_effect(release: Release, rules: Rules) -> list[str]:
+    """What rules forbid that no content of a release has, in words; see `Rules.without_effect`."""
+    return rules.without_effect(
+        category=release.array("text_category.npy").tolist(), seller=release.array("seller_ids.npy").tolist()
+    )
+
+
 def eligibility(release: Release, steering: Steering) -> Eligibility:
     """The hard rules for a release's contents, under what operations say."""
     sellers, code = release.array("text_seller_id.npy"), release.array("seller_code.npy")

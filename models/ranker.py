@@ -94,6 +94,24 @@ class RankerConfig:
             )
 
 
+def learned_tasks(examples: Examples, min_outcomes: int) -> tuple[str, ...]:
+    """Every task the log can teach, in the order of the ranker's output."""
+    if examples.feedback == "positives":
+        return ("relevant",)
+    rows, outcomes = examples.pairs.rows(TRAIN), examples.pairs.outcomes
+    tasks = []
+    for task in TASKS:
+        values = outcomes.get(_column(task))
+        if values is not None and np.count_nonzero(np.nan_to_num(np.asarray(values[rows]))) >= min_outcomes:
+            tasks.append(task)
+    if not tasks:
+        raise ValueError(
+            f"no outcome has {min_outcomes} training rows, so there is nothing to rank by; train on a longer "
+            "log or lower ranker.min_outcomes"
+        )
+    return tuple(tasks)
+
+
 def task_labels(examples: Examples, min_outcomes: int) -> dict[str, np.ndarray]:
     """Labels of every task the log can teach, bool[P] over all pairs, float32[P] for watch time.
 
@@ -103,25 +121,19 @@ def task_labels(examples: Examples, min_outcomes: int) -> dict[str, np.ndarray]:
     pairs = examples.pairs
     if examples.feedback == "positives":
         return {"relevant": np.asarray(pairs.positive)}
-    train_rows = pairs.rows(TRAIN)
     labels = {}
-    for task in TASKS:
-        values = pairs.outcomes.get("watch_s" if task == "watch" else task)
-        if values is None:
-            continue
-        values = np.nan_to_num(np.asarray(values))
-        if np.count_nonzero(values[train_rows]) < min_outcomes:
-            continue
+    for task in learned_tasks(examples, min_outcomes):
+        values = np.nan_to_num(np.asarray(pairs.outcomes[_column(task)]))
         if task == "watch":
             labels[task] = examples.watch_time.rank(values, examples.durations[pairs.content])
         else:
             labels[task] = values > 0
-    if not labels:
-        raise ValueError(
-            f"no outcome has {min_outcomes} training rows, so there is nothing to rank by; train on a longer "
-            "log or lower ranker.min_outcomes"
-        )
     return labels
+
+
+def _column(task: str) -> str:
+    """The outcome of the log that teaches a task."""
+    return "watch_s" if task == "watch" else task
 
 
 def pair_schema(query: Schema) -> Schema:

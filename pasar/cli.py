@@ -303,19 +303,25 @@ def served(release: Path, run: Path, settings: Any, state: Path | None = None) -
     """
     import dataclasses
 
+    from ensemble.blending import Blend
     from ensemble.cascade import served_steps
     from ensemble.plan import Plan
     from ensemble.release import Release
     from ensemble.repository import CONFIG, write_repository
     from ensemble.server import TritonServer
     from ensemble.stages.events import Events
+    from ensemble.steering import without_effect
     from ensemble.wire import WIRE_REQUEST, wire_reply
     from market.folders import expect_own, only_user, remove, tidy
+    from pasar.show import warn
     from supply.journal import Journal
 
     elsewhere = "choose another folder with --run"
-    plan = Plan.of(Release.open(release))
-    repository = run / "repository"
+    opened = Release.open(release)
+    plan, repository = Plan.of(opened), run / "repository"
+    Blend(opened)  # refuses weights under which nothing is worth showing
+    for text in without_effect(opened, settings.rules):
+        warn(text)
     options = {"rules": json.dumps(dataclasses.asdict(settings.rules))}
     if state is not None:
         Journal(state).compact()
@@ -357,19 +363,26 @@ def reload(
     url: Annotated[str, typer.Option(help="gRPC address of the server.")] = "127.0.0.1:8001",
 ) -> None:
     """Move a running server to another release; a damaged one is refused and the running one stays."""
+    from ensemble.blending import Blend
     from ensemble.cascade import Cascade, served_steps
     from ensemble.plan import Plan
     from ensemble.release import Release
-    from ensemble.repository import add_version, models
+    from ensemble.repository import add_version, models, read_option
     from ensemble.stages.events import Events
+    from ensemble.steering import without_effect
     from ensemble.wire import WIRE_REQUEST, wire_reply
-    from pasar.show import say
+    from pasar.show import say, warn
+    from supply.rules import Rules
 
-    plan = Plan.of(Release.open(release))
-    repository = run / "repository"
+    opened = Release.open(release)
+    plan, repository = Plan.of(opened), run / "repository"
+    Blend(opened)  # refuses weights under which nothing is worth showing
     steps = served_steps(plan, one_process=Cascade.name in models(repository))
     beside = [Events.step()] if Events.name in models(repository) else []
     version = add_version(repository, release, steps, WIRE_REQUEST, wire_reply(plan), url=url, beside=beside)
+    # A catalogue that has lost a category is no reason to stay with the old release.
+    for text in without_effect(opened, Rules(**json.loads(read_option(repository, "rules", "{}")))):
+        warn(text)
     say(f"serving {release} as version {version}")
 
 

@@ -33,6 +33,11 @@ def say(text: str) -> None:
     console.print(text, soft_wrap=True, markup=False)
 
 
+def warn(text: str) -> None:
+    """Print a line about what goes on but may not be meant, beside what is printed for others to read."""
+    errors.print(f"[yellow]warning:[/] {escape(text)}")
+
+
 class Reporter:
     """Progress of a build: a line for each step, a bar for each training."""
 

@@ -9,6 +9,15 @@ from supply.live import UNKNOWN, LiveState
 FOREVER = np.iinfo(np.int64).max
 CLOSED = np.iinfo(np.int64).min
 """End of what may not be shown at any time."""
+BARRED = (
+    "forbidden by the market's rules",
+    "taken down",
+    "of a suspended seller",
+    "sold out",
+    "ended",
+    "not open",
+)
+"""Why a content that is sold in a market may not be shown there; the first that holds."""
 
 
 class Eligibility:
@@ -76,11 +85,32 @@ class Eligibility:
         ends = np.where(started & (ends <= since), FOREVER, ends)
         stock = np.where(live.stock[rows] == UNKNOWN, self._stock[rows], live.stock[rows])
         self.stock[rows] = stock
-        seller = self._seller[rows]
-        closed = (live.open[rows] == 0) | (stock == 0) | (live.down[rows] == 1)
-        if len(live.suspended):
-            closed |= (seller >= 0) & (live.suspended[np.maximum(seller, 0)] == 1)
+        down, suspended = self._removed(rows)
+        closed = (live.open[rows] == 0) | (stock == 0) | down | suspended
         self.ends[rows] = np.where(closed, CLOSED, ends)
+
+    def _removed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Whether contents are taken down, and whether their sellers are suspended, bool[*] each."""
+        none = np.zeros(len(rows), bool)
+        if self.live is None:
+            return none, none
+        seller, suspended = self._seller[rows], self.live.suspended
+        by_seller = (seller >= 0) & (suspended[np.maximum(seller, 0)] == 1) if len(suspended) else none
+        return self.live.down[rows] == 1, by_seller
+
+    def barred(self, rows: np.ndarray, market: int, time: int) -> list[int]:
+        """How many contents may not be shown in a market, by `BARRED`; each counts for the first that holds.
+
+        Args:
+            rows: int64[C], rows of what is sold there; -1 is none.
+            time: s since the epoch.
+        """
+        rows = rows[rows >= 0]
+        forbidden, sold_out = ~self.available[market, rows], self.stock[rows] == 0
+        ended, unopened = self.ends[rows] <= time, self.opens[rows] > time
+        reasons = [forbidden, *self._removed(rows), sold_out, ended, unopened]
+        first = np.select(reasons, range(len(BARRED)), len(BARRED))
+        return np.bincount(first, minlength=len(BARRED))[: len(BARRED)].tolist()
 
     def allows(self, rows: np.ndarray, market: np.ndarray, time: np.ndarray) -> np.ndarray:
         """Whether contents may be shown, bool[B, C].

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 AHEAD_S = 86_400
-"""An event may lie so far in the future: clocks differ, but the latest wins, and a wrong one would stay."""
+"""An event may lie so far in the future: a start is announced ahead, and clocks differ."""
 _MOST = 2**31 - 1
 
 
@@ -48,10 +48,21 @@ KINDS = {
 content removed from every feed, and brought back; all contents of a seller likewise."""
 
 Event = dict[str, Any]
+TAKEN = "taken"
+"""Of an event that lies in the future: when it was taken in (s since the epoch)."""
+
+
+def turn(event: Event) -> int:
+    """When an event counts as said, by which the latest of a subject holds (s since the epoch).
+
+    It is the time that it names, but never later than it was taken in: what happens after an announcement
+    holds against it.
+    """
+    return event[TAKEN if TAKEN in event else "time"]
 
 
 def parse(text: str | bytes, now: float) -> Event:
-    """A checked event with exactly its own keys.
+    """A checked event with exactly its own keys and, where its time is still to come, `TAKEN`.
 
     Args:
         text: {"event": kind, "content" or "seller": id, "time": s since the epoch, and the kind's value}; an
@@ -79,6 +90,8 @@ def parse(text: str | bytes, now: float) -> Event:
             raise EventError(f"{name!r} has no {key!r}; it has {', '.join(keys)}")
     event: Event = {"event": name, kind.subject: _id(said, name, kind.subject)}
     event["time"] = _whole(said.get("time", int(now)), name, "time", int(now) + AHEAD_S)
+    if event["time"] > int(now):
+        event[TAKEN] = int(now)
     if isinstance(kind.value, str):
         if kind.value not in said:
             raise EventError(f"{name!r} lacks {kind.value!r}")

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from supply.events import KINDS, Event
+from supply.events import KINDS, Event, turn
 
 JOURNAL, LOCK = "journal", "lock"
 COMPACT_BYTES = 32 * 2**20
@@ -83,7 +83,7 @@ class Journal:
             if event["event"] != _SNAPSHOT:
                 kind = KINDS[event["event"]]
                 key = kind.field, event[kind.subject]
-                if key not in held or event["time"] >= held[key]["time"]:
+                if key not in held or turn(event) >= turn(held[key]):
                     held[key] = event
         body = b"".join(map(_line, held.values()))
         handle, name = tempfile.mkstemp(prefix=f".{JOURNAL}.", dir=self.folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from market.moments import decayed
-from supply.events import KINDS, Event
+from supply.events import KINDS, Event, turn
 from supply.journal import JOURNAL, Tail
 
 UNKNOWN = -1
@@ -21,7 +21,8 @@ class LiveState:
     """Follows a folder's journal; `refresh` takes in what is new.
 
     Of events that set the same for the same subject the one of the latest time holds, and of equal times the
-    one that came later. What no event has set is unknown.
+    one that came later; what lies in the future counts as of when it was taken in (`supply.events.turn`).
+    What no event has set is unknown.
 
     Args:
         folder: of the journal; it may not exist yet.
@@ -30,7 +31,7 @@ class LiveState:
 
     Attributes:
         open: int8[N], 1 started, 0 ended, -1 unknown.
-        since: int64[N], when that was said (s since the epoch).
+        since: int64[N], when that was or will be so, as the event says (s since the epoch).
         viewers: float32[N], people in a room; NaN unknown.
         usual: float32[N], the decayed mean of that number when it was last said (`market.moments`); NaN
             unknown. A journal that was compacted has forgotten what it was before.
@@ -73,7 +74,7 @@ class LiveState:
         self.down = np.zeros(contents, np.int8)
         self.suspended = np.zeros(sellers, np.int8)
         self._when = {kind.field: np.full(self._count[kind.subject], -1, np.int64) for kind in KINDS.values()}
-        self.since, self.told = self._when["open"], self._when["viewers"]
+        self.since, self.told = np.full(contents, -1, np.int64), self._when["viewers"]
 
     def refresh(self) -> tuple[np.ndarray, np.ndarray]:
         """Take in what is new.
@@ -102,18 +103,21 @@ class LiveState:
     def _apply(self, field: str, subject: str, told: list[Event]) -> np.ndarray:
         """Set one field by its events; returns the rows."""
         row = self._lookup[subject](np.array([event[subject] for event in told], object))
-        time = np.array([event["time"] for event in told])
+        time = np.array([turn(event) for event in told])
         kinds = [KINDS[event["event"]] for event in told]
         said = [event[k.value] if isinstance(k.value, str) else k.value for event, k in zip(told, kinds)]
         value = self._lookup["content"](np.array(said, object)) if field == "showing" else np.array(said)
+        named = np.array([event["time"] for event in told])
         order = np.argsort(time, kind="stable")  # of a subject's events the last one written holds
-        row, time, value = row[order], time[order], value[order]
+        row, time, value, named = (each[order] for each in (row, time, value, named))
         self.unknown += int((row < 0).sum())
         when = self._when[field]
         holds = (row >= 0) & (time >= when[np.maximum(row, 0)] if len(when) else False)
-        row, time, value = row[holds], time[holds], value[holds]
+        row, time, value, named = (each[holds] for each in (row, time, value, named))
         if field == "viewers":
             self._follow_viewers(row, time, value)
+        if field == "open":
+            self.since[row] = named
         when[row] = time
         getattr(self, field)[row] = value
         return row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -12,6 +13,10 @@ from market.profiles import MARKETS, profile
 EVERYWHERE = "*"
 KINDS = ("video", "live", "product")
 LANGUAGES = ("any", "spoken")
+_NAMED = 10
+"""Names that a message spells out."""
+_COMPARED = 1000
+"""Names of contents up to which a name is compared with all of them, letter by letter."""
 
 
 class RuleError(ValueError):
@@ -87,3 +92,34 @@ class Rules:
                 allowed &= np.array([name.split("-")[0] in known for name in spoken], bool)[which]
             rows.append(allowed)
         return np.stack(rows) if rows else np.ones((0, len(kind)), bool)
+
+    def without_effect(self, *, category: Iterable[str], seller: Iterable[str]) -> list[str]:
+        """What is forbidden by a name that no content has: a text for each such rule, with the names meant.
+
+        Args:
+            category, seller: those of all contents.
+        """
+        texts = []
+        for name, forbidden, known in (
+            ("forbidden_categories", self.forbidden_categories, set(category) - {""}),
+            ("forbidden_sellers", self.forbidden_sellers, set(seller) - {""}),
+        ):
+            folded = {one.strip().casefold(): one for one in sorted(known)} if forbidden else {}
+            for code, said in forbidden.items():
+                if lost := sorted(set(said) - known):
+                    more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
+                    words = ", ".join(_with_near(one, folded) for one in lost[:_NAMED])
+                    texts.append(
+                        f"rules.{name}.{code} forbids what no content of the release has: {words}{more}; "
+                        "correct the name, or leave it for a release that has it"
+                    )
+        return texts
+
+
+def _with_near(name: str, folded: Mapping[str, str]) -> str:
+    """A name, and what contents have that is most like it; `folded` are theirs by their lower case."""
+    own = name.strip().casefold()
+    near = [own] if own in folded else []
+    if not near and len(folded) <= _COMPARED:
+        near = difflib.get_close_matches(own, folded, 1)
+    return f"{name!r} (did you mean {folded[near[0]]!r}?)" if near else repr(name)

@@ -145,16 +145,14 @@ class Shelf:
         hidden[:, -1] = True
         return hidden
 
-    def ineligible(self, time: np.ndarray, seen: np.ndarray, tired: np.ndarray) -> list[int]:
-        """How many contents one request may not get: not open; ended; seen; of a seller it is tired of.
+    def withheld(self, time: np.ndarray, seen: np.ndarray, tired: np.ndarray) -> list[int]:
+        """How many open contents one request may not get: seen; of a seller that its user is tired of.
 
         Each counts for the first that holds; arguments as of `eligible`, of one row.
         """
-        opened = self.opens <= time[0]
-        running = opened & (time[0] < self.ends)
-        left = [len(self.rows), opened.sum(), running.sum()]
-        left += [self.eligible(time, seen).sum(), self.eligible(time, seen, tired).sum()]
-        return (-np.diff(left)).tolist()
+        left = [(self.opens <= time[0]) & (time[0] < self.ends)]
+        left += [self.eligible(time, seen), self.eligible(time, seen, tired)]
+        return (-np.diff([each.sum() for each in left])).tolist()
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,7 @@ class Reordering:
         began = monotonic_ns()
         # Ranking takes a while, and a room may have ended meanwhile.
         self.eligibility.refresh()
+        came = candidates
         candidates = np.where(self.eligibility.allows(candidates, market_index, time), candidates, NONE)
         each = np.arange(len(candidates))[:, None]
         value = np.where(candidates >= 0, self.blend(probabilities, candidates, market_index), -np.inf)
@@ -194,8 +195,9 @@ class Reordering:
                 preranking_score[row, pool[row]],
             )
             below = int((candidates[row] >= 0).sum() - (candidates[row, pool[row]] >= 0).sum())
+            barred = self.eligibility.barred(came[row], market_index[row], time[row])
             explanation[row, 0] = explanation_text(
-                funnel[row], clock[row], began, monotonic_ns(), *told, below=below
+                funnel[row], clock[row], began, monotonic_ns(), *told, below=below, barred=barred
             )
         ids = self.content_id[slate(candidates)]
         return {

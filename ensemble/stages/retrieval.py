@@ -170,11 +170,11 @@ class Retrieval:
         kept = self.read_last(kept, market_index, recent)
         funnel = np.zeros((len(time), len(FUNNEL)), np.int64)
         for row in np.flatnonzero(explain) if explain is not None else ():
-            shelf = self.shelves[market_index[row]]
+            shelf, one = self.shelves[market_index[row]], slice(row, row + 1)
+            barred = self.eligibility.barred(shelf.rows, market_index[row], time[row])
+            withheld = shelf.withheld(time[one], seen[one], tired_sellers[one])
             retrieved, left = ((table["candidates"][row] >= 0).sum() for table in (made, kept))
-            one = slice(row, row + 1)
-            counts = *shelf.ineligible(time[one], seen[one], tired_sellers[one]), retrieved, left
-            funnel[row] = len(shelf.rows), *counts, began, monotonic_ns()
+            funnel[row] = len(shelf.rows), *barred, *withheld, retrieved, left, began, monotonic_ns()
         return kept | {"funnel": funnel}
 
     def _pre_rank(self, query_vector: np.ndarray, made: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -185,15 +185,21 @@ class Retrieval:
         score = self.preranker(
             query_vector, made["candidates"], self.preranking_numbers(made), made["retrieval_score"]
         )
+        best = self.let_through(made["candidates"], score)
+        each = np.arange(len(best))[:, None]
+        score = np.where(made["candidates"] >= 0, score, 0)
+        return {name: array[each, best] for name, array in (made | {"preranking_score": score}).items()}
+
+    def let_through(self, candidates: np.ndarray, score: np.ndarray) -> np.ndarray:
+        """Columns of the candidates int64[B, R] that pre-ranking leaves under its scores float32[B, R], best
+        first, with no category above its share while there are others: int64[B, C]."""
+        size = self.plan.config.candidates
         order = np.argsort(-score, axis=1, kind="stable")
-        each = np.arange(len(order))[:, None]
-        ordered = made["candidates"][each, order]
+        ordered = candidates[np.arange(len(order))[:, None], order]
         category = self.offers.category.take(ordered, mode="clip")
         category[ordered < 0] = NO_CANDIDATE
         most = max(round(size * self.plan.config.category_share), 1)
-        best = spread(order, category, most)[:, :size]
-        score = np.where(made["candidates"] >= 0, score, 0)
-        return {name: array[each, best] for name, array in (made | {"preranking_score": score}).items()}
+        return spread(order, category, most)[:, :size]
 
     def preranking_numbers(self, made: dict[str, np.ndarray]) -> np.ndarray:
         """The numbers that pre-ranking reads of candidates as `retrieve` makes them, float32[B, C, G]: the

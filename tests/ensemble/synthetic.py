@@ -44,10 +44,12 @@ def release(folder: Path, seed: int) -> Release:
     pool = slate + int(random.integers(0, 20))
     candidates = pool + int(random.integers(0, 20))
     retrieved = candidates + int(random.integers(0, 20))
+    quotas = {name: int(random.integers(0, retrieved)) for name in QUOTAS}
+    most = max(sum(quotas.values()), retrieved)
     config = CascadeConfig(
         retrieved=retrieved,
         candidates=candidates,
-        quotas={name: int(random.integers(0, retrieved)) for name in QUOTAS},
+        quotas={name: quota * retrieved // most for name, quota in quotas.items()},
         pool=pool,
         slate=slate,
         fresh_exposures=1,

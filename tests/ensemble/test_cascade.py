@@ -164,9 +164,10 @@ def test_the_funnel_loses_nothing_on_its_way(cascade, small_release):
         market, time = cascade.plan.markets.index(request["market"][row]), request["time"][row]
         shelf = cascade.run["retrieval"].shelves[market]
         assert funnel[0].took == len(shelf.rows)
-        assert funnel[0].dropped.get("not open", 0) == (shelf.opens > time).sum()
-        over = (shelf.opens <= time) & (shelf.ends <= time)
-        assert funnel[0].dropped.get("ended or closed", 0) == over.sum()
+        stocked = small_release.array("stock.npy")[shelf.rows] != 0
+        assert funnel[0].dropped.get("sold out", 0) == (~stocked).sum()
+        assert funnel[0].dropped.get("not open", 0) == (stocked & (shelf.opens > time)).sum()
+        assert funnel[0].dropped.get("ended", 0) == (stocked & (shelf.ends <= time)).sum()
         assert [item.content for item in told.items] == made["content_id"][row].tolist()
         assert sum(stage.ms for stage in told.stages) > 0
 

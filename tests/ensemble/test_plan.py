@@ -1,10 +1,12 @@
 """A plan survives its file, and knobs that contradict one another are refused by name."""
 
 import re
+from dataclasses import asdict
 
 import pytest
 
-from ensemble.plan import KINDS, WEIGHTS, CascadeConfig, Plan
+from ensemble.plan import FILE, KINDS, QUOTAS, WEIGHTS, CascadeConfig, Plan
+from ensemble.release import Release, ReleaseWriter
 from market import tables
 from models.ranker import TASKS
 from tests.ensemble import synthetic
@@ -15,7 +17,7 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
     assert plan.markets == synthetic.MARKETS
     assert plan.tasks == synthetic.TASKS
     assert plan.columns == synthetic.COLUMNS
-    assert plan.config.weights == synthetic.WEIGHTS
+    assert plan.config.weights == WEIGHTS | synthetic.WEIGHTS
     assert plan == Plan.of(synthetic.release(tmp_path / "again", 1))
     assert isinstance(plan.config, CascadeConfig)
 
@@ -31,6 +33,13 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
         ({"candidates": 501}, "candidates 501 <= retrieved 500"),
         ({"quotas": {"popular": 3}}, "cascade.quotas has 'popular'; there are two_tower"),
         ({"quotas": {"trending": -1}}, "cascade.quotas.trending is -1"),
+        (
+            {"retrieved": 200, "quotas": QUOTAS},
+            "cascade.quotas add up to 500, but only 200 are retrieved, so the last channels would bring "
+            "nothing; lower quotas, remove those that may be what the others leave, or raise "
+            "cascade.retrieved to 500",
+        ),
+        ({"quotas": {"live": 501}}, "cascade.quotas add up to 501"),
         ({"weights": {"clicks": 1.0}}, "cascade.weights has 'clicks'; there are relevant, click"),
         ({"weights": {"click": float("nan")}}, "cascade.weights.click is nan"),
         ({"weights": {"order": -1.0}}, "cascade.weights.order is -1.0; it must not be negative"),
@@ -68,15 +77,50 @@ def test_as_many_slots_as_there_may_be_limits_are_taken_and_slots_without_their_
     assert len(CascadeConfig(slots=slots * 16, rules=("dpp",)).slots) == 16
 
 
+@pytest.mark.parametrize(
+    ("knobs", "quotas"),
+    [
+        ({}, QUOTAS),
+        ({"retrieved": 900}, QUOTAS),
+        ({"quotas": {"live": 0}}, QUOTAS | {"live": 0}),
+        ({"retrieved": 200}, dict(zip(QUOTAS, (64, 48, 24, 32, 16, 8, 8)))),
+        ({"quotas": {"fresh": 290}}, dict(zip(QUOTAS, (80, 60, 30, 290, 20, 10, 10)))),
+        ({"quotas": {"fresh": 500}}, dict.fromkeys(QUOTAS, 0) | {"fresh": 500}),
+    ],
+)
+def test_channels_without_a_quota_share_what_the_declared_ones_leave(knobs, quotas):
+    config = CascadeConfig(**knobs)
+    assert config.quotas == quotas
+    assert CascadeConfig(**asdict(config)).quotas == quotas
+
+
 def test_the_narrowest_declaration_of_a_weight_holds():
     config = CascadeConfig(
-        weights={"click": 1.0, "cart": 0.5},
+        weights={"click": 1.0, "cart": 0.5, "order": 0},
         weights_for={"live": {"click": 2.0}, "ID": {"click": 3.0}, "ID.live": {"click": 4.0}},
     )
     asked = [("GB", "video"), ("GB", "live"), ("ID", "video"), ("ID", "live")]
     assert [config.weight("click", market, kind) for market, kind in asked] == [1.0, 2.0, 3.0, 4.0]
     assert config.weight("cart", "ID", "live") == 0.5
     assert config.weight("order", "ID", "live") == 0.0
+
+
+def test_a_weight_that_is_not_declared_has_its_default_and_0_switches_an_outcome_off():
+    config = CascadeConfig(weights={"order": 2.0, "negative": 0})
+    assert config.weights == WEIGHTS | {"order": 2.0, "negative": 0}
+    assert CascadeConfig(**asdict(config)).weights == config.weights
+    assert config.weight("relevant", "ID", "video") == WEIGHTS["relevant"]
+
+
+def test_what_the_weights_of_an_older_release_leave_out_counts_nothing(tmp_path):
+    now = synthetic.release(tmp_path, 1)
+    with ReleaseWriter(tmp_path / "older", name="older") as older:
+        older.copy(now)
+        body = now.json(FILE)
+        body["config"]["weights"] = {"click": 0.5}
+        older.json(FILE, body)
+    weights = Plan.of(Release.open(tmp_path / "older")).config.weights
+    assert {task: weight for task, weight in weights.items() if weight} == {"click": 0.5}
 
 
 def test_kinds_are_those_of_the_contract():

@@ -1,16 +1,19 @@
 """Rules and live state hold in every slate; and while anything may be shown, something is."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ensemble.explanation import Explanation
 from ensemble.plan import Plan
 from ensemble.stages.reordering import Reordering
 from ensemble.stages.retrieval import Retrieval
 from ensemble.steering import Steering
+from supply.eligibility import BARRED
 from supply.journal import Journal
 from supply.rules import Rules
 from tests.ensemble import synthetic
@@ -27,11 +30,19 @@ def worlds(tmp_path_factory):
 
 def slates(steering, release, request, between=lambda: None):
     """Rows of the contents in each slate; `between` happens while the candidates are ranked."""
+    ids = release.array("text_content_id.npy").tolist()
+    made = answers(steering, release, request, between)
+    return [[ids.index(content) for content in row if content] for row in made["content_id"]]
+
+
+def answers(steering, release, request, between=lambda: None, explain=False):
+    """What re-ordering says of requests."""
     plan, random = Plan.of(release), np.random.default_rng(5)
     retrieval, reordering = Retrieval(release, steering), Reordering(release, steering)
-    found = retrieval(**request)
+    asked = np.full(len(request["time"]), explain)
+    found = retrieval(**request | {"explain": asked})
     between()
-    made = reordering(
+    return reordering(
         candidates=found["candidates"],
         retrieval_score=found["retrieval_score"],
         channel=found["channel"],
@@ -41,13 +52,11 @@ def slates(steering, release, request, between=lambda: None):
         time=request["time"],
         exposed=np.zeros((len(found["candidates"]), 0), np.int64),
         seed=np.zeros(len(found["candidates"]), np.int64),
-        explain=np.zeros(len(found["candidates"]), bool),
+        explain=asked,
         preranking_score=found["preranking_score"],
         clock=np.zeros((len(found["candidates"]), 2), np.int64),
         funnel=found["funnel"],
     )
-    ids = release.array("text_content_id.npy").tolist()
-    return [[ids.index(content) for content in row if content] for row in made["content_id"]]
 
 
 def told(release, random, count):
@@ -137,6 +146,84 @@ def test_a_room_that_ends_while_its_request_is_ranked_is_not_in_the_slate(
 
     after = slates(steering, release, request, between=end)
     assert not {content for slate in after for content in slate} & set(gone)
+
+
+def losses(release, rows):
+    """Events that close four contents, each for a reason of its own, the last with all of its seller's."""
+    ids, sellers = release.array("text_content_id.npy"), release.array("text_seller_id.npy")
+    down, sold_out, ended, suspended = rows
+    return [
+        {"event": "taken_down", "content": str(ids[down]), "time": 5},
+        {"event": "stock", "content": str(ids[sold_out]), "time": 5, "stock": 0},
+        {"event": "ended", "content": str(ids[ended]), "time": 5},
+        {"event": "seller_suspended", "seller": str(sellers[suspended]), "time": 5},
+    ]
+
+
+def four_of(release, contents):
+    """Four of some contents, the last of a seller that the others are not of."""
+    seller = release.array("seller_code.npy")
+    last = next(c for c in contents if seller[c] >= 0)
+    return [*[c for c in contents if seller[c] != seller[last]][:3], last]
+
+
+def asked_once(release, market):
+    """A request from a market that has seen nothing and is tired of nobody."""
+    request = {name: array[:1] for name, array in ask(release, 1, 1).items()}
+    request["market_index"][:], request["time"][:] = market, synthetic.END
+    request["seen"][:], request["tired_sellers"][:] = -1, -1
+    return request
+
+
+def test_the_funnel_says_of_each_content_why_it_may_not_be_shown(worlds, tmp_path):
+    release, market = worlds(3), synthetic.MARKETS.index("GB")
+    request, seller = asked_once(release, market), release.array("text_seller_id.npy")
+    opens, ends = release.array("created_at.npy"), release.array("ended_at.npy")
+    stock, sold = release.array("stock.npy"), np.flatnonzero(release.array("available.npy")[market]).tolist()
+    down, sold_out, ended, suspended = rows = four_of(
+        release, eligible(release, market, synthetic.END, [], [])
+    )
+    forbidden = next(seller[c] for c in sold if seller[c] not in ("", *seller[rows]))
+
+    def why(content):
+        if seller[content] == forbidden:
+            return "forbidden by the market's rules"
+        if content == down:
+            return "taken down"
+        if seller[content] == seller[suspended]:
+            return "of a suspended seller"
+        if content == sold_out or stock[content] == 0:
+            return "sold out"
+        if content == ended or ends[content] <= synthetic.END:
+            return "ended"
+        return "not open" if opens[content] > synthetic.END else None
+
+    Journal(tmp_path).append(losses(release, rows))
+    steering = Steering(Rules(forbidden_sellers={"GB": (str(forbidden),)}), tmp_path)
+    made = answers(steering, release, request, explain=True)
+    retrieval = Explanation.of(made["explanation"][0, 0]).stages[2]
+    assert retrieval.took == len(sold) == retrieval.kept + sum(retrieval.dropped.values())
+    expected = Counter(reason for reason in map(why, sold) if reason)
+    assert {reason: count for reason, count in retrieval.dropped.items() if reason in BARRED} == expected
+    assert set(expected) >= set(BARRED) - {"not open"}
+
+
+def test_what_may_no_longer_be_shown_once_it_is_ranked_is_told_with_its_reason(worlds, tmp_path):
+    release, journal = worlds(3), Journal(tmp_path)
+    request, seller = asked_once(release, 1), release.array("seller_code.npy")
+    candidates = [c for c in Retrieval(release)(**request)["candidates"][0].tolist() if c >= 0]
+    rows = four_of(release, candidates)
+    steering, gone = Steering(state=tmp_path), losses(release, rows)
+    made = answers(steering, release, request, lambda: journal.append(gone), explain=True)
+    reordering = Explanation.of(made["explanation"][0, 0]).stages[-1]
+    assert reordering.took == reordering.kept + sum(reordering.dropped.values())
+    meanwhile = {reason: n for reason, n in reordering.dropped.items() if reason.endswith("meanwhile")}
+    assert meanwhile == {
+        "taken down meanwhile": 1,
+        "of a suspended seller meanwhile": sum(seller[c] == seller[rows[3]] for c in candidates),
+        "sold out meanwhile": 1,
+        "ended meanwhile": 1,
+    }
 
 
 def test_events_that_come_between_two_requests_are_known_to_the_second(worlds, tmp_path):

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from rich.progress import Progress
 
+import ensemble.repository
+import ensemble.server
 from ensemble.cascade import Cascade
 from ensemble.client import FeedClient, FeedRequest, connect, pack
 from ensemble.errors import RequestError
@@ -24,6 +26,7 @@ from market.world import WorldConfig
 from pasar import cli
 from pasar.settings import render
 from supply.journal import Tail
+from tests.ensemble import synthetic
 
 COMMAND = [sys.executable, "-c", "from pasar.cli import main; main()"]
 CHATTER = re.compile(r"oneDNN|cpu_feature_guard|grappler|tensorflow/core|Warning|Traceback")
@@ -273,6 +276,38 @@ def expected_vectors(release):
     cascade = Cascade(release)
     made = cascade(pack([FeedRequest("nobody", "ID", cascade.plan.as_of)]))
     return made["slate_retrieval_score"][0].tolist()
+
+
+def test_a_rule_for_what_no_content_has_is_told_when_a_release_is_served_and_when_it_is_taken(
+    pasar, tmp_path, monkeypatch
+):
+    class NoServer(contextlib.nullcontext):
+        grpc_url = http_url = metrics_url = "nowhere"
+
+        def __init__(self, *_, **__):
+            super().__init__(self)
+
+        def watch(self):
+            return contextlib.nullcontext()
+
+        def wait(self, stop):
+            pass
+
+    monkeypatch.setattr(ensemble.server, "TritonServer", NoServer)
+    monkeypatch.setattr(ensemble.repository, "add_version", lambda *_, **__: 2)
+    release, settings = synthetic.release(tmp_path, 3).path, tmp_path / "mine.toml"
+    command = ["--run", tmp_path / "run", "--release", release]
+    settings.write_text('[serve.rules]\nforbidden_categories = { GB = ["Toys"], ID = ["toys"] }\n')
+    warning = "warning: rules.forbidden_categories.GB forbids what no content of the release has: 'Toys'"
+    code, out, err = pasar("serve", "--config", settings, *command)
+    assert code == 0
+    assert f"serving {release} at nowhere" in out
+    assert err.startswith(warning), err
+    assert err.count("\n") == 1
+    code, out, err = pasar("reload", *command)
+    assert code == 0
+    assert "as version 2" in out
+    assert err.startswith(warning), err
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from supply.events import AHEAD_S, KINDS, EventError, parse, parse_all
+from supply.events import AHEAD_S, KINDS, TAKEN, EventError, parse, parse_all
 
 NOW = 1_800_000_000.7
 SOUND = {
@@ -62,9 +62,11 @@ def test_a_wrong_event_is_refused_with_what_is_wrong(text, why):
         parse(text, NOW)
 
 
-def test_an_event_of_the_far_future_is_refused_since_it_would_stay_the_latest():
-    ahead = {"event": "ended", "content": "l1", "time": int(NOW) + AHEAD_S}
-    assert parse(json.dumps(ahead), NOW)["time"] == ahead["time"]
+def test_an_event_of_the_future_remembers_when_it_was_taken_in_and_a_far_one_is_refused():
+    ahead = {"event": "started", "content": "l1", "time": int(NOW) + AHEAD_S}
+    assert parse(json.dumps(ahead), NOW) == ahead | {TAKEN: int(NOW)}
+    with pytest.raises(EventError, match="'started' has no 'taken'"):
+        parse(json.dumps(ahead | {TAKEN: 5}), NOW)
     with pytest.raises(EventError, match="'time'"):
         parse(json.dumps(ahead | {"time": ahead["time"] + 1}), NOW)
 

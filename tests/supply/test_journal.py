@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supply.events import KINDS
+from supply.events import KINDS, TAKEN, turn
 from supply.journal import Journal, Tail
 
 
@@ -144,14 +144,16 @@ def test_writers_side_by_side_lose_nothing_even_while_the_journal_is_compacted(t
 
 
 EVENTS = st.builds(
-    lambda name, who, time, value: {
+    lambda name, who, time, taken, value: {
         "event": name,
         KINDS[name].subject: who,
         "time": time,
+        **({TAKEN: taken} if taken < time else {}),
         **({KINDS[name].value: value} if isinstance(KINDS[name].value, str) else {}),
     },
     st.sampled_from(["started", "ended", "viewers", "stock", "seller_suspended", "seller_restored"]),
     st.sampled_from("ab"),
+    st.integers(0, 4),
     st.integers(0, 4),
     st.integers(0, 3),
 )
@@ -162,7 +164,7 @@ def holding(events):
     held = {}
     for event in events:
         key = KINDS[event["event"]].field, event[KINDS[event["event"]].subject]
-        if key not in held or event["time"] >= held[key]["time"]:
+        if key not in held or turn(event) >= turn(held[key]):
             held[key] = event
     return held
 

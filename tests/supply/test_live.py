@@ -50,10 +50,10 @@ class World:
             live=live(self.folder),
         )
 
-    def tell(self, event, who=None, at=50, **more):
+    def tell(self, event, who=None, at=50, now=None, **more):
         subject = "seller" if event.startswith("seller") else "content"
         said = {"event": event, subject: who, "time": at, **more}
-        self.journal.append(parse_all([json.dumps(said)], time.time()))
+        self.journal.append(parse_all([json.dumps(said)], time.time() if now is None else now))
         self.rules.refresh()
 
     def open(self, at=150):
@@ -98,6 +98,45 @@ def test_an_event_that_comes_late_does_not_undo_a_later_one(world):
     assert "l0" not in world.open()
     world.tell("started", "l0", at=60)
     assert "l0" in world.open(), "of equal times the one written last holds"
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_room_that_ended_before_its_announced_start_stays_closed(world, compacted):
+    world.tell("started", "l0", at=130, now=100)
+    assert "l0" not in world.open(129)
+    assert "l0" in world.open(130), "a start may be announced"
+    if compacted:
+        world.journal.compact()
+    world.tell("ended", "l0", at=110, now=110)
+    if compacted:
+        world.journal.compact()
+        world.rules.refresh()
+    for at in (110, 130, 131, 10**9):
+        assert "l0" not in world.open(at)
+    world.tell("started", "l0", at=120, now=120)
+    assert "l0" in world.open(120), "it starts again"
+
+
+def test_a_clock_that_goes_ahead_loses_no_end_and_no_later_start(world):
+    world.tell("started", "l0", at=40, now=10)
+    world.tell("ended", "l0", at=45, now=15)
+    assert "l0" not in world.open(10**9)
+    world.tell("started", "l0", at=16, now=16)
+    assert "l0" in world.open(16)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "now", "who"),
+    [
+        (("put_back", {}), ("taken_down", {}), "v3"),
+        (("seller_restored", {}), ("seller_suspended", {}), "s0"),
+        (("stock", {"stock": 9}), ("stock", {"stock": 0}), "p2"),
+    ],
+)
+def test_what_closes_a_content_holds_against_what_lies_ahead(world, ahead, now, who):
+    world.tell(ahead[0], who, at=9_000, now=100, **ahead[1])
+    world.tell(now[0], who, at=110, now=110, **now[1])
+    assert len(world.open(150)) == 3
 
 
 def test_what_is_sold_out_taken_down_or_of_a_suspended_seller_is_closed_and_comes_back(world):

@@ -42,6 +42,25 @@ def test_contents_are_in_a_language_of_the_market_where_that_is_asked_for():
     ]
 
 
+def test_what_is_forbidden_by_a_name_that_no_content_has_is_told_with_the_one_meant():
+    rules = Rules(
+        forbidden_categories={"GB": ("Alcohol", "books"), "*": ("weapons", "toy"), "ID": ("toys",)},
+        forbidden_sellers={"BR": (" S1", *(f"gone-{number:02}" for number in range(12)))},
+    )
+    made = rules.without_effect(category=CONTENTS["category"].tolist(), seller=CONTENTS["seller"].tolist())
+    advice = "; correct the name, or leave it for a release that has it"
+    gone = ", ".join(f"'gone-{number:02}'" for number in range(9))
+    assert made == [
+        "rules.forbidden_categories.GB forbids what no content of the release has: 'Alcohol' (did you mean "
+        f"'alcohol'?){advice}",
+        "rules.forbidden_categories.* forbids what no content of the release has: 'toy' (did you mean "
+        f"'toys'?), 'weapons'{advice}",
+        "rules.forbidden_sellers.BR forbids what no content of the release has: ' S1' (did you mean 's1'?), "
+        f"{gone} and 3 more{advice}",
+    ]
+    assert Rules().without_effect(category=["books"], seller=[""]) == []
+
+
 @pytest.mark.parametrize(
     ("rules", "text"),
     [

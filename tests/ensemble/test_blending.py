@@ -1,0 +1,62 @@
+"""Weights under which nothing in a market is worth showing are refused before training and when loaded."""
+
+import numpy as np
+import pytest
+
+from ensemble import build
+from ensemble.blending import Blend, kinds_sold
+from ensemble.plan import FILE, KINDS, CascadeConfig
+from ensemble.release import Release, ReleaseWriter
+from tests.ensemble import synthetic
+
+ALL = np.ones((2, len(KINDS)), bool)
+OFF = {"click": 0, "order": 0}
+
+
+@pytest.mark.parametrize(
+    ("weights_for", "sold", "refused"),
+    [
+        ({}, ALL, None),
+        ({"ID": OFF}, ALL, "ID"),
+        ({"ID": OFF, "ID.live": {"order": 0.1}}, ALL, None),
+        ({"ID": OFF, "ID.live": {"order": 0.1}}, ALL & [True, False, True], "ID"),
+        ({kind: OFF for kind in KINDS}, ALL, "GB"),
+        ({"video": OFF, "live": OFF}, ALL, None),
+        ({"ID": OFF}, ALL & [[True], [False]], None),
+    ],
+    ids=["default", "all", "but a kind", "but a kind that is not sold", "by kind", "not by one", "no market"],
+)
+def test_a_market_in_which_nothing_has_worth_is_named(weights_for, sold, refused):
+    config = CascadeConfig(weights_for=weights_for)
+    if refused is None:
+        return config.expect_worth(("click", "order", "negative"), ("GB", "ID"), sold)
+    with pytest.raises(
+        ValueError, match=rf"nothing in {refused} is worth.*learns click, order, negative.*give"
+    ):
+        config.expect_worth(("click", "order", "negative"), ("GB", "ID"), sold)
+
+
+def test_the_kinds_that_a_market_sells_are_those_of_its_contents():
+    sold = kinds_sold(np.array([[True, True, False], [False, False, True]]), np.array([0, 2, 0]))
+    assert sold.tolist() == [[True, False, True], [True, False, False]]
+
+
+def test_a_release_in_which_nothing_has_worth_is_not_loaded(tmp_path):
+    sound = synthetic.release(tmp_path, 3)
+    Blend(sound)
+    with ReleaseWriter(tmp_path / "worthless", name="worthless") as made:
+        made.copy(sound)
+        body = sound.json(FILE)
+        body["config"] |= {"weights": {"relevant": 1.0}, "weights_for": {}}
+        made.json(FILE, body)
+    with pytest.raises(ValueError, match=r"nothing in BR is worth showing.*build again"):
+        Blend(Release.open(tmp_path / "worthless"))
+
+
+def test_a_build_is_refused_before_it_trains(small_world_dataset, small_training_set, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "build_training_set", lambda *_, **__: small_training_set)
+    monkeypatch.setattr(build, "train_two_tower", None)
+    off = dict.fromkeys(("click", "watch", "cart", "order"), 0)
+    config = build.BuildConfig(cascade=CascadeConfig(weights_for={"GB": off}))
+    with pytest.raises(ValueError, match="nothing in GB is worth showing"):
+        build.build_release(small_world_dataset, tmp_path / "build", config)

@@ -1,0 +1,52 @@
+"""What a release says of its pre-ranker is what pre-ranking does when it is served."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ensemble import distil
+from ensemble.plan import Plan
+from ensemble.release import Release
+from ensemble.stages.retrieval import Retrieval
+from models.preranker import PreRankerConfig
+from tests.ensemble import synthetic
+from tests.ensemble.test_retrieval import ask
+
+QUERIES = 400
+
+
+def test_the_agreement_of_a_release_is_that_of_the_candidates_it_serves(tmp_path, monkeypatch):
+    draft, random = synthetic.release(tmp_path, 2), np.random.default_rng(0)
+    retrieval, request = Retrieval(draft), ask(draft, 1, QUERIES)
+    worth = random.random(len(draft.array("created_at.npy")))
+
+    def ranked(cascade, retrieval, data, two_tower, rows, seen):
+        asked = {name: array[rows] for name, array in request.items()}
+        return asked | retrieval.retrieve(**asked) | {"probabilities": None}
+
+    def trained(query_vector, vectors, numbers, *_):
+        sizes = {"query": (synthetic.DIM, 2), "content": (synthetic.DIM, 2), "bias": (3,), "out": (3,)}
+        sizes["hidden"] = (2 * 2 + numbers.shape[-1] + 1, 3)
+        return SimpleNamespace(
+            **{name: random.integers(-2, 3, size).astype(np.float32) for name, size in sizes.items()}
+        )
+
+    cascade = SimpleNamespace(
+        run={"retrieval": retrieval}, plan=Plan.of(draft), blend=lambda _, candidates, __: worth[candidates]
+    )
+    queries = SimpleNamespace(rows=lambda part: slice(0, QUERIES), history=np.full((QUERIES, 1), -1))
+    data = SimpleNamespace(examples=SimpleNamespace(queries=queries, moments=retrieval.moments))
+    monkeypatch.setattr(distil, "Cascade", lambda *_, **__: cascade)
+    monkeypatch.setattr(distil, "_ranked", ranked)
+    monkeypatch.setattr(distil, "train_preranker", trained)
+    made = distil.with_preranker(draft, tmp_path / "made", data, None, PreRankerConfig(), 0)
+
+    judged = {name: array[::10] for name, array in request.items()}
+    brought = retrieval.retrieve(**judged)["candidates"]
+    served = Retrieval(Release.open(made.path))(**judged)["candidates"]
+    best = [sorted(row[row >= 0], key=lambda c: -worth[c])[:10] for row in brought]
+    kept = [np.isin(wanted, own).sum() for wanted, own in zip(best, served)]
+    told = made.info["preranker"]
+    assert told["agreement"] == pytest.approx(sum(kept) / sum(map(len, best)))
+    assert told["agreement"] != told["unspread"]
