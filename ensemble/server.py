@@ -292,7 +292,8 @@ class TritonServer:
         # Stages are processes side by side: BLAS threads that wait for one another burn a core and gain
         # nothing.
         alone = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        return {**alone, **os.environ, **changed}
+        # Graphs run on the CPU here; Triton would start a copy of each for every GPU that it sees.
+        return {**alone, **os.environ, **changed, "CUDA_VISIBLE_DEVICES": ""}
 
     def _wait_until_ready(self) -> None:
         process = self._running()

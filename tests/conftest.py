@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,8 +31,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test marked `gpu` runs where there is a CUDA device, before its fixtures are made."""
-    if item.get_closest_marker("gpu") and not Path("/dev/nvidiactl").exists():
+    if not item.get_closest_marker("gpu"):
+        return
+    if not Path("/dev/nvidiactl").exists():
         pytest.skip("no CUDA device on this machine")
+    if any(of.metadata["Name"] == "tensorflow-cpu" for of in distributions()):
+        pytest.skip("TensorFlow is the CPU's in this environment; environment.yml makes one for a GPU")
 
 
 @pytest.fixture(scope="session")

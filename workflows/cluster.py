@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 
 from . import runtime  # noqa: F401  (sets the environment before Merlin is imported)
 
@@ -16,12 +17,17 @@ models train on the GPU and features are made on the CPU."""
 
 @contextmanager
 def gpu_cluster() -> Iterator[None]:
-    """Run the block's Dask work on every local GPU; without cudf, on threads of this process."""
+    """Run the block's Dask work on every local GPU; without cudf there is none."""
     if not ON_GPU:
         yield
         return
     from dask_cuda import LocalCUDACluster
     from distributed import Client
 
-    with LocalCUDACluster(rmm_pool_size=0.7, local_directory="/tmp") as cluster, Client(cluster):
+    # The pool grows; what it does not hold is left to the models, which train in this process.
+    with (
+        TemporaryDirectory(prefix="pasar-dask-") as folder,
+        LocalCUDACluster(rmm_pool_size="1GB", local_directory=folder) as cluster,
+        Client(cluster),
+    ):
         yield

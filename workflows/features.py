@@ -16,7 +16,6 @@ nothing is ever unpickled.
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -260,9 +259,9 @@ def fit_features(
     """Fit both workflows on the training part alone, then transform every row, out of core.
 
     Raw tables go to Parquet under `folder`, many files each. Where there is cudf, Dask streams them through
-    NVTabular in a LocalCUDACluster; where there is none they go file by file through `workflows.fit` and the
-    compiled workflow, which give the same. A column without a value in the training part is left out: nothing
-    can be learned from it.
+    NVTabular's fit in a LocalCUDACluster; where there is none they go file by file through `workflows.fit`,
+    which gives the same. Either way the compiled workflow transforms them, as it does when it serves. A
+    column without a value in the training part is left out: nothing can be learned from it.
 
     Args:
         folder: scratch space; made anew.
@@ -288,7 +287,7 @@ def fit_features(
         workflow = build_workflow(schema, config, stats)
         _fit(workflow, raw / "contents-train", schema, config)
         progress("contents: transform")
-        item = _transform(workflow, [raw / "contents"], folder / "encoded" / "contents", config, {})
+        item = _transform(workflow, [raw / "contents"], folder / "encoded" / "contents", {})
         out = folder / "encoded" / "contents"
         item, spaces = _with_vectors(item, examples.contents, seen, config.vector_dims, out)
 
@@ -315,7 +314,7 @@ def fit_features(
         progress("queries: transform")
         parts = [raw / f"queries-{name}" for name in SPLITS if any((raw / f"queries-{name}").iterdir())]
         lengths = {name: config.history_length for name in vocabularies}
-        user = _transform(workflow, parts, folder / "encoded" / "queries", config, lengths)
+        user = _transform(workflow, parts, folder / "encoded" / "queries", lengths)
     return Features(query=user, content=item, spaces=spaces)
 
 
@@ -411,14 +410,13 @@ def _transform(
     workflow: nvt.Workflow,
     parts: list[Path],
     out: Path,
-    config: FeatureConfig,
     list_lengths: Mapping[str, int],
 ) -> Encoded:
-    """Transform Parquet folders one after another into one array a column."""
+    """Transform Parquet folders one after another, file by file, into one array a column."""
     out.mkdir(parents=True)
     writers: dict[str, NpyAppendArray] = {}
-    transformed = _with_nvtabular if ON_GPU else _in_bulk
-    for arrays in transformed(workflow, parts, out, config, list_lengths):
+    bulk = BulkTransform(workflow, list_lengths=list_lengths)
+    for arrays in (bulk.transform(table) for part in parts for table in _Files(part)):
         for name, array in arrays.items():
             if name not in writers:
                 writers[name] = NpyAppendArray(str(out / f"{name}.npy"), delete_if_exists=True)
@@ -430,51 +428,6 @@ def _transform(
     graph = compile_workflow(workflow, list_lengths=dict(list_lengths), name=out.name)
     columns = {name: np.load(out / f"{name}.npy", mmap_mode="r") for name in writers}
     return Encoded(columns, _encoded_schema(workflow.output_schema, list_lengths), graph)
-
-
-def _in_bulk(
-    workflow: nvt.Workflow,
-    parts: list[Path],
-    out: Path,
-    config: FeatureConfig,
-    list_lengths: Mapping[str, int],
-) -> Iterator[dict[str, np.ndarray]]:
-    """The arrays of one file after another, through the compiled workflow."""
-    bulk = BulkTransform(workflow, list_lengths=list_lengths)
-    for part in parts:
-        yield from map(bulk.transform, _Files(part))
-
-
-def _with_nvtabular(
-    workflow: nvt.Workflow,
-    parts: list[Path],
-    out: Path,
-    config: FeatureConfig,
-    list_lengths: Mapping[str, int],
-) -> Iterator[dict[str, np.ndarray]]:
-    """The arrays of one file after another, through NVTabular on the GPU."""
-    for part in parts:
-        encoded = out / part.name
-        workflow.transform(_dataset(part, workflow.input_schema, config)).to_parquet(str(encoded))
-        for file in sorted(encoded.glob("*.parquet"), key=_numbers_in):
-            table = pq.read_table(file)
-            names = workflow.output_schema.column_names
-            yield {name: _dense(table[name], list_lengths.get(name)) for name in names}
-
-
-def _numbers_in(file: Path) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", file.name)]
-
-
-def _dense(column: pa.ChunkedArray, length: int | None) -> np.ndarray:
-    """A column as an array; lists as int64[R, length], padded with 0 at the right."""
-    if length is None:
-        return column.to_numpy()
-    flat = column.combine_chunks()
-    counts = flat.value_lengths().to_numpy(zero_copy_only=False)
-    dense = np.zeros((len(flat), length), np.int64)
-    dense[np.arange(length) < counts[:, None]] = flat.flatten().to_numpy()
-    return dense
 
 
 def _encoded_schema(schema: Schema, list_lengths: Mapping[str, int]) -> Schema:

@@ -1,13 +1,10 @@
-"""Corrections of merlin-core 23.8 and NVTabular 23.8, made in this process by importing this module.
+"""Corrections of merlin-core 23.8 on pandas, made in this process by importing this module.
 
 `hash_series` mixes the row number into the hash of a value, so one value falls into a different bucket in
 every row; here it hashes the value alone, and of a list column its elements, as the GPU's does.
 
 `flatten_list_column_values` and `encode_list_column` walk every element of a list column in Python; here
 numpy walks the rows alone. Their results are the same.
-
-`Categorify` cannot encode a part whose column has no value, which is any part of those that have none; here
-its rows are null.
 
 Dask's threads share the process. A Dask worker in a process of its own must import this module too.
 """
@@ -24,7 +21,6 @@ import nvtabular  # noqa: F401  # isort: skip  (every module that holds one of t
 import numpy as np
 import pandas as pd
 from merlin.core import dispatch
-from nvtabular.ops import categorify
 
 #: Element types that pandas leaves as they are.
 _PLAIN = {np.dtype(name) for name in ("int32", "int64", "float32", "float64")}
@@ -32,7 +28,6 @@ _PLAIN = {np.dtype(name) for name in ("int32", "int64", "float32", "float64")}
 _hash_series = dispatch.hash_series
 _flatten = dispatch.flatten_list_column_values
 _encode = dispatch.encode_list_column
-_encode_part = categorify._encode
 
 
 def hash_series(ser: Any) -> np.ndarray:
@@ -83,13 +78,6 @@ def encode_list_column(original: Any, encoded: Any, dtype: Any = None) -> Any:
     return pd.Series([elements[start:end] for start, end in zip([0, *ends], ends)])
 
 
-def encode_part(name: Any, storage_name: str, path: str, df: Any, *given: Any, **options: Any) -> Any:
-    """The codes of a part's rows in one column, or one group of columns."""
-    if isinstance(name, str) and not options.get("single_table") and df[name].isna().all():
-        return np.full(len(df), categorify.NULL_OFFSET, options.get("dtype") or np.int64)
-    return _encode_part(name, storage_name, path, df, *given, **options)
-
-
 def _refuse_nulls(s: pd.Series) -> None:
     null = s.isna().to_numpy()
     if null.any():
@@ -111,7 +99,6 @@ def _apply() -> None:
             for attribute, (upstream, ours) in replaced.items():
                 if getattr(module, attribute, None) is upstream:
                     setattr(module, attribute, ours)
-    categorify._encode = encode_part
 
 
 _apply()

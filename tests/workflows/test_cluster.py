@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from importlib.metadata import distributions
 
 from tests.conftest import REPOSITORY
 
@@ -30,3 +32,18 @@ def test_a_gpu_without_cudf_gets_the_features_of_a_cpu(
     said = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
     assert said.returncode == 0, said.stderr
     assert said.stdout.split() == [str(len(small_features.query)), str(len(small_features.content))]
+
+
+def test_where_tensorflow_is_of_the_cpu_no_gpu_is_found():
+    """Merlin asks the driver, and refuses a TensorFlow that cannot use what it finds."""
+    program = "import workflows.runtime, os; print(repr(os.environ['CUDA_VISIBLE_DEVICES']))"
+    said = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    cpu = any(of.metadata["Name"] == "tensorflow-cpu" for of in distributions())
+    assert said.stdout.strip() == ("''" if cpu else "'0'")

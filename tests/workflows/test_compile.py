@@ -132,7 +132,7 @@ wholes = st.sampled_from([1.0, 3.0, -7.0, 9.0, np.nan]) | float64s
 
 @st.composite
 def batches(draw: Callable, **columns: st.SearchStrategy) -> pd.DataFrame:
-    """Drawn rows after one fitted row: NVTabular finds types by what a batch has."""
+    """Drawn rows after one fitted row: NVTabular fails on a column that is null throughout a batch."""
     rows = draw(st.lists(st.tuples(*columns.values()), max_size=12))
     drawn = pd.DataFrame(rows, columns=list(columns)).astype(
         {n: FITTED[n].dtype for n in columns if FITTED[n].dtype != object}

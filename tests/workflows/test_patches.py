@@ -136,10 +136,3 @@ def test_a_null_row_is_refused_with_its_place(upstream: ModuleType) -> None:
     for call in (dispatch.flatten_list_column_values, lambda s: dispatch.encode_list_column(s, [1])):
         with pytest.raises(ValueError, match="'history' is null in 1 of 2 rows, first in row 1"):
             call(rows)
-
-
-def test_rows_of_a_part_that_has_no_value_are_null(tmp_path):
-    workflow = nvt.Workflow(["text", "id"] >> nvt.ops.Categorify(out_path=str(tmp_path)))
-    workflow.fit(nvt.Dataset(pd.DataFrame({"text": ["a", "b", "a"], "id": [5, 5, 7]})))
-    part = pd.DataFrame({"text": pd.Series([None, None], dtype=object), "id": [7, 5]})
-    assert workflow.transform(part).to_dict("list") == {"text": [1, 1], "id": [4, 3]}
