@@ -1,7 +1,7 @@
 """Import this before NVTabular: it sets the process environment that the Merlin stack reads at import.
 
 Values that are already set win, but for one: where TensorFlow is the CPU's, or there is no NVIDIA driver, the
-stack is kept off CUDA. Merlin asks the driver for GPUs, and refuses a TensorFlow that cannot use what it finds.
+stack is kept off CUDA: Merlin asks the driver for GPUs, and refuses a TensorFlow that cannot use them.
 """
 
 import os
