@@ -113,8 +113,10 @@ def play(
 
     "expected value (USD)" is the world's own expectation for each slate at the moment it is shown, "value
     (USD)" what people then bought; both are of orders before refunds, per slate, as are clicks, orders,
-    seconds watched and negative feedback. "… over X" are differences from the first policy, X, request by
-    request. Intervals are over people, since requests of one person are not independent.
+    seconds watched and negative feedback. What is sold out counts for nothing in either; that the people of
+    a batch may want more than the last pieces shows in the second alone. "… over X" are differences from the
+    first policy, X, request by request. Intervals are over people, since requests of one person are not
+    independent.
 
     Args:
         policies: by name; the first is the one that the others are compared with.

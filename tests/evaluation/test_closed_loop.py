@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ensemble.cascade import Cascade
 from ensemble.client import DIVERSITY
+from evaluation import closed_loop
 from evaluation.closed_loop import (
     ALL,
     EXPECTED,
@@ -24,6 +25,7 @@ from evaluation.closed_loop import (
     outcomes,
     play,
 )
+from evaluation.metrics import mean_interval
 from market.world import World, WorldConfig
 from workflows.examples import TEST, VALID
 
@@ -142,6 +144,27 @@ class TestPlay:
         value = outcomes(world, Fixed(on), twice)[:, MEASURES.index(EXPECTED)]
         assert value[1] < value[0]
         assert outcomes(world, Fixed(on), twice)[0, MEASURES.index(EXPECTED)] == value[0]
+
+
+def test_a_policy_that_repeats_itself_is_expected_to_sell_what_it_sells(world, monkeypatch):
+    """It sells out what it shows, and goes on to show it; few at once, whom the last pieces nearly suffice."""
+    monkeypatch.setattr(closed_loop, "BATCH", 4)
+    market, days = world.config.markets[0], 4
+    people = np.flatnonzero(world.users()["market"].to_numpy() == market)
+    hours = world.config.begin + 86_400 * np.arange(days)[:, None] + 3600 * np.arange(12, 22)
+    time = np.repeat(hours.ravel(), len(people))
+    user = np.tile(people, hours.size)
+    asked = Requests(user, np.full(len(user), market, object), time, world.config.begin)
+    world.reset()
+    cards = np.flatnonzero(
+        world.eligible(market, world.config.begin) & (world.contents()["kind"] == "product").to_numpy()
+    )
+    few = cards[np.argsort(world.contents()["stock"].to_numpy()[cards], kind="stable")[:10]]
+    made = outcomes(world, Fixed(few), asked)
+    assert (world._stock[few] == 0).sum() >= 5, "much of it sold out, so that stock matters here"
+    off = made[:, MEASURES.index(EXPECTED)] - made[:, MEASURES.index("value (USD)")]
+    low, high = mean_interval(off, user)[1:]
+    assert low < 0 < high
 
 
 @pytest.mark.slow
