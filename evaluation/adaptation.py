@@ -19,6 +19,8 @@ from workflows.examples import Examples
 
 MUCH = 1e9
 """Outcomes of a prior that leaves nothing of a market's own."""
+ENDLESS = 1e30
+"""The same of shares so small that the outcomes of a log would still tell among the digits beside `MUCH`."""
 
 
 def kept(path: Path, made_of: str, make: Callable[[], Dataset]) -> Dataset:
@@ -119,7 +121,7 @@ def build_blind(
     flat = replace(
         config,
         calibration=replace(config.calibration, shrinkage=MUCH),
-        cascade=replace(config.cascade, trending_prior=MUCH),
+        cascade=replace(config.cascade, trending_prior=ENDLESS),
     )
     return build_release(dataset, folder, flat, see=blind, progress=progress, step=step)
 

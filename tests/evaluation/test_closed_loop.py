@@ -147,7 +147,7 @@ class TestPlay:
 
 
 def test_a_policy_that_repeats_itself_is_expected_to_sell_what_it_sells(world, monkeypatch):
-    """It sells out what it shows, and goes on to show it; few at once, whom the last pieces nearly suffice."""
+    """It sells out what it shows, and goes on to show it, to few at once, whom last pieces may suffice."""
     monkeypatch.setattr(closed_loop, "BATCH", 4)
     market, days = world.config.markets[0], 4
     people = np.flatnonzero(world.users()["market"].to_numpy() == market)
