@@ -167,8 +167,30 @@ def test_a_policy_that_repeats_itself_is_expected_to_sell_what_it_sells(world, m
     assert low < 0 < high
 
 
+def test_a_policy_is_told_of_all_that_it_showed_in_the_last_hour(world):
+    market, times = world.users()["market"][0], 12 * 3600 + 120 * np.arange(40)
+    begin = world.config.begin
+    policy = Fixed(np.arange(10))
+    outcomes(world, policy, Requests(np.zeros(40, int), np.full(40, market, object), begin + times, begin))
+    told = [int((asked.shown >= 0).sum()) for asked in policy.asked]
+    assert told == [10 * min(before, 29) for before in range(40)]
+
+
 @pytest.mark.slow
 class TestPlayer:
+    def test_shelves_are_full_whatever_the_log_sold(self, player, examples, world, requests):
+        full = world.contents()["stock"].to_numpy()
+        every = np.arange(len(full))
+        late = np.full(len(full), examples.end)
+        assert (examples.moments.stock(every, late) < full).any()
+        np.testing.assert_array_equal(player.retrieval.moments.stock(every, late), full)
+        for stage in ("retrieval", "reordering"):
+            eligibility = player.cascade.run[stage].eligibility
+            np.testing.assert_array_equal(eligibility.stock, full)
+            np.testing.assert_array_equal(eligibility.ends, player.release.array("ended_at.npy"))
+        for shelf in player.retrieval.shelves:
+            np.testing.assert_array_equal(shelf.ends, player.release.array("ended_at.npy")[shelf.rows])
+
     def test_what_the_held_out_part_of_the_log_tells_changes_no_slate(
         self, small_build, examples, world, player, requests
     ):
