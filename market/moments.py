@@ -174,6 +174,11 @@ class LoggedMoments:
         made[said >= 0] = self.left.value[said[said >= 0]]
         return made
 
+    def stock_left(self, end: int) -> np.ndarray:
+        """Pieces left at the end of a log, or later, when all was told: int64[N], -1 where unknown."""
+        every, told = np.arange(len(self.in_stock)), int(self.left.time.max(initial=0)) + 1
+        return self.stock(every, np.full(len(every), max(end, told)))
+
 
 def _decayed_means(viewers: Timeline) -> np.ndarray:
     """At each statement the decayed mean of what held before, float32[S]; at a room's first what it says."""
