@@ -8,10 +8,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from ensemble.build import BuildConfig, Built, build_release, fingerprint
 from evaluation.closed_loop import Asked, Player, Policy
 from market.dataset import Dataset, write_dataset
+from market.statistics import EventCounts
 from market.world import World
 from models.batches import Popularity, TrainingSet
 from models.training import Progress, quiet
@@ -19,6 +21,8 @@ from workflows.examples import Examples
 
 MUCH = 1e9
 """Outcomes of a prior that leaves nothing of a market's own."""
+ENDLESS = 1e30
+"""The same of shares so small that the outcomes of a log would still tell among the digits beside `MUCH`."""
 
 
 def kept(path: Path, made_of: str, make: Callable[[], Dataset]) -> Dataset:
@@ -42,6 +46,8 @@ def select_markets(
 ) -> Dataset:
     """The data set with the impressions of some markets alone; its users and contents stay.
 
+    Of what was told of moments, stock is as if the others had ordered nothing; see `without_orders`.
+
     Args:
         overwrite: replace a data set that is there.
 
@@ -54,6 +60,9 @@ def select_markets(
                 f"no market {market!r} in {dataset.name}; there are {', '.join(dataset.markets)}"
             )
     impressions, moments = dataset.impressions(), dataset.moments()
+    stays = impressions["market"].isin(markets)
+    if moments is not None:
+        moments = without_orders(moments, impressions[~stays])
     return write_dataset(
         path,
         name=dataset.name,
@@ -62,10 +71,49 @@ def select_markets(
         users=dataset.users(),
         contents=dataset.contents(),
         sellers=dataset.sellers(),
-        impressions=[impressions[impressions["market"].isin(markets)]],
+        impressions=[impressions[stays]],
         moments=None if moments is None else lambda: moments,
         overwrite=overwrite,
     )
+
+
+def without_orders(moments: pd.DataFrame, gone: pd.DataFrame) -> pd.DataFrame:
+    """Statements of moments as if some impressions had never been.
+
+    What was told of a content's stock in the second of an order that is gone came of it and is gone too; what
+    was told later has its piece more. Where the log names no orders or no times, nothing tells whose a
+    statement is, and all of stock are gone.
+
+    Args:
+        moments: as `Dataset.moments`.
+        gone: the impressions.
+    """
+    if "stock" not in moments or not len(gone):
+        return moments
+    if "order" not in gone or "time" not in gone:
+        return moments.drop(columns="stock")
+    orders = gone.loc[gone["order"].fillna(0) > 0, ["content_id", "time"]]
+    index = pd.Index(moments["content_id"].unique())
+    orders = orders[orders["content_id"].isin(index)]
+    said = moments[moments["stock"].notna()].sort_values("time", kind="stable")
+    place, time = index.get_indexer(said["content_id"]), said["time"].to_numpy(np.int64)
+    counts = EventCounts(
+        np.zeros(len(orders), np.int64),
+        index.get_indexer(orders["content_id"]),
+        orders["time"].to_numpy(np.int64),
+        len(index),
+        window_s=1 << 40,
+        after_s=1,
+    )
+    before = counts.in_market(np.zeros(len(said), np.int64), place, time)
+    counts.window_s = 0
+    now = counts.in_market(np.zeros(len(said), np.int64), place, time)
+    # Of one second the last statement holds, so the first ones go.
+    kept = said.groupby(["content_id", "time"]).cumcount().to_numpy() >= now
+    made = moments.copy()
+    made.loc[said.index, "stock"] = (said["stock"] + before.astype(np.int64)).where(kept)
+    told = [column for column in moments if column not in ("content_id", "time")]
+    return made.dropna(subset=told, how="all").reset_index(drop=True)
 
 
 @dataclass(frozen=True)
@@ -119,7 +167,7 @@ def build_blind(
     flat = replace(
         config,
         calibration=replace(config.calibration, shrinkage=MUCH),
-        cascade=replace(config.cascade, trending_prior=MUCH),
+        cascade=replace(config.cascade, trending_prior=ENDLESS),
     )
     return build_release(dataset, folder, flat, see=blind, progress=progress, step=step)
 

@@ -7,6 +7,7 @@ history of their next requests. Nothing of the log's held-out part is used but w
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -17,12 +18,15 @@ from ensemble.channels import NONE, Shelf, first_eligible, nearest
 from ensemble.client import DIVERSITY
 from ensemble.export import tired
 from ensemble.release import Release
+from ensemble.stages.reordering import Reordering
 from ensemble.stages.retrieval import Retrieval
 from ensemble.stages.user_state import UserState
 from evaluation.metrics import mean_interval
 from evaluation.runs import Row
+from market.moments import UNKNOWN, LoggedMoments, Timeline
 from market.world import World
-from workflows.examples import TEST, Examples, build_history
+from supply.eligibility import Eligibility
+from workflows.examples import TEST, Examples, build_history, whole_numbers
 from workflows.habits import followed_sellers
 
 BATCH = 64
@@ -32,6 +36,8 @@ OWN_CLICKS = 50
 """Latest clicks in a play that a policy is told of."""
 LATELY_S = 3600
 """How long an exposure is told to a policy."""
+OWN_SHOWN = 400
+"""Latest exposures in a play that a policy is told of: an hour of forty slates of ten."""
 ALL = "all"
 """Market of the figures over all markets."""
 
@@ -113,8 +119,10 @@ def play(
 
     "expected value (USD)" is the world's own expectation for each slate at the moment it is shown, "value
     (USD)" what people then bought; both are of orders before refunds, per slate, as are clicks, orders,
-    seconds watched and negative feedback. "… over X" are differences from the first policy, X, request by
-    request. Intervals are over people, since requests of one person are not independent.
+    seconds watched and negative feedback. What is sold out counts for nothing in either; that the people of
+    a batch may want more than the last pieces shows in the second alone. "… over X" are differences from the
+    first policy, X, request by request. Intervals are over people, since requests of one person are not
+    independent.
 
     Args:
         policies: by name; the first is the one that the others are compared with.
@@ -140,7 +148,7 @@ def outcomes(world: World, policy: Policy, requests: Requests) -> np.ndarray:
     """What comes of each request's slate, float64[B, M], columns as in `MEASURES`; the world starts anew."""
     world.reset()
     clicked = np.full((world.config.users, OWN_CLICKS), NONE)
-    shown, shown_at = np.full((2, world.config.users, OWN_CLICKS), NONE)
+    shown, shown_at = np.full((2, world.config.users, OWN_SHOWN), NONE)
     made = np.zeros((len(requests), len(MEASURES)))
     for batch in batches(requests.user, requests.time, BATCH):
         user, time = requests.user[batch], requests.time[batch]
@@ -153,9 +161,9 @@ def outcomes(world: World, policy: Policy, requests: Requests) -> np.ndarray:
         both = np.concatenate([clicked[user], np.where(real.click == 1, slates, NONE)], axis=1)
         latest = np.argsort(both >= 0, axis=1, kind="stable")[:, -OWN_CLICKS:]
         clicked[user] = np.take_along_axis(both, latest, axis=1)
-        shown[user] = np.concatenate([shown[user], slates], axis=1)[:, -OWN_CLICKS:]
+        shown[user] = np.concatenate([shown[user], slates], axis=1)[:, -OWN_SHOWN:]
         when = np.broadcast_to(time[:, None], slates.shape)
-        shown_at[user] = np.concatenate([shown_at[user], when], axis=1)[:, -OWN_CLICKS:]
+        shown_at[user] = np.concatenate([shown_at[user], when], axis=1)[:, -OWN_SHOWN:]
     return made
 
 
@@ -183,7 +191,8 @@ class Player:
 
     The release knows users' histories up to the end of its log. Here they end at `begin`, and go on with the
     clicks of the play. All policies leave out what is not published yet, what has ended and what the user
-    clicked before; none knows the stock.
+    clicked before. They know the stock with which the world starts anew, and only the oracles what the play
+    sells. There is no live state, so the live channel knows no viewers; the ranker has those of the log.
 
     Args:
         release: built from the world's log.
@@ -223,7 +232,7 @@ class Player:
         assert isinstance(user_state, UserState)
         assert isinstance(retrieval, Retrieval)
         self.user_state, self.retrieval = user_state, retrieval
-        retrieval.moments = examples.moments
+        self._fill_shelves(examples.moments)
         user_state.history = histories_until(examples, begin, examples.latest_history.shape[1])
         user_state.seen = histories_until(examples, begin, examples.latest_seen.shape[1])
         if user_state.since is not None:
@@ -234,8 +243,26 @@ class Player:
         self.user_id = examples.users["user_id"].to_numpy(object)
         self.content_id = np.append(examples.contents["content_id"].to_numpy(object), "")
 
+    def _fill_shelves(self, logged: LoggedMoments) -> None:
+        """Stock as the world has it when it starts anew, whatever was sold in the log since."""
+        reordering, retrieval = self.cascade.run["reordering"], self.retrieval
+        assert isinstance(reordering, Reordering)
+        stock = whole_numbers(self.world.contents(), "stock", UNKNOWN)
+        for stage in (retrieval, reordering):
+            stage.eligibility = Eligibility(
+                stage.eligibility.available,
+                self.release.array("created_at.npy"),
+                self.release.array("ended_at.npy"),
+                stock=stock,
+                seller=self.release.array("seller_code.npy"),
+            )
+        retrieval._update(np.arange(len(stock)))
+        moments = copy.copy(logged)
+        moments.in_stock, moments.left = stock, Timeline(*np.zeros((3, 0), np.int64))
+        retrieval.moments = moments
+
     def cascade_slate(self, asked: Asked) -> np.ndarray:
-        """What the server would reply."""
+        """What a server without a live state would reply, but for the log's people in rooms."""
         return self.user_state.contents(self.cascade(self._request(asked))["content_id"])
 
     def two_tower(self, asked: Asked) -> np.ndarray:

@@ -29,7 +29,7 @@ class Moment:
         viewers: float32, people in the room; NaN where unknown.
         usual: float32, the decayed mean of that number over the past, see `decayed`; NaN where unknown.
         showing: int64, row of the product that the room shows; -1 for none.
-        open_s: int64, seconds since it opened.
+        open_s: int64, seconds since it opened; the time itself, since 1970, where that is unknown.
     """
 
     viewers: np.ndarray
@@ -87,12 +87,14 @@ def moment_features(
     flat = content.ravel()
     at = np.flatnonzero(moments.room[flat])
     if len(at):
-        now = moments(flat[at], np.broadcast_to(time, content.shape).ravel()[at])
+        then = np.broadcast_to(time, content.shape).ravel()[at]
+        now = moments(flat[at], then)
         if (known := ~np.isnan(now.viewers)).any():
             made[at, 0] = np.where(known, np.log1p(now.viewers) / 4, 0)
             trend = np.log((1 + now.viewers) / (1 + now.usual))
             made[at, 1] = np.where(known, np.minimum(np.maximum(trend, -2), 2), 0)
-        made[at, 2] = np.log1p(np.maximum(now.open_s, 0) / 600) / 2
+        opened = then - now.open_s
+        made[at, 2] = np.where(opened > 0, np.log1p(np.maximum(now.open_s, 0) / 600) / 2, 0)
         if (now.showing >= 0).any():
             shown = np.full(content.size, UNKNOWN)
             shown[at] = now.showing
@@ -133,7 +135,7 @@ class LoggedMoments:
 
     Args:
         room: bool[N].
-        opened: int64[N], when each room opened (s since the epoch).
+        opened: int64[N], when each room opened (s since the epoch), 0 where unknown.
         in_stock: int64[N], pieces before the first statement, -1 where unknown.
         viewers, showing, left: statements of people in rooms, products shown and pieces in stock.
     """
@@ -171,6 +173,11 @@ class LoggedMoments:
         made = np.broadcast_to(self.in_stock[content], said.shape).copy()
         made[said >= 0] = self.left.value[said[said >= 0]]
         return made
+
+    def stock_left(self, end: int) -> np.ndarray:
+        """Pieces left at the end of a log, or later, when all was told: int64[N], -1 where unknown."""
+        every, told = np.arange(len(self.in_stock)), int(self.left.time.max(initial=0)) + 1
+        return self.stock(every, np.full(len(every), max(end, told)))
 
 
 def _decayed_means(viewers: Timeline) -> np.ndarray:

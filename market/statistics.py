@@ -90,8 +90,10 @@ def trend(wanted: np.ndarray, available: np.ndarray, region: np.ndarray, prior: 
     """The share of its market's wanted outcomes that each content gets, shrunk to its region and the world.
 
     A share is the posterior mean under a Dirichlet prior around the level above: of a market its region, of a
-    region the world. So a market with few outcomes of its own wants what its neighbours want, and leaves
-    them as its own data comes. A level counts only the outcomes of markets where the content is sold.
+    region the world, and of the world its share of all outcomes. So a market with few outcomes of its own
+    wants what its neighbours want, and leaves them as its own data comes. A level counts only the outcomes of
+    markets where the content is sold, but for the uppermost: that of all markets, where little is sold in few
+    markets that have little data. Under an endless prior every market wants that, its own outcomes once.
 
     Args:
         wanted: float[M, N], outcomes by market, of any weight each.
@@ -110,7 +112,7 @@ def trend(wanted: np.ndarray, available: np.ndarray, region: np.ndarray, prior: 
         """Shares over markets taken `together` float[M, M], drawn to those `above`."""
         return (together @ wanted + prior * above) / (together @ (total * available) + prior)
 
-    world = pooled(np.ones_like(ours), 0.0)
+    world = pooled(np.ones_like(ours), wanted.sum(axis=0) / max(total.sum(), 1e-9))
     by_region = pooled(ours, world)
     return ((wanted + prior * by_region) / (total + prior)).astype(np.float32)
 

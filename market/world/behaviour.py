@@ -26,7 +26,7 @@ TASTE = 5.5
 HEAT = 0.9
 """Click logit of a unit of a room's heat; of buying 0.3 times that."""
 FEW, SCARCITY = 10, 0.5
-"""Cart logit of what has at most so many pieces left: last pieces sell."""
+"""Cart logit of what has at most so many pieces left, but not none: last pieces sell."""
 POSITION_DECAY = 0.2
 """Position p (from 0) is examined with probability (1 + p) ** -POSITION_DECAY."""
 CATEGORY_FATIGUE, SELLER_FATIGUE = 0.06, 0.2
@@ -65,7 +65,7 @@ class Response:
     examined: Floats
     click: Floats  # given examined
     cart: Floats  # given click
-    order: Floats  # given cart and stock
+    order: Floats  # given cart; 0 of what is sold out
     refund: Floats  # given order
     negative: Floats  # given examined and no click
     watch: Floats  # mean of log seconds without a click, given examined
@@ -74,7 +74,12 @@ class Response:
     price_usd: Floats
 
     def expected(self) -> Outcomes:
-        """Expected outcomes, in closed form; a sold-out content counts as in stock."""
+        """Expected outcomes, in closed form; nobody orders what is sold out.
+
+        Each exposure counts as if it came first. Where more of the exposures of one batch order a content
+        than there are pieces left, `draw` serves the first alone, so that fewer are ordered than expected
+        here, until the batch is over.
+        """
         click = self.examined * self.click
         cart = click * self.cart
         order = cart * self.order
@@ -186,7 +191,8 @@ def respond(
     )
     buying = buying.astype(np.float32)[:, None]
     trust = sellers.quality[seller]
-    urge = np.where(stock[content] <= FEW, np.float32(SCARCITY), np.float32(0))
+    left = stock[content]
+    urge = np.where((left > 0) & (left <= FEW), np.float32(SCARCITY), np.float32(0))
 
     usual = np.where(kind == VIDEO, contents.duration[content] * np.float32(WATCH_PART), WATCH_MEDIAN[kind])
     rest = np.where(kind == LIVE, ended - now, CARD_CAP_S).astype(np.float32)
@@ -194,7 +200,7 @@ def respond(
         examined=on * ((1.0 + position) ** -POSITION_DECAY).astype(np.float32),
         click=expit(CLICK[kind] + TASTE * taste + liking + 0.2 * price - fatigue),
         cart=expit(CART[kind] + 1.2 * taste + price + 0.3 * trust + 0.3 * live + buying + urge),
-        order=expit(ORDER[kind] + 0.6 * taste + 0.6 * price + 0.3 * trust + 0.5 * buying),
+        order=(left > 0) * expit(ORDER[kind] + 0.6 * taste + 0.6 * price + 0.3 * trust + 0.5 * buying),
         refund=expit(REFUND - 0.5 * trust - 0.3 * contents.quality[content] + 0.2 * dear),
         negative=expit(NEGATIVE - 1.5 * taste - 0.5 * liking + fatigue),
         watch=np.log(usual) + 1.2 * taste + 0.3 * liking - 0.5 * fatigue,

@@ -159,6 +159,9 @@ class World:
     ) -> Outcomes:
         """The truth: expected outcomes of contents for users, given what each user was shown so far.
 
+        What is sold out is ordered by nobody. Each row is what is expected of it with the stock of this
+        moment: that others of the batch may take the last pieces before it does not count.
+
         Args:
             user_index: [B]. content_index: [B, C], -1 = empty. time: [B] s since epoch.
             slate: False: each content as if alone at the top. True: the C contents are the positions of one

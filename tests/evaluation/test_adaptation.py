@@ -40,6 +40,9 @@ def test_releases_that_differ_in_what_they_are_told_of_markets_are_played(
     unaware = build_blind(small_world_dataset, tmp_path / "blind", config)
     assert Plan.of(unaware.release).query_ids == Plan.of(small_build.built.release).query_ids - 1
     np.testing.assert_array_equal(*unaware.release.array("popularity.npy"))
+    trends = unaware.release.array("trend.npy")
+    np.testing.assert_array_equal(*trends)
+    assert trends.any()
     own = build_alone(small_world_dataset, tmp_path / "alone", config)
     assert set(own) == {"GB", "ID"}
     for market, built in own.items():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ensemble.cascade import Cascade
 from ensemble.client import DIVERSITY
+from evaluation import closed_loop
 from evaluation.closed_loop import (
     ALL,
     EXPECTED,
@@ -24,6 +25,7 @@ from evaluation.closed_loop import (
     outcomes,
     play,
 )
+from evaluation.metrics import mean_interval
 from market.world import World, WorldConfig
 from workflows.examples import TEST, VALID
 
@@ -144,8 +146,51 @@ class TestPlay:
         assert outcomes(world, Fixed(on), twice)[0, MEASURES.index(EXPECTED)] == value[0]
 
 
+def test_a_policy_that_repeats_itself_is_expected_to_sell_what_it_sells(world, monkeypatch):
+    """It sells out what it shows, and goes on to show it, to few at once, whom last pieces may suffice."""
+    monkeypatch.setattr(closed_loop, "BATCH", 4)
+    market, days = world.config.markets[0], 4
+    people = np.flatnonzero(world.users()["market"].to_numpy() == market)
+    hours = world.config.begin + 86_400 * np.arange(days)[:, None] + 3600 * np.arange(12, 22)
+    time = np.repeat(hours.ravel(), len(people))
+    user = np.tile(people, hours.size)
+    asked = Requests(user, np.full(len(user), market, object), time, world.config.begin)
+    world.reset()
+    cards = np.flatnonzero(
+        world.eligible(market, world.config.begin) & (world.contents()["kind"] == "product").to_numpy()
+    )
+    few = cards[np.argsort(world.contents()["stock"].to_numpy()[cards], kind="stable")[:10]]
+    made = outcomes(world, Fixed(few), asked)
+    assert (world._stock[few] == 0).sum() >= 5, "much of it sold out, so that stock matters here"
+    off = made[:, MEASURES.index(EXPECTED)] - made[:, MEASURES.index("value (USD)")]
+    low, high = mean_interval(off, user)[1:]
+    assert low < 0 < high
+
+
+def test_a_policy_is_told_of_all_that_it_showed_in_the_last_hour(world):
+    market, times = world.users()["market"][0], 12 * 3600 + 120 * np.arange(40)
+    begin = world.config.begin
+    policy = Fixed(np.arange(10))
+    outcomes(world, policy, Requests(np.zeros(40, int), np.full(40, market, object), begin + times, begin))
+    told = [int((asked.shown >= 0).sum()) for asked in policy.asked]
+    assert told == [10 * min(before, 29) for before in range(40)]
+
+
 @pytest.mark.slow
 class TestPlayer:
+    def test_shelves_are_full_whatever_the_log_sold(self, player, examples, world, requests):
+        full = world.contents()["stock"].to_numpy()
+        every = np.arange(len(full))
+        late = np.full(len(full), examples.end)
+        assert (examples.moments.stock(every, late) < full).any()
+        np.testing.assert_array_equal(player.retrieval.moments.stock(every, late), full)
+        for stage in ("retrieval", "reordering"):
+            eligibility = player.cascade.run[stage].eligibility
+            np.testing.assert_array_equal(eligibility.stock, full)
+            np.testing.assert_array_equal(eligibility.ends, player.release.array("ended_at.npy"))
+        for shelf in player.retrieval.shelves:
+            np.testing.assert_array_equal(shelf.ends, player.release.array("ended_at.npy")[shelf.rows])
+
     def test_what_the_held_out_part_of_the_log_tells_changes_no_slate(
         self, small_build, examples, world, player, requests
     ):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 from onnx import numpy_helper
 
@@ -17,8 +18,9 @@ from evaluation.adaptation import select_markets
 from evaluation.closed_loop import ALL, EXPECTED
 from evaluation.cold_market import cold_market
 from market.dataset import Dataset
-from market.world import WorldConfig
+from market.world import World, WorldConfig
 from models.batches import UNSEEN
+from tests.evaluation.test_closed_loop import SMALL_WORLD
 
 WORLD = WorldConfig(
     users=400, contents=300, sellers=30, impressions=8000, days=6, markets=("DE", "GB", "ID"), seed=5
@@ -33,7 +35,23 @@ def test_the_log_without_a_market_has_all_else(small_world_dataset, tmp_path):
     assert made.markets == small_world_dataset.markets
     assert made.users().equals(small_world_dataset.users())
     assert made.contents().equals(small_world_dataset.contents())
-    assert made.moments().equals(small_world_dataset.moments())
+
+
+def test_what_is_left_in_stock_without_a_market_is_as_if_it_had_ordered_nothing(
+    small_world_dataset, tmp_path
+):
+    made = select_markets(small_world_dataset, ("ID",), tmp_path / "data").moments()
+    log = small_world_dataset.impressions()
+    orders = log.loc[(log["order"] == 1) & (log["market"] == "ID"), ["content_id", "time"]]
+    assert 0 < len(orders) < (log["order"] == 1).sum()
+    told = World(SMALL_WORLD).moments(orders)
+    columns = ["content_id", "time", "viewers", "showing", "stock"]
+    order = ["time", "content_id", "stock"]
+    found, expected = (
+        frame[columns].sort_values(order, ascending=[True, True, False]).reset_index(drop=True)
+        for frame in (made, told)
+    )
+    pd.testing.assert_frame_equal(found, expected, check_dtype=False)
 
 
 def test_a_market_that_is_not_there_cannot_be_selected(small_world_dataset, tmp_path):

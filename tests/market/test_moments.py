@@ -93,6 +93,22 @@ def test_features_of_rooms_are_those_of_the_moment_and_others_have_none_but_stoc
     np.testing.assert_allclose(found[0, 2], [0, 0, np.log1p(601 / 600) / 2, 0, 0], rtol=1e-6)
 
 
+def test_what_was_told_after_the_last_impression_is_known_of_stock():
+    made = logged(left=[(0, 100, 4), (3, 900, 0)])
+    assert made.stock_left(START + 101).tolist() == [4, -1, 0, 0]
+    assert made.stock_left(START + 5000).tolist() == [4, -1, 0, 0]
+    assert logged().stock_left(0).tolist() == [7, -1, 0, 3]
+
+
+def test_a_room_of_unknown_opening_has_no_age():
+    made = logged([(0, 0, 9)])
+    made.opened[2] = 0
+    found = moment_features(
+        made, np.array([0, 2]), np.full(2, START + 600), lambda shown: np.zeros(shown.shape)
+    )
+    np.testing.assert_allclose(found[:, 2], [np.log(2) / 2, 0], rtol=1e-6)
+
+
 def test_the_affinity_asked_for_is_that_of_the_product_shown_where_the_room_stands():
     made = logged(showing=[(0, 0, 1), (3, 0, 2)])
     asked = []

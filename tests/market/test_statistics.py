@@ -78,7 +78,7 @@ def test_a_market_without_data_wants_what_its_region_wants():
     made = trend(WANTED, np.ones((3, 4), bool), REGION, prior=5)
     assert np.argsort(-made[0]).tolist()[:2] == [0, 1]
     assert made[0, 2] > 0, "and then what the world wants"
-    assert made[0].sum() < 1
+    assert made[0].sum() == pytest.approx(1)
 
 
 def test_a_market_with_much_data_wants_what_it_says():
@@ -99,6 +99,34 @@ def test_a_content_is_judged_by_the_markets_where_it_is_sold():
     made = trend(wanted, available, np.zeros(3, int), prior=0.001)
     assert made[0, 0] == pytest.approx(0.5, abs=0.01)
     assert made[0, 1] == pytest.approx(0.75, abs=0.01)
+
+
+def test_an_endless_prior_leaves_every_market_the_worlds_share():
+    wanted = np.array([[10.0, 110], [100, 0], [100, 0]])
+    made = trend(wanted, np.ones((3, 2), bool), np.arange(3), prior=1e30)
+    np.testing.assert_array_equal(made, made[[0, 0, 0]])
+    np.testing.assert_allclose(made[0], [210 / 320, 110 / 320], rtol=1e-6)
+    assert trend(wanted, np.ones((3, 2), bool), np.arange(3), prior=1e9)[0].argmax() == 0
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_what_is_sold_everywhere_is_shared_out_whole_under_any_prior(seed):
+    rng = np.random.default_rng(seed)
+    wanted, region = rng.gamma(0.3, 10, (4, 6)), rng.integers(0, 3, 4)
+    for prior in (0.1, 100, 1e9):
+        made = trend(wanted, np.ones((4, 6), bool), region, prior)
+        np.testing.assert_allclose(made.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_what_is_sold_in_one_market_of_little_data_is_not_thought_the_most_wanted():
+    wanted = np.array([[1.0, 0, 0], [0, 600, 400]])
+    available = np.array([[True, True, True], [False, True, True]])
+    made = trend(wanted, available, np.zeros(2, int), prior=100)
+    assert made[0].argmax() == 1
+
+
+def test_where_nothing_is_wanted_nothing_is_trending():
+    assert not trend(np.zeros((2, 3)), np.ones((2, 3), bool), np.zeros(2, int), prior=100).any()
 
 
 def test_counts_sum_the_weights_of_each_cell():

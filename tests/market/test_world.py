@@ -501,6 +501,20 @@ def test_last_pieces_sell(crowd):
     np.testing.assert_array_equal(few.click, plenty.click)
 
 
+def test_what_is_sold_out_is_expected_to_be_clicked_and_put_into_carts_but_not_ordered(crowd):
+    noon, users = _noon(CROWD), np.arange(50)
+    asked = users, _home_slates(crowd, users, noon, 6), np.full(50, noon)
+    crowd._stock[:] = 500
+    plenty = crowd.expected_value(*asked)
+    crowd._stock[:] = 0
+    none = crowd.expected_value(*asked)
+    assert plenty.order.all()
+    for outcome in ("order", "value", "refund"):
+        assert not getattr(none, outcome).any(), outcome
+    for outcome in ("click", "cart", "watch_s", "negative"):
+        np.testing.assert_array_equal(getattr(none, outcome), getattr(plenty, outcome), outcome)
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [

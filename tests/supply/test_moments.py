@@ -98,3 +98,31 @@ def test_without_a_live_state_a_room_has_its_age_and_stock_alone():
     content, time = np.arange(2), np.full(2, START + 600)
     made = moment_features(moments, content, time, lambda shown: np.ones(shown.shape))
     np.testing.assert_allclose(made, [[0, 0, np.log(2) / 2, 0, np.log(5) / 4], [0, 0, 0, 0, 0]], rtol=1e-6)
+
+
+def test_a_room_of_unknown_opening_has_no_age_until_an_event_tells_it(folders):
+    journal = Journal(next(folders))
+    live = LiveState(
+        journal.folder,
+        contents=IdIndex(NAMES),
+        sellers=IdIndex(np.array(["s"])),
+        content_count=5,
+        seller_count=1,
+    )
+    eligibility = Eligibility(
+        np.ones((1, 5), bool),
+        np.zeros(5, np.int64),
+        np.full(5, FOREVER),
+        stock=np.full(5, -1),
+        seller=np.full(5, -1),
+        live=live,
+    )
+    moments, rooms, now = CurrentMoments(eligibility, ROOM), np.array([0, 1]), np.full(2, START + 600)
+
+    def ages():
+        return moment_features(moments, rooms, now, lambda shown: np.zeros(shown.shape))[:, 2]
+
+    assert ages().tolist() == [0, 0]
+    journal.append([{"event": "started", "content": "c1", "time": START}])
+    eligibility.refresh()
+    np.testing.assert_allclose(ages(), [0, np.log(2) / 2], rtol=1e-6)
