@@ -87,7 +87,7 @@ def explanation_text(
     now: int,
     items: Sequence[Mapping[str, Any]],
     others: Sequence[Mapping[str, Any]],
-    below: int,
+    below: Sequence[str],
 ) -> str:
     """One request's explanation as the JSON that a reply carries.
 
@@ -96,12 +96,12 @@ def explanation_text(
         clock: int64[2], when the user-state stage began and ended (ns).
         began, now: of the re-ordering stage (ns).
         items, others: fields of `ItemReport` and `OtherReport`.
-        below: candidates that were not among the pool.
+        below: of each candidate that was not among the pool, why.
     """
     count = dict(zip(FUNNEL, funnel.tolist()))
     hidden = {reason: count[reason] for reason in INELIGIBLE}
     missed = count["contents"] - sum(hidden.values()) - count["retrieved"]
-    reasons = [LOW] * below + [other["reason"] for other in others]
+    reasons = [*below] + [other["reason"] for other in others]
     # Ranking takes a while, and a room may have ended meanwhile.
     reasons += ["ended meanwhile"] * (count["kept"] - len(reasons) - len(items))
     dropped = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
