@@ -18,7 +18,7 @@ from ensemble.release import Release
 from ensemble.rules import Gain, Limit, Reason
 from ensemble.rules.category_cap import category_cap
 from ensemble.rules.dpp import Dpp
-from ensemble.rules.exploration import explore, uniform
+from ensemble.rules.exploration import deal, explore, uniform
 from ensemble.rules.frequency_cap import FrequencyCap
 from ensemble.rules.mmr import Mmr
 from ensemble.rules.pool import Pool
@@ -277,12 +277,11 @@ class Reordering:
         count = np.where(groups >= 0, np.int16(0), np.int16(-2 * slate))
         best = np.empty((slate, batch), np.int64)
         broken = np.empty((slate, batch, size), np.uint16)
-        allowed = gone == 0
+        allowed, room = gone == 0, count
         for place in range(slate):
             if explored and place == slate - explored:
-                # Each limit leaves room for all that is drawn, whatever it will be.
-                room = self.most[place:].min(axis=0) - (explored - 1)
-                allowed = self._broken(count >= room, gone) == 0
+                room = self.most[place:].min(axis=0) - count
+                allowed = self._broken(room < 1, gone) == 0
             broken[place] = over = self._broken(count >= self.most[place], gone)
             best[place] = one = (gain - np.multiply(over, FAR, dtype=np.float64)).argmax(axis=1)
             if place == slate - 1:
@@ -297,11 +296,12 @@ class Reordering:
         propensity = (places >= 0).astype(np.float32)
         if explored:
             allowed &= self.wanted[candidates] < self.plan.config.explore_outcomes
-            rows = np.flatnonzero(allowed.sum(axis=1) >= explored)
+            rival = deal(allowed, groups, room, explored)
+            rows = np.flatnonzero((rival >= 0).any(axis=1))
             last = np.s_[rows[:, None], np.arange(slate - explored, slate)]
             if len(rows):
                 places[last], propensity[last] = explore(
-                    value[rows], self.wanted[candidates[rows]], allowed[rows], uniform(seed[rows], explored)
+                    value[rows], self.wanted[candidates[rows]], rival[rows], uniform(seed[rows], explored)
                 )
                 reasons[last] = Reason.EXPLORATION
         return Chosen(places, greedy, reasons, propensity, broken)

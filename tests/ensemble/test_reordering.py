@@ -609,3 +609,47 @@ def test_an_item_below_contents_that_the_pool_left_out_does_not_have_the_highest
     assert all(item.rules[0] == Reason.FREQUENCY_CAP.text for item in told.items)
     # 10 tired contents fill the pool up; the others stay outside it for the same reason.
     assert told.stages[-1].dropped["shown too often"] >= 10
+
+
+@pytest.mark.parametrize("explore", [0.1, 0.2, 0.3, 0.5])
+@pytest.mark.parametrize("capped", ["seller", "category", "kind"])
+def test_exploration_fills_its_places_though_they_are_more_than_a_cap(worlds, tmp_path, explore, capped):
+    groups = {
+        "seller": {"seller_code": (np.arange(100) // 10).astype(np.int32)},
+        "category": {"category_code": (np.arange(100) % 8).astype(np.int32), "category_cap": 2},
+        "kind": {
+            "kind_code": (np.arange(100) % 3).astype(np.int8),
+            "slots": (Slot("live", 2), Slot("video", 4)),
+        },
+    }[capped]
+    release = hundred(worlds(4), tmp_path / "more", explore=explore, **groups)
+    stage, one, draws = Reordering(release), all_hundred(release), 4000
+    one["explain"][:] = False
+    many = {name: np.repeat(array, draws, axis=0) for name, array in one.items()}
+    made = stage(**many | {"seed": np.random.default_rng(1).integers(2**63, size=draws)})
+    assert ((made["slate_reason"] == Reason.EXPLORATION).sum(axis=1) == round(10 * explore)).all()
+    rows = np.char.replace(made["content_id"].astype(str), "content-", "").astype(int)
+    code = next(array for name, array in groups.items() if name.endswith("code"))
+    most = {"seller": [2] * 10, "category": [2] * 8, "kind": [4, 2, 10]}[capped]
+    for group, cap in enumerate(most):
+        assert ((code[rows] == group).sum(axis=1) <= cap).all()
+    for place in range(10):
+        said = made["slate_propensity"][:, place]
+        for content in np.unique(rows[:, place]):
+            here = rows[:, place] == content
+            assert len(set(said[here].tolist())) == 1, "it does not hang on what another place got"
+            expected = said[here][0]
+            error = np.sqrt(expected * (1 - expected) / draws)
+            assert abs(here.mean() - expected) <= 5 * error + 1e-3
+
+
+def test_a_content_that_exploration_displaced_is_told_so(worlds, tmp_path):
+    greedy = hundred(worlds(4), tmp_path / "greedy")
+    exploring = hundred(worlds(4), tmp_path / "exploring", explore=0.3)
+    request = all_hundred(greedy)
+    without, made = Reordering(greedy)(**request), Reordering(exploring)(**request)
+    displaced = set(slate_of(without)) - set(slate_of(made))
+    told = Explanation.of(made["explanation"][0, 0])
+    gave_way = {other.content for other in told.others if other.reason == "gave way to exploration"}
+    assert displaced
+    assert gave_way == {f"content-{content}" for content in displaced}
