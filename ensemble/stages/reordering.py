@@ -102,7 +102,8 @@ class Reordering:
         self.eligibility = eligibility(release, steering)
         self.content_id = release.array("text_content_id.npy")
         self.vectors = release.array("content_vectors.npy")
-        self.wanted = release.array("popularity.npy").sum(axis=0)
+        # A market without a log has its neighbours' popularity, which is no outcome of its own.
+        self.wanted = release.array("popularity_world.npy")
         self.blend = Blend(release)
         self.gain = next((GAINS[name] for name in config.rules if name in DIVERSITIES), None)
         #: The bit of tired sellers; that of tired contents is the next one above.

@@ -106,7 +106,7 @@ class Row:
         }
         self.diversity = float(request["diversity"][row])
         self.exposed = [int(c) for c in request["exposed"][row] if c >= 0]
-        self.wanted = release.array("popularity.npy").sum(axis=0)
+        self.wanted = release.array("popularity_world.npy")
         self.vectors = release.array("content_vectors.npy")
         self.ranked = sorted(present, key=lambda c: (-self.value[c], c))
         self.behind = self.stand_behind()
@@ -653,3 +653,14 @@ def test_a_content_that_exploration_displaced_is_told_so(worlds, tmp_path):
     gave_way = {other.content for other in told.others if other.reason == "gave way to exploration"}
     assert displaced
     assert gave_way == {f"content-{content}" for content in displaced}
+
+
+def test_outcomes_that_a_market_borrowed_from_its_neighbours_are_counted_once(worlds, tmp_path):
+    # Each was wanted three times in one market; the two without a log borrow that.
+    borrowed = {
+        "popularity": np.full((3, 100), 3, np.float32),
+        "popularity_world": np.full(100, 3, np.float32),
+    }
+    release = hundred(worlds(4), tmp_path / "borrowed", explore=0.2, explore_outcomes=5, **borrowed)
+    made = Reordering(release)(**all_hundred(release))
+    assert (made["slate_reason"][0] == Reason.EXPLORATION).sum() == 2
