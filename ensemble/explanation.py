@@ -89,7 +89,7 @@ def explanation_text(
     now: int,
     items: Sequence[Mapping[str, Any]],
     others: Sequence[Mapping[str, Any]],
-    below: int,
+    below: Sequence[str],
     barred: Sequence[int],
 ) -> str:
     """One request's explanation as the JSON that a reply carries.
@@ -99,13 +99,13 @@ def explanation_text(
         clock: int64[2], when the user-state stage began and ended (ns).
         began, now: of the re-ordering stage (ns).
         items, others: fields of `ItemReport` and `OtherReport`.
-        below: candidates that were not among the pool.
+        below: of each candidate that was not among the pool, why.
         barred: candidates that might no longer be shown when they were ranked, by `BARRED`.
     """
     count = dict(zip(FUNNEL, funnel.tolist()))
     hidden = {reason: count[reason] for reason in INELIGIBLE}
     missed = count["contents"] - sum(hidden.values()) - count["retrieved"]
-    reasons = [LOW] * below + [other["reason"] for other in others]
+    reasons = [*below] + [other["reason"] for other in others]
     for reason, number in zip(BARRED, barred):
         reasons += [f"{reason} meanwhile"] * number
     dropped = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}

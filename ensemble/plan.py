@@ -52,7 +52,8 @@ LIMITS = ("frequency_cap", "seller_cap", "category_cap", "slots")
 DIVERSITIES = ("mmr", "dpp")
 RULES = (*LIMITS, *DIVERSITIES, "exploration")
 MOST_LIMITS = 15
-"""Limits of a slate, each slot one: re-ordering has a bit for each in a uint16, all 16 mark what is gone."""
+"""Limits of a slate, each slot one and the frequency cap two, of contents and of sellers: re-ordering has a
+bit for each in a uint16, all 16 mark what is gone."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ class CascadeConfig:
         trending_prior: what a market borrows from its region, and a region from the world, weighs as much as
             so many of its own outcomes (outcomes).
         fresh_exposures: contents shown at most so often in a market are fresh there (exposures).
-        pool: best-valued contents that re-ordering chooses from (contents).
+        pool: contents that re-ordering chooses from, the best-valued that leave room for others where a cap
+            asks for them (contents).
         slate: places in a reply (contents).
         rules: rules of the slate. Where not all caps can hold the later ones in this list yield first. There
             are frequency_cap, seller_cap, category_cap, slots, one of mmr and dpp, and exploration.
@@ -201,7 +203,8 @@ class CascadeConfig:
         slots = tuple(slot if isinstance(slot, Slot) else Slot(**slot) for slot in self.slots)
         object.__setattr__(self, "slots", slots)
         object.__setattr__(self, "rules", tuple(self.rules))
-        limits = sum(len(slots) if rule == "slots" else rule in LIMITS for rule in self.rules)
+        made = dict.fromkeys(LIMITS, 1) | {"frequency_cap": 2, "slots": len(slots)}
+        limits = sum(made.get(rule, 0) for rule in self.rules)
         if limits > MOST_LIMITS:
             raise ValueError(
                 f"cascade.slots has {len(slots)}, which makes {limits} limits with the other rules; there "

@@ -13,6 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
+from ensemble.explanation import LOW
+
 
 class Reason(IntEnum):
     """Why an item stands where it stands: it has the highest value, or a rule moved it before others."""
@@ -24,10 +26,17 @@ class Reason(IntEnum):
     CATEGORY_CAP = 4
     SLOTS = 5
     EXPLORATION = 6
+    SELLER_FREQUENCY = 7
 
     @property
     def text(self) -> str:
+        """Said of an item that stands where it stands."""
         return _TEXT[self]
+
+    @property
+    def lost(self) -> str:
+        """Said of a content that is left out."""
+        return _LOST[self]
 
 
 _TEXT = {
@@ -38,6 +47,18 @@ _TEXT = {
     Reason.CATEGORY_CAP: "categories at their cap",
     Reason.SLOTS: "kinds out of slots",
     Reason.EXPLORATION: "explores",
+    Reason.SELLER_FREQUENCY: "others' sellers shown too often",
+}
+
+_LOST = {
+    Reason.VALUE: LOW,
+    Reason.DIVERSITY: "too like others",
+    Reason.FREQUENCY_CAP: "shown too often",
+    Reason.SELLER_CAP: "seller at its cap",
+    Reason.CATEGORY_CAP: "category at its cap",
+    Reason.SLOTS: "kind out of slots",
+    Reason.EXPLORATION: "gave way to exploration",
+    Reason.SELLER_FREQUENCY: "seller shown too often",
 }
 
 

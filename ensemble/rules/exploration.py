@@ -21,8 +21,52 @@ _MIX = (
 _LAST, _SPARE = np.uint64(31), np.uint64(11)
 
 
+def deal(allowed: np.ndarray, groups: np.ndarray, room: np.ndarray, count: int) -> np.ndarray:
+    """For which place each content of a pool competes, int64[B, P]; -1 for none.
+
+    A group competes for no more places than it has room for, so that the caps hold whatever is drawn and
+    the places can be drawn independently. Each place is first given the best content that there is still
+    room for, the rest take turns at the places of their groups. A row where a place stays without a rival
+    gets none.
+
+    Args:
+        allowed: bool[B, P], contents to choose from, sorted by value.
+        groups: int32[R, B, P], as of `ensemble.rules.Limit`.
+        room: int[R, B, P], how many more of its group each limit allows, at least 1 where `allowed`.
+        count: places, E.
+    """
+    if count == 1:
+        return np.where(allowed, 0, -1)
+    each = np.arange(len(allowed))
+    rest, spare = allowed.copy(), room.copy()
+    at = np.full(allowed.shape, -1)
+    #: Places that each content's group has a rival for, by limit.
+    held = np.zeros((*groups.shape, count), bool)
+    for place in range(count):
+        free = rest & (spare > 0).all(axis=0)
+        one, full = free.argmax(axis=1), free.any(axis=1)
+        alike = (groups == groups[:, each, one][..., None]) & (groups >= 0) & full[:, None]
+        held[..., place] = alike
+        spare -= alike
+        at[each[full], one[full]] = place
+        rest[each[full], one[full]] = False
+    # Beside those a group may compete for as many places as it still has room for, turned by group.
+    turned = (np.arange(count) + np.maximum(groups, 0)[..., None]) % count
+    more = ~np.take_along_axis(held, turned, axis=3)
+    more &= more.cumsum(axis=3) <= spare[..., None]
+    back = np.argsort(turned, axis=3)
+    open_to = (held | np.take_along_axis(more, back, axis=3) | (groups < 0)[..., None]).all(axis=0)
+    turn = (allowed.cumsum(axis=1) - 1)[..., None] + np.arange(count)
+    turn %= count
+    open_to = np.take_along_axis(open_to, turn, axis=2)
+    chosen = np.take_along_axis(turn, open_to.argmax(axis=2)[..., None], axis=2)[..., 0]
+    at = np.where(rest & open_to.any(axis=2), chosen, at)
+    dealt = (at[..., None] == np.arange(count)).any(axis=1).all(axis=1)
+    return np.where(dealt[:, None], at, -1)
+
+
 def explore(
-    value: np.ndarray, wanted: np.ndarray, allowed: np.ndarray, draw: np.ndarray
+    value: np.ndarray, wanted: np.ndarray, place: np.ndarray, draw: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fill places by Thompson sampling (Biometrika 1933), each with its exact propensity.
 
@@ -32,30 +76,30 @@ def explore(
     is logistic around the ranker's estimate with a relative deviation of 1 / sqrt(1 + outcomes), that of a
     Gamma posterior.
 
-    The rivals for one place are none of those for another: every E-th of the best-valued. So the places are
-    drawn independently, and no propensity depends on what another place got.
+    The rivals for one place are none of those for another (`deal`). So the places are drawn independently,
+    and no propensity depends on what another place got.
 
     Args:
         value: float32[B, P].
         wanted: float32[B, P], outcomes that speak for the estimate.
-        allowed: bool[B, P], contents to choose from, at least E in each row.
+        place: int64[B, P], for which of the places each competes, -1 for none; each has a rival in every row.
         draw: float64[B, E], uniform in [0, 1).
 
     Returns:
         places int64[B, E] in the pool; their propensities float32[B, E].
     """
     count, each = draw.shape[1], np.arange(len(value))
-    first = np.argsort(~allowed, axis=1, kind="stable")[:, : count * RIVALS]
     places, propensities = np.zeros(draw.shape, np.int64), np.zeros(draw.shape, np.float32)
-    for place in range(count):
-        rivals = first[:, place::count]
+    for turn in range(count):
+        mine = place == turn
+        rivals = np.argsort(~mine, axis=1, kind="stable")[:, :RIVALS]
         pick = each[:, None], rivals
-        chance = best_of(value[pick], wanted[pick], allowed[pick])
+        chance = best_of(value[pick], wanted[pick], mine[pick])
         below = np.cumsum(chance, axis=1)
         # The last rival takes what rounding leaves of the unit interval.
         below = np.where(below >= below[:, -1:], 1.0, below)
-        chosen = (below > draw[:, place, None]).argmax(axis=1)
-        places[:, place], propensities[:, place] = rivals[each, chosen], chance[each, chosen]
+        chosen = (below > draw[:, turn, None]).argmax(axis=1)
+        places[:, turn], propensities[:, turn] = rivals[each, chosen], chance[each, chosen]
     return places, propensities
 
 

@@ -7,23 +7,27 @@ import numpy as np
 from ensemble.plan import CascadeConfig
 from ensemble.release import Release
 
+SELLER, CONTENT = np.uint16(1), np.uint16(2)
+"""Bits of who was shown too often. The content's is the stricter one, so that contents take turns where all
+sellers were."""
+
 
 class FrequencyCap:
-    """Says which contents of a pool are tired."""
+    """Says which contents are tired, themselves or by their seller."""
 
     def __init__(self, release: Release, config: CascadeConfig) -> None:
         self.seller = release.array("seller_code.npy")
         self.content_most, self.seller_most = config.content_frequency, config.seller_frequency
 
     def __call__(self, contents: np.ndarray, exposed: np.ndarray) -> np.ndarray:
-        """bool[B, P]: shown as often as the caps allow, or more.
+        """uint16[B, C]: `CONTENT` and `SELLER` where that was shown as often as its cap allows, or more.
 
         Args:
-            contents: int64[B, P], rows of the contents table.
+            contents: int64[B, C], rows of the contents table.
             exposed: int64[B, H], contents shown lately, one entry an exposure, -1 fills.
         """
         known = exposed[:, None, :] >= 0
         times = ((contents[:, :, None] == exposed[:, None, :]) & known).sum(axis=2)
         own, others = self.seller[contents], self.seller[exposed]
         same = (own[:, :, None] == others[:, None, :]) & known & (own >= 0)[:, :, None]
-        return (times >= self.content_most) | (same.sum(axis=2) >= self.seller_most)
+        return CONTENT * (times >= self.content_most) + SELLER * (same.sum(axis=2) >= self.seller_most)

@@ -12,15 +12,16 @@ import numpy as np
 from ensemble.blending import Blend
 from ensemble.channels import NONE
 from ensemble.errors import Code, RequestError
-from ensemble.explanation import FUNNEL, LOW, explanation_text
+from ensemble.explanation import FUNNEL, explanation_text
 from ensemble.plan import DIVERSITIES, LIMITS, CascadeConfig, Plan
 from ensemble.release import Release
 from ensemble.rules import Gain, Limit, Reason
 from ensemble.rules.category_cap import category_cap
 from ensemble.rules.dpp import Dpp
-from ensemble.rules.exploration import explore, uniform
+from ensemble.rules.exploration import deal, explore, uniform
 from ensemble.rules.frequency_cap import FrequencyCap
 from ensemble.rules.mmr import Mmr
+from ensemble.rules.pool import Pool
 from ensemble.rules.seller_cap import seller_cap
 from ensemble.rules.slots import slots
 from ensemble.steering import NOTHING, Steering, eligibility
@@ -33,11 +34,38 @@ CAPS: dict[str, Callable[[Release, CascadeConfig], list[Limit]]] = {
 }
 GAINS: dict[str, Callable[..., Gain]] = {"mmr": Mmr, "dpp": Dpp}
 
-TOO_LIKE = "too like others"
+CROWDED = "enough of its seller, category or kind in the pool"
 GONE = np.uint16(0xFFFF)
 """Above all broken limits: what is in the slate already, or is no content."""
 FAR = 32.0
 """More than two gains lie apart; as float64 it keeps their order within equal limits to the last bit."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The candidates of each request by value, and which of them are the pool.
+
+    Attributes:
+        contents: int64[B, C], rows of the contents table, -1 fills.
+        value: float32[B, C], -inf where there is none.
+        tired: uint16[B, C], bits of what was shown too often.
+        behind: uint16[B, C], bits of the limits for which each stood behind others when the pool was cut.
+        kept: int64[B, P], places of the pool's contents among these, ascending.
+        cut: whether any pool is another than the first P.
+    """
+
+    contents: np.ndarray
+    value: np.ndarray
+    tired: np.ndarray
+    behind: np.ndarray
+    kept: np.ndarray
+    cut: bool
+
+    def pool(self, array: np.ndarray) -> np.ndarray:
+        """What the pool has of one of these, [B, P]."""
+        if not self.cut:
+            return array[:, : self.kept.shape[1]]
+        return array[np.arange(len(array))[:, None], self.kept]
 
 
 @dataclass(frozen=True)
@@ -46,12 +74,14 @@ class Chosen:
 
     Attributes:
         places: int64[B, S], -1 fills.
+        greedy: int64[B, S], the same as they were before exploration.
         reasons: int64[B, S], `Reason`.
         propensity: float32[B, S], of the content standing at its place; 0 where there is none.
         broken: uint16[S, B, P], limits that each content of the pool broke when a place was filled.
     """
 
     places: np.ndarray
+    greedy: np.ndarray
     reasons: np.ndarray
     propensity: np.ndarray
     broken: np.ndarray
@@ -72,25 +102,28 @@ class Reordering:
         self.eligibility = eligibility(release, steering)
         self.content_id = release.array("text_content_id.npy")
         self.vectors = release.array("content_vectors.npy")
-        self.wanted = release.array("popularity.npy").sum(axis=0)
+        # A market without a log has its neighbours' popularity, which is no outcome of its own.
+        self.wanted = release.array("popularity_world.npy")
         self.blend = Blend(release)
         self.gain = next((GAINS[name] for name in config.rules if name in DIVERSITIES), None)
+        #: The bit of tired sellers; that of tired contents is the next one above.
         self.tired, self.tired_bit = None, np.uint16(0)
         limits: list[Limit] = []
         bits: list[int] = []
         #: Reason of each limit by its bit: the sooner a rule is declared, the higher.
         self.why = [Reason.DIVERSITY]
         for name in reversed([name for name in config.rules if name in LIMITS]):
-            made = CAPS[name](release, config) if name in CAPS else [None]
-            for limit in reversed(made):
-                bit = 1 << (len(self.why) - 1)
-                self.why.append(Reason[name.upper()])
-                if limit is None:
-                    self.tired, self.tired_bit = FrequencyCap(release, config), np.uint16(bit)
-                else:
-                    limits.append(limit)
-                    bits.append(bit)
+            bit = 1 << (len(self.why) - 1)
+            if name == "frequency_cap":
+                self.tired, self.tired_bit = FrequencyCap(release, config), np.uint16(bit)
+                self.why += [Reason.SELLER_FREQUENCY, Reason.FREQUENCY_CAP]
+                continue
+            made = CAPS[name](release, config)
+            limits += reversed(made)
+            bits += [bit << turn for turn in range(len(made))]
+            self.why += [Reason[name.upper()]] * len(made)
         self.codes, self.bits = np.array(self.why), np.array(bits, np.uint16)
+        self.pool = Pool(limits, self.bits, config.pool, config.slate)
         none = np.zeros((0, len(self.content_id)), np.int32)
         groups = np.stack([limit.group for limit in limits]) if limits else none
         self.groups = np.ascontiguousarray(groups, np.int32)
@@ -174,8 +207,10 @@ class Reordering:
         each = np.arange(len(candidates))[:, None]
         value = np.where(candidates >= 0, self.blend(probabilities, candidates, market_index), -np.inf)
         # Of equal values the lower row of the contents table goes first, in whatever order they came.
-        pool = np.lexsort((candidates, -value))[:, : self.plan.config.pool]
-        chosen = self._choose(candidates[each, pool], value[each, pool], exposed, diversity, seed)
+        order = np.lexsort((candidates, -value))
+        ranked = self._ranked(candidates[each, order], value[each, order], exposed)
+        pool = order[each, ranked.kept]
+        chosen = self._choose(ranked, diversity, seed)
         filled = chosen.places >= 0
         place = pool[each, np.maximum(chosen.places, 0)]
 
@@ -187,17 +222,10 @@ class Reordering:
 
         explanation = np.full((len(candidates), 1), "", object)
         for row in np.flatnonzero(explain):
-            told = self._explain(
-                chosen,
-                row,
-                candidates[row, pool[row]],
-                value[row, pool[row]],
-                preranking_score[row, pool[row]],
-            )
-            below = int((candidates[row] >= 0).sum() - (candidates[row, pool[row]] >= 0).sum())
+            items, others, below = self._explain(ranked, chosen, row, preranking_score[row, order[row]])
             barred = self.eligibility.barred(came[row], market_index[row], time[row])
             explanation[row, 0] = explanation_text(
-                funnel[row], clock[row], began, monotonic_ns(), *told, below=below, barred=barred
+                funnel[row], clock[row], began, monotonic_ns(), items, others, below, barred
             )
         ids = self.content_id[slate(candidates)]
         return {
@@ -212,26 +240,36 @@ class Reordering:
             "explanation": explanation,
         }
 
-    def _choose(
-        self,
-        candidates: np.ndarray,
-        value: np.ndarray,
-        exposed: np.ndarray,
-        diversity: np.ndarray,
-        seed: np.ndarray,
-    ) -> Chosen:
-        """Greedy choice from pools sorted by value, candidates int64[B, P] and value float32[B, P], -inf
-        where there is none.
+    def _ranked(self, contents: np.ndarray, value: np.ndarray, exposed: np.ndarray) -> Ranked:
+        """Cut the pool from candidates sorted by value, int64[B, C] and float32[B, C].
+
+        Behind the others stand those shown too often and those past their group's share; what is kept is in
+        the order of value again.
+        """
+        present, size = contents >= 0, self.plan.config.pool
+        tired = np.zeros(contents.shape, np.uint16)
+        if self.tired and exposed.shape[1]:
+            tired = self.tired_bit * self.tired(contents, exposed)
+        behind, kept, cut = tired, np.arange(size)[None].repeat(len(contents), axis=0), False
+        if present[:, size:].any():
+            groups = self.groups[:, contents]
+            behind = self.pool.behind(groups if present.all() else np.where(present, groups, -1), tired)
+            if cut := bool(behind.any()):
+                last = np.where(present, behind, GONE)
+                kept = np.sort(np.argsort(last, axis=1, kind="stable")[:, :size], axis=1)
+        return Ranked(contents, value, tired, behind, kept, cut)
+
+    def _choose(self, ranked: Ranked, diversity: np.ndarray, seed: np.ndarray) -> Chosen:
+        """Greedy choice from the pools.
 
         At each place the contents that break the least limits, the sooner declared counting more than all
         later ones, stand for choice, and the highest gain of these is taken.
         """
+        candidates, value = ranked.pool(ranked.contents), ranked.pool(ranked.value)
         batch, size = candidates.shape
         slate, explored = self.plan.config.slate, self.plan.config.explored
         each = np.arange(batch)
-        gone = np.where(candidates >= 0, np.uint16(0), GONE)
-        if self.tired and exposed.shape[1]:
-            gone |= self.tired_bit * self.tired(candidates, exposed)
+        gone = np.where(candidates >= 0, ranked.pool(ranked.tired), GONE)
         gain = worth = _scaled(value, candidates >= 0)
         rule = None
         if self.gain and diversity.any():
@@ -242,12 +280,11 @@ class Reordering:
         count = np.where(groups >= 0, np.int16(0), np.int16(-2 * slate))
         best = np.empty((slate, batch), np.int64)
         broken = np.empty((slate, batch, size), np.uint16)
-        allowed = gone == 0
+        allowed, room = gone == 0, count
         for place in range(slate):
             if explored and place == slate - explored:
-                # Each limit leaves room for all that is drawn, whatever it will be.
-                room = self.most[place:].min(axis=0) - (explored - 1)
-                allowed = self._broken(count >= room, gone) == 0
+                room = self.most[place:].min(axis=0) - count
+                allowed = self._broken(room < 1, gone) == 0
             broken[place] = over = self._broken(count >= self.most[place], gone)
             best[place] = one = (gain - np.multiply(over, FAR, dtype=np.float64)).argmax(axis=1)
             if place == slate - 1:
@@ -257,24 +294,26 @@ class Reordering:
             if rule:
                 rule.take(each, one)
                 gain = rule.gain
-        places, reasons = self._reasons(best, broken)
+        greedy, reasons = self._reasons(ranked, best, broken)
+        places = greedy.copy()
         propensity = (places >= 0).astype(np.float32)
         if explored:
             allowed &= self.wanted[candidates] < self.plan.config.explore_outcomes
-            rows = np.flatnonzero(allowed.sum(axis=1) >= explored)
+            rival = deal(allowed, groups, room, explored)
+            rows = np.flatnonzero((rival >= 0).any(axis=1))
             last = np.s_[rows[:, None], np.arange(slate - explored, slate)]
             if len(rows):
                 places[last], propensity[last] = explore(
-                    value[rows], self.wanted[candidates[rows]], allowed[rows], uniform(seed[rows], explored)
+                    value[rows], self.wanted[candidates[rows]], rival[rows], uniform(seed[rows], explored)
                 )
                 reasons[last] = Reason.EXPLORATION
-        return Chosen(places, reasons, propensity, broken)
+        return Chosen(places, greedy, reasons, propensity, broken)
 
     def _broken(self, over: np.ndarray, gone: np.ndarray) -> np.ndarray:
         """Bits of the limits that are over, bool[R, B, P] → uint16[B, P]."""
         return (self.bits @ over.reshape(len(self.bits), gone.size)).reshape(gone.shape) | gone
 
-    def _reasons(self, best: np.ndarray, broken: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _reasons(self, ranked: Ranked, best: np.ndarray, broken: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Places int64[B, S] with -1 where nothing was left, and why each stands there, int64[B, S].
 
         Args:
@@ -285,54 +324,97 @@ class Reordering:
         by_value = left.argmax(axis=2)  # the pool is sorted by value
         place, row = np.arange(best.shape[0])[:, None], np.arange(best.shape[1])
         own, first = broken[place, row, best], broken[place, row, by_value]
+        highest = best == by_value
+        if ranked.cut:
+            # Of higher value than all that is left of the pool may be what the pool did not take.
+            missing = ranked.kept != np.arange(ranked.kept.shape[1])
+            out = np.where(missing.any(axis=1), missing.argmax(axis=1), -1)
+            above = (out >= 0) & (out < ranked.kept[row, by_value])
+            first = np.where(above, self._broken_outside(ranked, out, best, own), first)
+            highest &= ~above
         # The strictest limit that the content of the highest value breaks and the chosen one does not.
         decided = np.frexp((own ^ first).astype(np.float32))[1]
         why = self.codes.take(decided, mode="clip")
-        reasons = np.where(best == by_value, Reason.VALUE, why)
+        reasons = np.where(highest, Reason.VALUE, why)
         return np.where(left.any(axis=2), best, NONE).T, reasons.T
 
+    def _broken_outside(
+        self, ranked: Ranked, out: np.ndarray, best: np.ndarray, own: np.ndarray
+    ) -> np.ndarray:
+        """Limits that a candidate outside the pool, its place int64[B], broke at each place, uint16[S, B].
+
+        Those for which it stood behind count where it broke no others than the one taken there.
+        """
+        row = np.arange(len(out))
+        group = self.groups[:, ranked.contents[row, out]][:, None]
+        same = (self.groups[:, ranked.pool(ranked.contents)[row, best]] == group) & (group >= 0)
+        over = same.cumsum(axis=1) - same >= self.most[..., 0].transpose(1, 0, 2)
+        broken = self._broken(over, np.broadcast_to(ranked.tired[row, out], own.shape))
+        return np.where(broken == own, broken | ranked.behind[row, out], broken)
+
     def _explain(
-        self, chosen: Chosen, row: int, contents: np.ndarray, value: np.ndarray, preranked: np.ndarray
-    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """The items and the others of one request, fields of `ItemReport` and `OtherReport`.
+        self, ranked: Ranked, chosen: Chosen, row: int, preranked: np.ndarray
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
+        """The items and the others of one request, fields of `ItemReport` and `OtherReport`; and why each
+        candidate outside the pool is there.
 
         Args:
-            contents, value, preranked: [P], of the row's pool.
+            preranked: [C], of the row's candidates by value.
         """
         places = [place for place in chosen.places[row].tolist() if place >= 0]
         drawn = [reason == Reason.EXPLORATION for reason in chosen.reasons[row].tolist()]
-        broken = chosen.broken[:, row].astype(int)
+        broken, behind = chosen.broken[:, row].astype(int), ranked.behind[row].astype(int)
+        contents, value, rank = ranked.contents[row], ranked.value[row], ranked.kept[row].tolist()
+        outside = [place for place in np.flatnonzero(contents >= 0).tolist() if place not in set(rank)]
 
-        def against(turn: int, other: int) -> str:
+        def against(turn: int, other: int) -> Reason:
             """Why a content of the pool did not get the place of the slate."""
             one = places[turn]
             if broken[turn, other] > broken[turn, one]:
-                return self.why[(broken[turn, other] ^ broken[turn, one]).item().bit_length()].text
-            return TOO_LIKE if other < one else LOW
+                return self.why[(broken[turn, other] ^ broken[turn, one]).item().bit_length()]
+            return Reason.DIVERSITY if other < one else Reason.VALUE
 
-        items = []
-        for turn, place in enumerate(places):
-            better = [] if drawn[turn] else [other for other in range(place) if other not in places[:turn]]
-            rules = dict.fromkeys(against(turn, other) for other in better)
-            items.append(
-                {
-                    "content": str(self.content_id[contents[place]]),
-                    "preranking_score": float(preranked[place]),
-                    "value_rank": place + 1,
-                    "rules": [Reason.EXPLORATION.text] if drawn[turn] else list(rules),
-                }
-            )
-        last = max((turn for turn in range(len(places)) if not drawn[turn]), default=None)
+        def held(turn: int) -> list[Reason]:
+            """Why contents of higher value did not get the place, the best-valued first."""
+            place = places[turn]
+            why = {rank[other]: against(turn, other) for other in range(place) if other not in places[:turn]}
+            why |= {out: self.why[behind[out].item().bit_length()] for out in outside if out < rank[place]}
+            best = [Reason(int(chosen.reasons[row, turn]))] if why else []
+            return list(dict.fromkeys([*best, *(why[other] for other in sorted(why)[1:])]))
+
+        items = [
+            {
+                "content": str(self.content_id[contents[rank[place]]]),
+                "preranking_score": float(preranked[rank[place]]),
+                "value_rank": rank[place] + 1,
+                "rules": [Reason.EXPLORATION.text]
+                if drawn[turn]
+                else [why.lost if why is Reason.DIVERSITY else why.text for why in held(turn)],
+            }
+            for turn, place in enumerate(places)
+        ]
+        last = sum(not one for one in drawn[: len(places)]) - 1
+        displaced = set(chosen.greedy[row].tolist())
         others = [
             {
-                "content": str(self.content_id[contents[place]]),
-                "value": float(value[place]),
-                "reason": LOW if last is None else against(last, place),
+                "content": str(self.content_id[contents[rank[place]]]),
+                "value": float(value[rank[place]]),
+                "reason": (Reason.EXPLORATION if place in displaced else against(last, place)).lost,
             }
-            for place in range(len(contents))
-            if contents[place] >= 0 and place not in places
+            for place in range(len(rank))
+            if contents[rank[place]] >= 0 and place not in places
         ]
-        return items, others
+        most = int(behind[rank].max())
+        why = [
+            self.why[(behind[place] ^ most).item().bit_length() if behind[place] > most else 0]
+            for place in outside
+        ]
+        tired = (Reason.FREQUENCY_CAP, Reason.SELLER_FREQUENCY)
+        below = [
+            one.lost if one in tired else CROWDED if behind[place] > most else Reason.VALUE.lost
+            for one, place in zip(why, outside)
+        ]
+        return items, others, below
 
 
 def _scaled(value: np.ndarray, present: np.ndarray) -> np.ndarray:

@@ -167,7 +167,7 @@ def _rules(random: np.random.Generator, slate: int) -> dict[str, Any]:
         "slots": tuple(
             Slot(str(kind), int(random.integers(0, 3)), int(random.integers(0, slate + 1))) for kind in kinds
         ),
-        "explore": float(random.choice([0.0, 0.2, 0.5])),
+        "explore": float(random.choice([0.0, 0.2, 0.3, 0.5])),
         "explore_outcomes": int(random.integers(3, 9)),
         "weights_for": {
             "live": {"click": 2.0},

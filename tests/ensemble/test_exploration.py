@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ensemble.rules.exploration import RIVALS, UNIFORM, best_of, explore
+from ensemble.rules.exploration import RIVALS, UNIFORM, best_of, deal, explore
 
 DRAWS = 40_000
 
@@ -60,11 +60,43 @@ def test_a_batch_is_drawn_as_its_rows_one_by_one_each_with_its_chance():
     value, wanted = rows("either sign", count=40)
     allowed = np.random.default_rng(2).random(value.shape) < 0.8
     draw = np.random.default_rng(3).random((len(value), 1))
-    places, propensity = explore(value, wanted, allowed, draw)
+    rival = np.where(allowed, 0, -1)
+    places, propensity = explore(value, wanted, rival, draw)
     chance = best_of(value, wanted, allowed)
     for row, place in enumerate(places[:, 0]):
-        one = [array[[row]] for array in (value, wanted, allowed, draw)]
+        one = [array[[row]] for array in (value, wanted, rival, draw)]
         alone = explore(*one)
         assert (place, propensity[row, 0]) == (alone[0][0, 0], alone[1][0, 0])
         assert propensity[row, 0] == pytest.approx(chance[row, place], rel=1e-6)
     np.testing.assert_allclose(chance.sum(axis=1), 1, rtol=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_no_group_competes_for_more_places_than_it_has_room_for_and_every_place_has_rivals(count):
+    random = np.random.default_rng(count)
+    batch, pool = 40, 30
+    groups = np.stack([random.integers(-1, size, (batch, pool)) for size in (9, 4)])
+    room = np.stack(
+        [random.integers(0, 4, (batch, 9)), random.integers(0, 5, (batch, 4))[:, :4].repeat(3, 1)[:, :9]]
+    )
+    room = np.stack([room[limit][np.arange(batch)[:, None], groups[limit]] for limit in range(2)])
+    room = np.where(groups >= 0, room, 99)
+    allowed = (random.random((batch, pool)) < 0.7) & (room > 0).all(axis=0)
+    place = deal(allowed, groups, room, count)
+    assert (place < 0)[~allowed].all()
+    dealt = (place >= 0).any(axis=1)
+    assert dealt.sum() > batch / 2
+    for row in np.flatnonzero(dealt):
+        assert set(place[row].tolist()) - {-1} == set(range(count)), "every place has rivals"
+        for limit in range(2):
+            for group in set(groups[limit, row].tolist()) - {-1}:
+                mine = groups[limit, row] == group
+                assert len(set(place[row, mine].tolist()) - {-1}) <= room[limit, row, mine][0]
+        alone = deal(allowed[[row]], groups[:, [row]], room[:, [row]], count)
+        np.testing.assert_array_equal(alone[0], place[row])
+
+
+def test_where_groups_have_room_for_all_places_rivals_take_turns_by_value():
+    allowed = np.array([[True, False, True, True, True, True]])
+    groups = np.zeros((1, 1, 6), int)
+    assert deal(allowed, groups, np.full((1, 1, 6), 2), 2).tolist() == [[0, -1, 1, 0, 1, 0]]

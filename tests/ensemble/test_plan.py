@@ -59,9 +59,9 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
         ({"slots": ({"kind": "story", "most": 1},)}, "cascade.slots has kind 'story'"),
         ({"slots": ({"kind": "live", "most": -1},)}, "most -1 and within 0 of live must be at least 0"),
         (
-            {"slots": ({"kind": "live", "most": 1},) * 13},
-            "cascade.slots has 13, which makes 16 limits with the other rules; there may be 15 in all, so "
-            "declare at most 12 slots",
+            {"slots": ({"kind": "live", "most": 1},) * 12},
+            "cascade.slots has 12, which makes 16 limits with the other rules; there may be 15 in all, so "
+            "declare at most 11 slots",
         ),
     ],
 )
@@ -72,7 +72,7 @@ def test_knobs_out_of_range_are_refused_by_name(knobs, named):
 
 def test_as_many_slots_as_there_may_be_limits_are_taken_and_slots_without_their_rule_make_none():
     slots = ({"kind": "live", "most": 1},)
-    assert len(CascadeConfig(slots=slots * 12).slots) == 12
+    assert len(CascadeConfig(slots=slots * 11).slots) == 11
     assert len(CascadeConfig(slots=slots * 15, rules=("slots",)).slots) == 15
     assert len(CascadeConfig(slots=slots * 16, rules=("dpp",)).slots) == 16
 

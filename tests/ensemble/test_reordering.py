@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from ensemble.errors import Code, RequestError
 from ensemble.explanation import FUNNEL, LOW, Explanation
-from ensemble.plan import DIVERSITIES, FILE, KINDS, LIMITS, Plan
+from ensemble.plan import DIVERSITIES, FILE, KINDS, LIMITS, Plan, Slot
 from ensemble.release import Release, ReleaseWriter
 from ensemble.rules import Reason
 from ensemble.rules.dpp import JITTER
-from ensemble.stages.reordering import Reordering
+from ensemble.stages.reordering import CROWDED, Reordering
 from tests.ensemble import synthetic
 
 SEEDS = st.integers(1, 25)
@@ -106,9 +106,12 @@ class Row:
         }
         self.diversity = float(request["diversity"][row])
         self.exposed = [int(c) for c in request["exposed"][row] if c >= 0]
-        self.wanted = release.array("popularity.npy").sum(axis=0)
+        self.wanted = release.array("popularity_world.npy")
         self.vectors = release.array("content_vectors.npy")
-        self.pool = sorted(present, key=lambda c: (-self.value[c], c))[: self.config.pool]
+        self.ranked = sorted(present, key=lambda c: (-self.value[c], c))
+        self.behind = self.stand_behind()
+        kept = sorted(self.ranked, key=lambda c: self.behind[c])[: self.config.pool]
+        self.pool = [c for c in self.ranked if c in kept]
         self.slate = [ids.index(c) for c in made["content_id"][row] if c]
         self.reasons = [Reason(int(r)) for r in made["slate_reason"][row][: len(self.slate)]]
         self.propensity = made["slate_propensity"][row]
@@ -121,15 +124,54 @@ class Row:
                 above = self.slate[:place]
                 yield place, item, reason, above, [c for c in self.pool if c not in above]
 
+    def stand_behind(self):
+        """By content, limits past whose share of the pool it is, or by which it is tired, strictest first."""
+        config, size = self.config, self.config.pool
+        capped = "frequency_cap" in config.rules
+        tired = {c: [whether for _, whether in self.tired(c) if capped] for c in self.ranked}
+        flags = {c: [] for c in self.ranked}
+        for rule in config.rules:
+            if rule == "frequency_cap":
+                for c in self.ranked:
+                    flags[c] = [*flags[c], *tired[c]]
+            shares = []
+            if rule in ("seller_cap", "category_cap"):
+                group, cap = getattr(self, rule.removesuffix("_cap")), getattr(config, rule)
+                shares = [({c: group[c] for c in self.ranked}, size * cap // config.slate, cap, config.slate)]
+            elif rule == "slots":
+                for slot in config.slots:
+                    group = {c: 0 if KINDS[self.kind[c]] == slot.kind else -1 for c in self.ranked}
+                    whole = slot.within in (0, config.slate)
+                    share = size * slot.most // config.slate if whole else size
+                    shares.append((group, share, slot.most, slot.within or config.slate))
+            for group, share, most, within in shares:
+                share = min(share, size - max(min(within, config.slate) - most, 0))
+                taken = {}
+                # What is tired counts after the rest, and so does what is past a stricter limit's share.
+                past = set()
+                for c in sorted(self.ranked, key=lambda c: (tired[c], flags[c])):
+                    taken[group[c]] = taken.get(group[c], 0) + 1
+                    if group[c] >= 0 and taken[group[c]] > share:
+                        past.add(c)
+                for c in self.ranked:
+                    flags[c] = [*flags[c], c in past]
+        return flags
+
+    def tired(self, content):
+        """Whether the content and whether its seller was shown too often."""
+        config, seller = self.config, self.seller[content]
+        same = sum(self.seller[c] == seller for c in self.exposed)
+        return [
+            ("frequency_cap", self.exposed.count(content) >= config.content_frequency),
+            ("seller_frequency", seller >= 0 and same >= config.seller_frequency),
+        ]
+
     def broken(self, content, above, place):
         """Which limits a content would break at a place, strictest first: (rule, whether)."""
         config, found = self.config, []
         for rule in config.rules:
             if rule == "frequency_cap":
-                seller = self.seller[content]
-                tired = self.exposed.count(content) >= config.content_frequency
-                same = sum(self.seller[c] == seller for c in self.exposed)
-                found.append((rule, tired or (seller >= 0 and same >= config.seller_frequency)))
+                found += self.tired(content)
             elif rule in ("seller_cap", "category_cap"):
                 group, cap = getattr(self, rule.removesuffix("_cap")), getattr(config, rule)
                 taken = sum(group[c] == group[content] for c in above)
@@ -209,16 +251,18 @@ def test_a_limit_is_broken_only_where_all_that_is_left_breaks_it_or_a_stricter_o
 @settings(max_examples=120, deadline=None)
 def test_reasons_are_true(worlds, world, seed, diversity):
     for row in rows_of(worlds, world, seed, diversity)[0]:
-        for place, item, reason, above, left in row.greedy():
-            first = left[0]  # the pool is sorted by value
+        for place, item, reason, above, _ in row.greedy():
+            first = next(c for c in row.ranked if c not in above)
             own, its = row.broken(item, above, place), row.broken(first, above, place)
             differs = [rule for (rule, mine), (_, other) in zip(own, its) if mine != other]
             if item == first:
                 assert reason is Reason.VALUE
             elif differs:
                 assert reason is Reason[differs[0].upper()]
-            else:
+            elif first in row.pool:
                 assert reason is Reason.DIVERSITY
+            else:
+                assert reason in (Reason.SELLER_CAP, Reason.CATEGORY_CAP, Reason.SLOTS)
 
 
 @given(SEEDS, NUMBERS, DIVERSITY)
@@ -295,10 +339,10 @@ def test_each_candidate_is_kept_or_dropped_for_one_true_reason(worlds, world, se
         assert [ids.index(item.content) for item in told.items] == row.slate
         assert {ids.index(other.content) for other in told.others} == set(row.pool) - set(row.slate)
         greedy = list(row.greedy())
-        for place, item, reason, _, left in greedy:
+        for place, item, reason, above, _ in greedy:
             rules = told.items[place].rules
-            better = left[: left.index(item)]
-            assert told.items[place].value_rank == row.pool.index(item) + 1
+            better = [c for c in row.ranked[: row.ranked.index(item)] if c not in above]
+            assert told.items[place].value_rank == row.ranked.index(item) + 1
             assert bool(rules) == bool(better)
             assert rules[0] == reason.text if reason not in (Reason.VALUE, Reason.DIVERSITY) else True
         for other in told.others if greedy else ():
@@ -306,8 +350,10 @@ def test_each_candidate_is_kept_or_dropped_for_one_true_reason(worlds, world, se
             content = ids.index(other.content)
             own, its = row.broken(item, above, place), row.broken(content, above, place)
             differs = [rule for (rule, mine), (_, theirs) in zip(own, its) if mine != theirs]
-            if differs:
-                assert other.reason == Reason[differs[0].upper()].text
+            if other.reason == Reason.EXPLORATION.lost:
+                assert row.explored
+            elif differs:
+                assert other.reason == Reason[differs[0].upper()].lost
             else:
                 assert (other.reason == LOW) == (row.pool.index(content) > row.pool.index(item))
 
@@ -396,7 +442,7 @@ def test_a_cap_above_the_slate_holds_nothing_however_large_it_is(worlds, tmp_pat
 
 
 def test_every_reason_has_words_of_its_own():
-    assert len({reason.text for reason in Reason}) == len(Reason)
+    assert len({reason.text for reason in Reason}) == len({reason.lost for reason in Reason}) == len(Reason)
     assert {name.upper() for name in LIMITS} < {reason.name for reason in Reason}
 
 
@@ -415,3 +461,206 @@ def test_what_may_not_be_shown_is_dropped_however_it_became_a_candidate(worlds, 
         shown = [content for content in made["content_id"][row] if content]
         assert set(shown) <= {contents[place] for place in may}
         assert len(shown) == min(len(may), plan_of(release).config.slate)
+
+
+def remade(release, folder, contents=None, **knobs):
+    """The release with other knobs, and with arrays of its contents from `contents`."""
+    plan = plan_of(release)
+    with ReleaseWriter(folder, name=folder.name) as other:
+        other.copy(release)
+        other.json(
+            FILE, dataclasses.replace(plan, config=dataclasses.replace(plan.config, **knobs)).to_json()
+        )
+        for name, array in (contents or {}).items():
+            other.array(f"{name}.npy", array)
+    return Release.open(folder)
+
+
+def hundred(release, folder, **knobs):
+    """A hundred lasting contents of every market, each of its own seller, without a category."""
+    count, plan = 100, plan_of(release)
+    here = np.ones((len(plan.markets), count))
+    arrays = {
+        "available": here.astype(bool),
+        "popularity": here.astype(np.float32),
+        "popularity_world": np.ones(count, np.float32),
+        "created_at": np.full(count, synthetic.START),
+        "ended_at": np.full(count, synthetic.NEVER),
+        "stock": np.full(count, -1),
+        "seller_code": np.arange(count, dtype=np.int32),
+        "category_code": np.full(count, -1, np.int32),
+        "kind_code": np.zeros(count, np.int8),
+        "price_usd": np.full(count, 1, np.float32),
+        "text_content_id": np.array([f"content-{row}" for row in range(count)]),
+        "text_seller_id": np.full(count, "seller"),
+        "text_kind": np.full(count, "video"),
+        "text_category": np.full(count, "toys"),
+        "text_content_language": np.full(count, "en"),
+        "content_vectors": np.random.default_rng(0).normal(size=(count, synthetic.DIM)).astype(np.float32),
+    }
+    arrays |= {name: knobs.pop(name) for name in list(knobs) if name in arrays}
+    sizes = {"retrieved": 100, "candidates": 100, "pool": 60, "slate": 10, "seller_cap": 2, "category_cap": 6}
+    rules = {"rules": (*LIMITS, "dpp", "exploration"), "slots": (), "explore": 0.0, "explore_outcomes": 99}
+    frequency = {"content_frequency": 2, "seller_frequency": 3}
+    return remade(release, folder, arrays, **sizes | rules | frequency | {"weights_for": {}} | knobs)
+
+
+def all_hundred(release, shown=(), seed=0, market=1):
+    """A request whose candidates are all contents, the sooner in the table the better."""
+    plan, order = plan_of(release), np.random.default_rng(seed).permutation(100)
+    probabilities = np.zeros((1, 100, len(plan.tasks)), np.float32)
+    probabilities[0, :, plan.tasks.index("click")] = 1 - order / 200
+    return {
+        "candidates": order[None],
+        "retrieval_score": np.zeros((1, 100), np.float32),
+        "channel": np.ones((1, 100), np.int32),
+        "probabilities": probabilities,
+        "market_index": np.array([market]),
+        "exposed": np.array([list(shown)], np.int64).reshape(1, -1),
+        "diversity": np.full(1, 0.2, np.float32),
+        "seed": np.array([seed]),
+        "time": np.full(1, synthetic.END),
+        "explain": np.ones(1, bool),
+        "preranking_score": np.zeros((1, 100), np.float32),
+        "clock": np.zeros((1, 2), np.int64),
+        "funnel": 100 * np.isin(FUNNEL, ("contents", "retrieved", "kept"))[None].astype(np.int64),
+    }
+
+
+def slate_of(made):
+    return [int(content.removeprefix("content-")) for content in made["content_id"][0] if content]
+
+
+@pytest.mark.parametrize("sellers", [100, 20, 4, 1])
+@pytest.mark.parametrize("explore", [0.0, 0.1])
+def test_page_after_page_no_content_is_shown_beyond_its_cap_while_another_keeps_it(
+    worlds, tmp_path, sellers, explore
+):
+    seller = np.arange(100, dtype=np.int32) % sellers
+    release = hundred(worlds(4), tmp_path / "pages", seller_code=seller, explore=explore)
+    stage, shown = Reordering(release), []
+    for page in range(25):
+        slate = slate_of(stage(**all_hundred(release, shown, seed=page)))
+        rested = [content for content in range(100) if shown.count(content) < 2]
+        beyond = [content for content in slate if content not in rested]
+        assert len(slate) == 10
+        assert len(beyond) == max(0, 10 - len(rested)), f"page {page}: {beyond} beside {len(rested)} rested"
+        shown += slate
+
+
+@pytest.mark.parametrize("order", [LIMITS, LIMITS[::-1]], ids=["usual", "reversed"])
+@pytest.mark.parametrize(
+    ("group", "cap"),
+    [
+        ("seller_code", {}),
+        ("category_code", {}),
+        ("kind_code", {"slots": (Slot("live", 3),)}),
+        ("kind_code", {"slots": (Slot("live", 1, 3),)}),
+    ],
+    ids=["seller", "category", "kind", "kind within"],
+)
+def test_a_cap_is_kept_where_the_candidates_can_though_the_best_of_them_are_alike(
+    worlds, tmp_path, group, cap, order
+):
+    code = np.where(np.arange(100) < 70, 1, 2 + np.arange(100)).astype(np.int32)
+    if group == "kind_code":
+        code = np.where(code == 1, KINDS.index("live"), KINDS.index("video")).astype(np.int8)
+    rules = (*order, "dpp", "exploration")
+    release = hundred(worlds(4), tmp_path / "alike", rules=rules, **{group: code}, **cap)
+    slate = slate_of(Reordering(release)(**all_hundred(release)))
+    alike = [content < 70 for content in slate]
+    most = {"seller_code": 2, "category_code": 6, "kind_code": 3}[group]
+    if any(slot.within for slot in cap.get("slots", ())):
+        alike, most = alike[:3], 1
+    assert len(slate) == 10
+    assert sum(alike) <= most
+
+
+def test_a_seller_and_a_category_beyond_their_share_leave_the_pool_what_keeps_both_caps(worlds, tmp_path):
+    seller = np.where(np.arange(100) < 40, 0, np.arange(100)).astype(np.int32)
+    category = np.where(np.arange(100) < 85, 0, 1 + np.arange(100) % 3).astype(np.int32)
+    release = hundred(worlds(4), tmp_path / "both", seller_code=seller, category_code=category)
+    slate = slate_of(Reordering(release)(**all_hundred(release)))
+    assert sum(content < 40 for content in slate) <= 2
+    assert sum(content < 85 for content in slate) <= 6
+
+
+def test_what_the_pool_did_not_take_is_told_its_own_reason(worlds, tmp_path):
+    seller = np.where(np.arange(100) < 30, 0, np.arange(100)).astype(np.int32)
+    seller[96:] = 96
+    release = hundred(worlds(4), tmp_path / "told", seller_code=seller)
+    shown = [content for content in range(90, 94) for _ in range(2)] + [96, 96, 97]
+    told = Explanation.of(Reordering(release)(**all_hundred(release, shown))["explanation"][0, 0])
+    dropped = told.stages[-1].dropped
+    assert dropped[CROWDED] == 30 - 12
+    assert dropped["shown too often"] == 5
+    assert dropped["seller shown too often"] == 3
+    assert sum(dropped.values()) == 90
+
+
+def test_an_item_below_contents_that_the_pool_left_out_does_not_have_the_highest_value(worlds, tmp_path):
+    release = hundred(worlds(4), tmp_path / "left")
+    shown = [content for content in range(50) for _ in range(2)]
+    made = Reordering(release)(**all_hundred(release, shown))
+    told = Explanation.of(made["explanation"][0, 0])
+    assert min(slate_of(made)) >= 50
+    assert set(made["slate_reason"][0]) == {Reason.FREQUENCY_CAP}
+    assert {item.value_rank for item in told.items} == {content + 1 for content in slate_of(made)}
+    assert all(item.rules[0] == Reason.FREQUENCY_CAP.text for item in told.items)
+    # 10 tired contents fill the pool up; the others stay outside it for the same reason.
+    assert told.stages[-1].dropped["shown too often"] >= 10
+
+
+@pytest.mark.parametrize("explore", [0.1, 0.2, 0.3, 0.5])
+@pytest.mark.parametrize("capped", ["seller", "category", "kind"])
+def test_exploration_fills_its_places_though_they_are_more_than_a_cap(worlds, tmp_path, explore, capped):
+    groups = {
+        "seller": {"seller_code": (np.arange(100) // 10).astype(np.int32)},
+        "category": {"category_code": (np.arange(100) % 8).astype(np.int32), "category_cap": 2},
+        "kind": {
+            "kind_code": (np.arange(100) % 3).astype(np.int8),
+            "slots": (Slot("live", 2), Slot("video", 4)),
+        },
+    }[capped]
+    release = hundred(worlds(4), tmp_path / "more", explore=explore, **groups)
+    stage, one, draws = Reordering(release), all_hundred(release), 4000
+    one["explain"][:] = False
+    many = {name: np.repeat(array, draws, axis=0) for name, array in one.items()}
+    made = stage(**many | {"seed": np.random.default_rng(1).integers(2**63, size=draws)})
+    assert ((made["slate_reason"] == Reason.EXPLORATION).sum(axis=1) == round(10 * explore)).all()
+    rows = np.char.replace(made["content_id"].astype(str), "content-", "").astype(int)
+    code = next(array for name, array in groups.items() if name.endswith("code"))
+    most = {"seller": [2] * 10, "category": [2] * 8, "kind": [4, 2, 10]}[capped]
+    for group, cap in enumerate(most):
+        assert ((code[rows] == group).sum(axis=1) <= cap).all()
+    for place in range(10):
+        said = made["slate_propensity"][:, place]
+        for content in np.unique(rows[:, place]):
+            here = rows[:, place] == content
+            assert len(set(said[here].tolist())) == 1, "it does not hang on what another place got"
+            expected = said[here][0]
+            error = np.sqrt(expected * (1 - expected) / draws)
+            assert abs(here.mean() - expected) <= 5 * error + 1e-3
+
+
+def test_a_content_that_exploration_displaced_is_told_so(worlds, tmp_path):
+    greedy = hundred(worlds(4), tmp_path / "greedy")
+    exploring = hundred(worlds(4), tmp_path / "exploring", explore=0.3)
+    request = all_hundred(greedy)
+    without, made = Reordering(greedy)(**request), Reordering(exploring)(**request)
+    displaced = set(slate_of(without)) - set(slate_of(made))
+    told = Explanation.of(made["explanation"][0, 0])
+    gave_way = {other.content for other in told.others if other.reason == "gave way to exploration"}
+    assert displaced
+    assert gave_way == {f"content-{content}" for content in displaced}
+
+
+def test_outcomes_that_a_market_borrowed_from_its_neighbours_are_counted_once(worlds, tmp_path):
+    # Each was wanted three times in one market; the two without a log borrow that.
+    borrowed = {
+        "popularity": np.full((3, 100), 3, np.float32),
+        "popularity_world": np.full(100, 3, np.float32),
+    }
+    release = hundred(worlds(4), tmp_path / "borrowed", explore=0.2, explore_outcomes=5, **borrowed)
+    made = Reordering(release)(**all_hundred(release))
+    assert (made["slate_reason"][0] == Reason.EXPLORATION).sum() == 2

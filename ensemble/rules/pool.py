@@ -1,0 +1,60 @@
+"""Which candidates a slate is chosen from: the best-valued that leave room for what keeps the caps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ensemble.rules import Limit
+
+
+class Pool:
+    """Says which candidates others stand before when the pool is cut.
+
+    A group's share of the pool is as large as its cap's of the slate: 12 contents of a seller among 60 where
+    2 of 10 places may be the seller's. What is beyond that, in order of value, stands behind. So the pool
+    holds a slate that keeps the caps where the candidates do, and choice beside it.
+
+    Args:
+        limits: in the order of `bits`.
+        bits: uint16[R], of each limit, a stricter one's higher.
+        size, slate: contents of a pool, places of a slate.
+    """
+
+    def __init__(self, limits: Sequence[Limit], bits: np.ndarray, size: int, slate: int) -> None:
+        place = np.arange(1, slate + 1)
+        # A slot among the first places asks for others there alone.
+        room = [size - max((place - limit.most).max(), 0) for limit in limits]
+        shares = [min(size * limit.most[-1] // slate, most) for limit, most in zip(limits, room)]
+        #: The strictest first, limits as (place, share in contents, bit).
+        self.shares = sorted(
+            ((r, int(share), bit) for r, (share, bit) in enumerate(zip(shares, bits))),
+            key=lambda limit: -int(limit[2]),
+        )
+
+    def behind(self, groups: np.ndarray, tired: np.ndarray) -> np.ndarray:
+        """Bits of the limits for which each candidate stands behind others, uint16[B, C].
+
+        Args:
+            groups: int32[R, B, C], of candidates sorted by value; -1 where a limit does not concern one, or
+                there is none.
+            tired: uint16[B, C], bits of what was shown too often: it is counted after the rest of its group.
+        """
+        size = groups.shape[2]
+        behind = np.zeros_like(tired)
+        alike = np.sort(groups, axis=2)
+        for limit, share, bit in self.shares:
+            if share >= size:
+                continue
+            last = alike[limit, :, share:]
+            if not ((last == alike[limit, :, : size - share]) & (last >= 0)).any():
+                continue
+            order = np.lexsort((behind, tired, groups[limit]))
+            group = np.take_along_axis(groups[limit], order, axis=1)
+            # Of the same group as the content so many places before: past the share.
+            past = np.zeros(group.shape, bool)
+            past[:, share:] = (group[:, share:] == group[:, : size - share]) & (group[:, share:] >= 0)
+            np.put_along_axis(past, order, past.copy(), axis=1)
+            behind |= past * bit
+        return behind | tired
