@@ -64,7 +64,7 @@ class Item:
         content: id.
         channels: retrieval channels that found it; all but the first look no further than their quotas where
             that fills all places.
-        retrieval_rank: place among the candidates, from 1.
+        candidate_rank: place among the candidates as pre-ranking left them, from 1.
         retrieval_score: cosine of query and content.
         probabilities: of the ranker, by task.
         value: blended from them.
@@ -74,7 +74,7 @@ class Item:
 
     content: str
     channels: tuple[str, ...]
-    retrieval_rank: int
+    candidate_rank: int
     retrieval_score: float
     probabilities: dict[str, float]
     value: float
@@ -133,7 +133,7 @@ def unpack(reply: dict[str, np.ndarray], tasks: Sequence[str]) -> list[Slate]:
                 Item(
                     content=content,
                     channels=tuple(str(c.name).lower().replace("_", "-") for c in Channel if c & bits),
-                    retrieval_rank=int(reply["slate_retrieval_rank"][row, place]),
+                    candidate_rank=int(reply["slate_candidate_rank"][row, place]),
                     retrieval_score=float(reply["slate_retrieval_score"][row, place]),
                     probabilities=dict(zip(tasks, reply["slate_probabilities"][row, place].tolist())),
                     value=float(reply["slate_value"][row, place]),

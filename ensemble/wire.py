@@ -25,7 +25,7 @@ of two dimensions."""
 _NUMBERS = {
     "slate_channel": np.int32,
     "slate_reason": np.int32,
-    "slate_retrieval_rank": np.int32,
+    "slate_candidate_rank": np.int32,
     "slate_retrieval_score": np.float32,
     "slate_value": np.float32,
     "slate_propensity": np.float32,

@@ -77,7 +77,7 @@ def reporter() -> Iterator[Reporter]:
         bars.update(made.spinner, description="done", total=1, completed=1)
 
 
-WIDE = 124
+WIDE = 129
 """Columns of a window that a slate's one table needs."""
 
 
@@ -90,14 +90,14 @@ def slate_tables(request: FeedRequest, slate: Slate, width: int) -> list[Table]:
         width: of the window (columns).
     """
     tasks = list(slate.items[0].probabilities) if slate.items else []
-    words = ["#", "content", "retrieved by", "reason"]
-    numbers = ["rank", "cosine", *tasks, "value"]
+    words = ["#", "content", "retrieved by", "candidate", "reason"]
+    numbers = ["cosine", *tasks, "value"]
     rows = [
         {
             "#": str(place),
             "content": item.content,
             "retrieved by": ", ".join(item.channels),
-            "rank": str(item.retrieval_rank),
+            "candidate": str(item.candidate_rank),
             "cosine": f"{item.retrieval_score:.2f}",
             **{task: f"{item.probabilities[task]:.3f}".removeprefix("0") for task in tasks},
             "value": f"{item.value:.2f}",
@@ -105,7 +105,7 @@ def slate_tables(request: FeedRequest, slate: Slate, width: int) -> list[Table]:
         }
         for place, item in enumerate(slate.items, 1)
     ]
-    parts = [[*words[:3], *numbers, "reason"]] if width >= WIDE else [words, ["#", "content", *numbers]]
+    parts = [[*words[:-1], *numbers, "reason"]] if width >= WIDE else [words, ["#", "content", *numbers]]
     title = escape(f"{request.market}  {request.user}")
     made = []
     for part, columns in enumerate(parts):
@@ -114,7 +114,8 @@ def slate_tables(request: FeedRequest, slate: Slate, width: int) -> list[Table]:
         )
         for name in columns:
             wraps = name in ("retrieved by", "reason")
-            table.add_column(name, justify="right" if name in numbers else "left", no_wrap=not wraps)
+            number = name in ("candidate", *numbers)
+            table.add_column(name, justify="right" if number else "left", no_wrap=not wraps)
         for row in rows:
             table.add_row(*(escape(row[name]) for name in columns))
         made.append(table)

@@ -48,7 +48,7 @@ def test_places_without_an_item_are_left_out_of_a_slate():
         "content_id": np.array([[b"a", b"b", b""], ["", "", ""]], object),
         "slate_channel": np.array([[1, 3, 0], [0, 0, 0]]),
         "slate_reason": np.array([[0, 3, 0], [0, 0, 0]]),
-        "slate_retrieval_rank": np.array([[4, 1, 0], [0, 0, 0]]),
+        "slate_candidate_rank": np.array([[4, 1, 0], [0, 0, 0]]),
         "slate_retrieval_score": np.zeros((2, 3)),
         "slate_probabilities": np.tile(np.array([0.25, 0.75]), (2, 3, 1)),
         "slate_value": np.array([[2.0, 1.0, 0], [0, 0, 0]]),
@@ -58,7 +58,7 @@ def test_places_without_an_item_are_left_out_of_a_slate():
     full, empty = unpack(reply, ("click", "order"))
     assert [item.content for item in full.items] == ["a", "b"]
     assert [item.channels for item in full.items] == [("two-tower",), ("two-tower", "trending")]
-    assert [item.retrieval_rank for item in full.items] == [4, 1]
+    assert [item.candidate_rank for item in full.items] == [4, 1]
     assert full.items[0].probabilities == {"click": 0.25, "order": 0.75}
     assert [item.value for item in full.items] == [2.0, 1.0]
     assert [item.reason for item in full.items] == [Reason.VALUE.text, Reason.SELLER_CAP.text]

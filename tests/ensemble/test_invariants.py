@@ -126,5 +126,5 @@ def test_a_request_gets_the_same_slate_in_any_batch_and_with_candidates_in_any_o
         for name in ("candidates", "retrieval_score", "channel", "preranking_score"):
             turned[name] = found[name][:, place]
         again = timeless(feed.slates(turned, every))
-        for name in set(whole) - {"slate_retrieval_rank"}:
+        for name in set(whole) - {"slate_candidate_rank"}:
             np.testing.assert_array_equal(whole[name], again[name], name)

@@ -233,7 +233,7 @@ def test_a_slate_holds_distinct_items_of_the_pool_and_is_as_long_as_it_can_be(wo
         assert len(set(row.slate)) == len(row.slate) == min(config.slate, len(row.pool))
         assert set(row.slate) <= set(row.pool)
         assert (made["content_id"][number, len(row.slate) :] == "").all()
-        for name in ("slate_value", "slate_retrieval_rank", "slate_propensity"):
+        for name in ("slate_value", "slate_candidate_rank", "slate_propensity"):
             assert not made[name][number, len(row.slate) :].any(), name
 
 
@@ -382,7 +382,7 @@ def test_the_order_of_candidates_does_not_change_the_slate(worlds, world, seed, 
         for name in ("candidates", "retrieval_score", "channel", "probabilities", "preranking_score"):
             shuffled[name][row] = request[name][row][order]
     before, after = timeless(stage(**request)), timeless(stage(**shuffled))
-    for name in set(before) - {"slate_retrieval_rank"}:
+    for name in set(before) - {"slate_candidate_rank"}:
         np.testing.assert_array_equal(before[name], after[name], name)
 
 
@@ -405,7 +405,7 @@ def test_an_item_carries_what_each_stage_said_of_it(worlds):
     ids = release.array("text_content_id.npy").tolist()
     checked = 0
     for row, place in np.argwhere(made["content_id"] != ""):
-        rank = made["slate_retrieval_rank"][row, place] - 1
+        rank = made["slate_candidate_rank"][row, place] - 1
         content = request["candidates"][row, rank]
         assert ids.index(made["content_id"][row, place]) == content
         for name in ("retrieval_score", "channel", "probabilities"):
