@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import tempfile
 import zlib
@@ -23,6 +24,7 @@ JOURNAL, LOCK = "journal", "lock"
 COMPACT_BYTES = 32 * 2**20
 """A journal this large is compacted, if it has doubled since the last time."""
 _SNAPSHOT = "snapshot"
+_LOG = logging.getLogger(__name__)
 
 
 class Journal:
@@ -59,7 +61,12 @@ class Journal:
         if written != len(block):
             raise OSError(f"{self.path} took {written} of {len(block)} bytes; make room and send again")
         if size >= self.compact_bytes:
-            self._compact_if_doubled()
+            try:
+                self._compact_if_doubled()
+            except (
+                OSError
+            ) as error:  # the events are written, and a sender told otherwise would send them again
+                _LOG.warning("%s grows on, it could not be compacted: %s", self.path, error)
 
     def compact(self) -> None:
         """Replace the journal by the events that still hold; readers start it anew."""
@@ -76,6 +83,8 @@ class Journal:
                 self._compact()
 
     def _compact(self) -> None:
+        for left in self.folder.glob(f".{JOURNAL}.*"):  # by a compaction that was killed
+            left.unlink()
         with self.path.open("rb") as journal:
             events, _ = decode(journal)
         held: dict[tuple[str, str], Event] = {}

@@ -61,7 +61,9 @@ class Events:
         try:
             self.journal.append([said for row in rows for said in row])
         except OSError as error:
-            raise RequestError(Code.UNAVAILABLE, f"the journal cannot be written: {error.strerror}") from None
+            raise RequestError(
+                Code.UNAVAILABLE, f"the journal cannot be written: {error.strerror or error}"
+            ) from None
         unknown = np.zeros(len(rows), np.int64)
         for subject, index in self.known.items():
             about = [

@@ -177,3 +177,22 @@ def test_compaction_at_any_moment_changes_nothing_that_holds(tmp_path_factory, b
     journal.compact()
     journal.append(after)
     assert holding(Tail(journal.path).read()[0]) == holding([*before, *after])
+
+
+def test_a_compaction_that_fails_takes_nothing_back(tmp_path, monkeypatch, caplog):
+    journal = Journal(tmp_path, compact_bytes=1)
+
+    def full(**_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("supply.journal.tempfile.mkstemp", full)
+    journal.append([{"event": "stock", "content": "c1", "stock": 3, "time": 5}])
+    assert [event["stock"] for event in Tail(journal.path).read()[0]] == [3]
+    assert "could not be compacted" in caplog.text
+
+
+def test_what_a_killed_compaction_left_is_removed_by_the_next(tmp_path):
+    journal = Journal(tmp_path)
+    (tmp_path / ".journal.killed").write_bytes(b"half")
+    journal.compact()
+    assert not list(tmp_path.glob(".journal.*"))
