@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+from tritonclient.utils import InferenceServerException
 
 from ensemble import repository
 from ensemble.release import ReleaseError
@@ -128,6 +129,47 @@ def test_a_release_that_no_server_took_is_taken_back(repo, release):
     after.pop(next(p for p in after if p.name == ".lock"))
     assert after == before
     assert not list(repo.glob("*/2"))
+
+
+@pytest.mark.parametrize("refused", ["query", "feed"])
+def test_what_a_refused_load_had_written_is_taken_back(repo, release, monkeypatch, refused):
+    """At `query` one step is loaded already; at `feed` all are, and its configuration is a new one."""
+    before, server = files(repo), Refusing(repo, refused)
+    monkeypatch.setattr(repository.grpc, "InferenceServerClient", lambda _: server)
+    with pytest.raises(RepositoryError, match="was not taken, version 1 keeps serving: no memory"):
+        add_version(repo, release, *CASCADE, url=NOWHERE)
+    steps = ["pick", "query", "user_state"]
+    assert server.placed == [repo / step / "2" for step in steps], "all steps lay there when it was refused"
+    assert server.pinned == {2 if refused == "feed" else 1}
+    after = files(repo)
+    after.pop(next(p for p in after if p.name == ".lock"))
+    assert after == before
+    assert not [*repo.glob("*/2"), *repo.glob("*/.2")]
+    assert server.loaded[-4:] == ["user_state", "query", "pick", "feed"], "the server is told of the old ones"
+
+
+class Refusing:
+    """The client of a server that loads what lies in the repository, but refuses version 2 of one model."""
+
+    def __init__(self, repo, refused):
+        self.repo, self.refused = repo, refused
+        self.loaded: list[str] = []
+        self.ready: set[tuple[str, str]] = set()
+
+    def is_model_ready(self, name, version, client_timeout):
+        return (name, version) in self.ready
+
+    def load_model(self, name, client_timeout):
+        if name == self.refused and not hasattr(self, "placed"):
+            self.placed = sorted(self.repo.glob("*/2"))
+            chain = read_config(self.repo, "feed").ensemble_scheduling.step
+            self.pinned = {step.model_version for step in chain}
+            raise InferenceServerException("no memory")
+        self.loaded.append(name)
+        self.ready |= {(name, str(version)) for version in repository.versions(self.repo, name)}
+
+    def close(self):
+        pass
 
 
 def test_other_borders_need_a_new_repository(repo, release):

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from importlib import metadata
+from importlib.util import resolve_name
 from pathlib import Path
 
 import numpy as np
@@ -28,23 +29,27 @@ MAY_IMPORT = {
     "models": {"market", "workflows"},
     "ensemble": {"market", "supply"},
     "triton_repo": {"ensemble"},
-    "feedback": {"market", "supply"},
-    "evaluation": {"market", "supply", "workflows", "models", "ensemble", "triton_repo", "feedback"},
-    "pasar": {
+    "evaluation": {"market", "supply", "workflows", "models", "ensemble", "triton_repo"},
+    "pasar": {"market", "supply", "workflows", "models", "ensemble", "triton_repo", "evaluation"},
+    "benchmarks": {
         "market",
         "supply",
         "workflows",
         "models",
         "ensemble",
         "triton_repo",
-        "feedback",
         "evaluation",
+        "pasar",
     },
 }
 """Package → packages of ours that it may import."""
 
 BUILDERS = {"export.py", "build.py", "distil.py"}
 """Files of `ensemble` that may import models and workflows as well."""
+
+MORE = {f"ensemble/{file}": {"models", "workflows"} for file in BUILDERS} | {"pasar/cli.py": {"benchmarks"}}
+"""File → packages that it alone of its package may import. The command line runs the benchmarks, and they let
+it serve: each imports the other, so the command line does so in their command alone."""
 
 SERVE_BEHIND_THE_WALL = """
 import importlib, json, pickle, sys
@@ -166,36 +171,66 @@ def test_a_release_holds_graphs_arrays_and_json_alone(small_release):
             assert not np.load(small_release.path / file, allow_pickle=False).dtype.hasobject
 
 
+def imported(node: ast.AST, file: Path) -> set[str]:
+    """Full names that a statement imports: of `from a import b` both `a` and `a.b`, which may be a module."""
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    if isinstance(node, ast.ImportFrom):
+        here = ".".join(file.relative_to(REPOSITORY).parent.parts)
+        module = resolve_name("." * node.level + (node.module or ""), here)
+        return {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return set()
+
+
 def imports(file: Path) -> set[str]:
-    """Top-level names that a file imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            found.add(node.module.partition(".")[0])
-    return found
+    """Full names that a file imports, anywhere in it."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return {name for node in ast.walk(tree) for name in imported(node, file)}
+
+
+def sources(package: str) -> list[Path]:
+    files = sorted((REPOSITORY / package).rglob("*.py"))
+    assert files, f"{package} has no files to look at"
+    return files
+
+
+def packages(names: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names}
+
+
+def test_every_package_of_ours_has_its_line_in_the_architecture():
+    text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    (installed,) = re.findall(r"^packages = \[(.*)\]$", text, re.MULTILINE)
+    assert set(re.findall(r'"(\w+)"', installed)) == set(MAY_IMPORT)
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_a_package_imports_only_those_that_the_architecture_allows(package):
-    for file in (REPOSITORY / package).rglob("*.py"):
-        allowed = {package} | MAY_IMPORT[package]
-        if package == "ensemble" and file.name in BUILDERS:
-            allowed |= {"models", "workflows"}
-        strangers = imports(file) & set(MAY_IMPORT) - allowed
-        assert not strangers, f"{file.relative_to(REPOSITORY)} imports {', '.join(sorted(strangers))}"
+    for file in sources(package):
+        name = file.relative_to(REPOSITORY).as_posix()
+        strangers = packages(imports(file)) & set(MAY_IMPORT)
+        strangers -= {package} | MAY_IMPORT[package] | MORE.get(name, set())
+        assert not strangers, f"{name} imports {', '.join(sorted(strangers))}"
 
 
-def test_the_stages_know_neither_builder():
-    """A stage that imported `ensemble.export` or `ensemble.build` would bring the training stack with it."""
-    for file in (REPOSITORY / "ensemble").rglob("*.py"):
-        if file.name in BUILDERS:
-            continue
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom):
-                names = {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-                assert not names & {"ensemble.export", "ensemble.build"}, file.name
+def test_the_command_line_imports_the_benchmarks_late():
+    file = REPOSITORY / "pasar" / "cli.py"
+    assert "benchmarks" in packages(imports(file)), "it needs no exception any more"
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    commands = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    inside = {id(node) for command in commands for node in ast.walk(command)}
+    for node in ast.walk(tree):
+        if "benchmarks" in packages(imported(node, file)):
+            assert id(node) in inside, f"pasar/cli.py imports the benchmarks in line {node.lineno}"
+
+
+def test_the_stages_know_no_builder():
+    """A stage that imported one of them would bring the training stack with it."""
+    builders = {f"ensemble.{Path(file).stem}" for file in BUILDERS}
+    assert {REPOSITORY / "ensemble" / file for file in BUILDERS} <= set(sources("ensemble"))
+    for file in sources("ensemble"):
+        if file.name not in BUILDERS:
+            assert not imports(file) & builders, file.name
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evaluation import tasks
+from evaluation import protocols, tasks
 from evaluation.metrics import interval
 from evaluation.protocols import benchmarks
 from evaluation.published import PUBLISHED
 from evaluation.runs import Row, evaluate, read_rows, table, write_rows
 from evaluation.systems import MedianAmount, baselines
-from evaluation.tasks import Benchmark, Labelled
+from evaluation.tasks import Benchmark, FullRanking, Labelled
 from market.tables import Tables, validate
+from tests.evaluation.test_protocols import a_log, as_positives
 
 
 class Fixed:
@@ -78,10 +79,30 @@ def test_figures_are_those_of_lists_without_known_contents_and_other_markets(two
     assert {(row.data_set, row.system, row.users, row.seed) for row in rows} == {("small", "fixed", 1, 0)}
 
 
-def test_ranking_in_small_blocks_gives_the_same_figures(two_markets, monkeypatch):
-    whole = repr(list(evaluate(two_markets, baselines(two_markets.task))))
-    monkeypatch.setattr(tasks, "BLOCK_ENTRIES", 1)
-    assert repr(list(evaluate(two_markets, baselines(two_markets.task)))) == whole
+def test_ranking_and_sampling_in_small_blocks_give_the_same_figures(monkeypatch):
+    tables = as_positives(a_log(0), "leave_last")
+    whole = benchmarks(tables)
+    figures = [list(evaluate(benchmark, baselines(benchmark.task))) for benchmark in whole]
+    for module in (tasks, protocols):
+        monkeypatch.setattr(module, "BLOCK_ENTRIES", 100)
+    split = benchmarks(tables)
+    kinds = set()
+    for exam, other in zip(exams_of(whole), exams_of(split), strict=True):
+        kinds.add(type(exam))
+        if isinstance(exam, Labelled):
+            pool = sum(exam.market in sold for sold in tables.contents["markets"])
+            assert len(exam.users) * pool > 2 * 100, "sampled in one block"
+            np.testing.assert_array_equal(exam.candidates, other.candidates)
+            np.testing.assert_array_equal(exam.labels, other.labels)
+        else:
+            assert exam.truth.shape[0] * exam.truth.shape[1] > 2 * 100, "ranked in one block"
+    assert kinds == {FullRanking, Labelled}
+    again = [list(evaluate(benchmark, baselines(benchmark.task))) for benchmark in split]
+    assert repr(again) == repr(figures)
+
+
+def exams_of(made: list[Benchmark]) -> list[FullRanking | Labelled]:
+    return [exam for benchmark in made for exam in benchmark.exams]
 
 
 def test_every_seed_is_fitted_and_named(two_markets):

@@ -46,6 +46,24 @@ def test_what_a_part_raises_is_raised():
         list(side_by_side(double, [0, 1], 2))
 
 
+def cores(mark: Path) -> set[int]:
+    """The cores of this process, once another one has taken the other part."""
+    mark.touch()
+    wait_until(lambda: len(list(mark.parent.iterdir())) == 2)
+    return os.sched_getaffinity(0)
+
+
+def test_each_process_has_its_share_of_the_cores(tmp_path):
+    ours = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    if len(ours) < 2:
+        pytest.skip("one core, or none that a process can be kept to")
+    one, other = side_by_side(cores, [tmp_path / name for name in ("first", "second")], 2)
+    assert one
+    assert other
+    assert not one & other
+    assert one | other == ours
+
+
 def test_sigterm_ends_the_parts_that_run_and_they_clean_up(tmp_path):
     script = tmp_path / "stopped.py"
     script.write_text(STOPPED)

@@ -55,8 +55,10 @@ def test_every_row_is_a_mean(known):
 
 def test_likeness_is_mutual_and_highest_with_itself():
     for one in MARKETS.values():
+        own = language_likeness(one, one)
         for other in MARKETS.values():
             assert language_likeness(one, other) == pytest.approx(language_likeness(other, one))
+            assert language_likeness(one, other) <= own + 1e-9
     assert language_likeness(profile("MX"), profile("CO")) > language_likeness(profile("MX"), profile("BR"))
 
 
