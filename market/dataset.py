@@ -316,4 +316,12 @@ def _rows(file: Path) -> int:
 
 def _read(files: Sequence[Path], columns: Sequence[str] | None = None) -> pd.DataFrame:
     parts = [parquet.read_table(file, columns=None if columns is None else list(columns)) for file in files]
-    return arrow.concat_tables(parts).to_pandas()
+    table = arrow.concat_tables(parts)
+    frame = table.to_pandas()
+    for name in table.column_names:
+        values = table[name]
+        if name.startswith("x_") and values.null_count and arrow.types.is_integer(values.type):
+            # Plain pandas would make floats of them: another kind of attribute, and not exact.
+            dtype = "UInt64" if arrow.types.is_uint64(values.type) else "Int64"
+            frame[name] = pd.array(values.to_pylist(), dtype)
+    return frame

@@ -237,7 +237,8 @@ def columns_of(table: str, frame: pd.DataFrame) -> dict[str, Column]:
     """The contract of the columns that `frame` has, declared ones first, in the order of the contract.
 
     Extras are `x_<name>` on users and contents (text or whole numbers: a categorical attribute; float: a
-    continuous one) and `v_<name>` on contents (vectors of one length). Other columns are left out.
+    continuous one) and `v_<name>` on contents (vectors of one length). Whole numbers of which some are
+    missing become text, digit by digit. Other columns are left out.
     """
     declared = {name: column for name, column in CONTRACT[table].items() if name in frame}
     extras = {}
@@ -378,6 +379,9 @@ def _check(table: str, frame: pd.DataFrame, problems: list[Problem]) -> pd.DataF
     for name in frame.columns:
         if isinstance(frame[name].dtype, pd.CategoricalDtype | pd.StringDtype):
             frame[name] = frame[name].astype(object)
+        elif str(name).startswith("x_") and is_integer_dtype(frame[name]) and frame[name].isna().any():
+            # As a float it would be continuous, and numbers above 2^24 would be one; text may be null.
+            frame[name] = frame[name].astype("string").astype(object)
     columns = columns_of(table, frame)
     absent = {name: c for name, c in CONTRACT[table].items() if c.required and name not in frame}
     schema = pandera.DataFrameSchema(

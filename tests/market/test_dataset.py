@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as arrow
+import pyarrow.parquet as parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -292,6 +294,20 @@ def test_a_data_set_is_made_of_a_folder_of_tables(tmp_path, parted):
     assert made.moments()["viewers"].tolist() == [4, 9]
     assert made.sellers() is None
     assert len(made.impression_files) == 1 + parted
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64", "Int64"])
+def test_whole_numbers_of_which_some_are_missing_stay_an_exact_category(tmp_path, dtype):
+    codes = [123_456_789, 123_456_790, None]
+    if dtype == "Int64":
+        table = arrow.Table.from_pandas(users().assign(x_city=pd.array(codes, "Int64")))
+    else:
+        table = arrow.Table.from_pandas(users()).append_column("x_city", arrow.array(codes, dtype))
+    parquet.write_table(table, tmp_path / "users.parquet")
+    contents().to_parquet(tmp_path / "contents.parquet")
+    part([5]).to_parquet(tmp_path / "impressions.parquet")
+    made = make_dataset(tmp_path, tmp_path / "d", name="mine", feedback="impressions", split="time")
+    assert made.users()["x_city"].tolist() == ["123456789", "123456790", None]
 
 
 def test_tables_that_are_not_there_or_unreadable_are_named(tmp_path):
