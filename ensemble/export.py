@@ -16,7 +16,6 @@ from ensemble.plan import FILE, KINDS, CascadeConfig, Column, Plan
 from ensemble.release import Release, ReleaseWriter
 from ensemble.search import MOST_QUERIES, MarketIndex, write_indexes
 from market.item_graph import ItemGraph, LowRank, MarketGraphs
-from market.neighbours import neighbour_shares
 from market.offers import FOREIGN, language_fit
 from market.profiles import profile
 from market.statistics import PAIR_FEATURES, counts, trend
@@ -26,7 +25,7 @@ from models.conversion import conversions
 from models.export import Layout, content_tower_to_onnx, query_tower_to_onnx, ranker_to_onnx, rename
 from models.seasons import training_positives
 from models.two_tower import encode
-from models.unseen import known_markets
+from models.unseen import known_markets, market_shares
 from supply.fatigue import FatigueConfig, tired_of
 from workflows.compile import feature_name, join
 from workflows.examples import (
@@ -76,7 +75,6 @@ def write_release(
     ids, numbers = layout.pack_contents(features.content.arrays)
     contents = content_frame(examples.contents)
     known = known_markets(examples)
-    shares = neighbour_shares(examples.markets, known)
     # The client reads the tasks of a reply from what the served `feed` says of itself.
     said = {**(info or {}), "feed": {"tasks": ",".join(tasks)}}
     with ReleaseWriter(path, name=name, info=said) as release:
@@ -127,7 +125,7 @@ def write_release(
             release.array("watch_edges.npy", times.edges)
             release.array("watch_quantiles.npy", times.quantiles)
         release.array("available.npy", available)
-        release.array("popularity.npy", (shares @ data.latest).astype(np.float32))
+        release.array("popularity.npy", (market_shares(examples) @ data.latest).astype(np.float32))
         release.array("popularity_world.npy", data.latest.sum(axis=0))
         release.array("conversion.npy", conversions(examples))
         release.array("trend.npy", market_trends(examples, config))
@@ -183,14 +181,14 @@ def item_graphs(graph: ItemGraph, by_market: MarketGraphs, low_rank: LowRank) ->
 
 
 def shown_where(examples: Examples, known: np.ndarray) -> np.ndarray:
-    """Where a content may be shown, bool[M, N]: where it is sold and, in a market without a log, spoken.
+    """Where a content may be shown, bool[M, N]: where it is sold and, in a market that is not known, spoken.
 
-    A log tells how people of a market take to foreign languages. Without one the market's profile is all
-    there is, and the contents of its neighbours, which are known to be wanted there, are in theirs. A market
-    that sells nothing in its languages shows what it sells.
+    A log tells how people of a market take to foreign languages. While there is little of it the market's
+    profile is all there is, and the contents of its neighbours, which are known to be wanted there, are in
+    theirs. A market that sells nothing in its languages shows what it sells.
 
     Args:
-        known: bool[M], markets with a log.
+        known: bool[M], see `models.unseen.known_markets`.
     """
     shown = examples.available.copy()
     languages, code, _ = language_codes(examples)
@@ -204,13 +202,14 @@ def shown_where(examples: Examples, known: np.ndarray) -> np.ndarray:
 def stand_in_ids(columns: Sequence[str], known: np.ndarray) -> np.ndarray:
     """What the ranker reads in each market in place of contents' encoded ids, int64[M, F]; 0 keeps them.
 
-    A market without a log reads every content as one that is new. What an id says of a content is what people
-    of other markets made of it, in a language that is foreign to them or to this market, and those that have
-    one are what its neighbours import: the ranker took them to be better than all that is only sold here.
+    A market that is not known reads every content as one that is new. What an id says of a content is what
+    people of other markets made of it, in a language that is foreign to them or to this market, and those
+    that have one are what its neighbours import: the ranker took them to be better than all that is only sold
+    here.
 
     Args:
         columns: of the contents' encoded ids.
-        known: bool[M], markets with a log.
+        known: bool[M], see `models.unseen.known_markets`.
     """
     return np.where(known[:, None] | (np.array(columns, object) != "content_id"), 0, UNSEEN)
 

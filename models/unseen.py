@@ -8,7 +8,7 @@ from collections.abc import Collection
 import numpy as np
 import tensorflow as tf
 
-from market.neighbours import neighbour_shares
+from market.neighbours import neighbour_shares, own_shares
 from market.profiles import profile
 from workflows.examples import TRAIN, Examples, content_frame
 
@@ -21,32 +21,45 @@ from merlin.schema import Tags  # isort: skip
 LANGUAGE = "content_language"
 BLOCK = 1 << 20
 """Rows that are counted at once."""
+KNOWN = 0.5
+"""Own share from which on a market's log decides where nothing can be shared: languages, ids of contents."""
+
+
+def market_shares(examples: Examples) -> np.ndarray:
+    """Shares of own and neighbours' rows by the training part, float64[M, M], see `neighbour_shares`."""
+    return neighbour_shares(examples.markets, _outcomes(examples))
 
 
 def known_markets(examples: Examples) -> np.ndarray:
-    """bool[M]: markets with a wanted outcome in the training part."""
-    return examples.popularity.any(axis=1)
+    """bool[M]: markets that count for `KNOWN` or more beside their neighbours."""
+    return own_shares(_outcomes(examples)) >= KNOWN
+
+
+def _outcomes(examples: Examples) -> np.ndarray:
+    """Wanted outcomes of the training part, float64[M]."""
+    return examples.popularity.sum(axis=1, dtype=np.float64)
 
 
 def fill_unseen(model: tf.keras.Model, data: TrainingSet, forgotten: Collection[str] = ()) -> None:
     """Give the embeddings that training never touched a meaning, in place.
 
-    They are as they were drawn, which is noise. A market without training outcomes becomes the mean of its
-    neighbours (`market.neighbours`), in its gates too, and a language that only such markets speak becomes
-    their first ones: training showed contents in it abroad alone, where nobody understands them. Of every
-    other domain an id that training never showed, that of unseen values first of all, becomes the mean of
-    those it did, weighted by how often.
+    They are as they were drawn, which is noise, and those it hardly touched are mostly that. A market becomes
+    the mean of itself and its neighbours (`market.neighbours`), in its gates too: itself alone with enough
+    outcomes, its neighbours alone without any. A language that only markets short of outcomes speak becomes,
+    by the same shares, the first ones of their neighbours: training showed contents in it abroad, where
+    nobody understands them. Of every other domain an id that training never showed, that of unseen values
+    first of all, becomes the mean of those it did, weighted by how often.
 
     Args:
         forgotten: domains of ids that training showed as unseen now and then (`batches.forget_ids`), so that
             it did touch what stands for the unseen; they stay as they are.
     """
-    known = known_markets(data.examples)
-    codes = UNSEEN + 1 + np.arange(len(known))
+    shares = market_shares(data.examples)
+    codes = UNSEEN + 1 + np.arange(len(shares))
 
     def start_markets(rows: np.ndarray) -> None:
-        if known.any():
-            rows[codes] = neighbour_shares(data.examples.markets, known) @ rows[codes]
+        if shares.any():
+            rows[codes] = shares @ rows[codes]
 
     table = table_of(model)
     rows = table.embeddings.numpy()
@@ -55,7 +68,8 @@ def fill_unseen(model: tf.keras.Model, data: TrainingSet, forgotten: Collection[
         own = rows[first : first + len(seen)]
         if domain == "market":
             start_markets(own)
-            seen[codes] = np.where(known, seen[codes], 0)
+            seen = seen.astype(np.float64)
+            seen[codes] *= shares.diagonal()
             unseen = np.isin(np.arange(len(seen)), codes, invert=True) & (seen == 0)
         else:
             unseen = seen == 0
@@ -63,7 +77,7 @@ def fill_unseen(model: tf.keras.Model, data: TrainingSet, forgotten: Collection[
         if domain not in forgotten and seen.any():
             own[unseen] = seen @ own / seen.sum()
         if domain == LANGUAGE:
-            _translate(own, data, known)
+            _translate(own, data, shares)
     table.embeddings.assign(rows)
     for layer in model.submodules:
         if isinstance(layer, Gates) and "market" in layer.kernels:
@@ -72,26 +86,36 @@ def fill_unseen(model: tf.keras.Model, data: TrainingSet, forgotten: Collection[
             layer.kernels["market"].assign(kernel)
 
 
-def _translate(rows: np.ndarray, data: TrainingSet, known: np.ndarray) -> None:
-    """Make contents' languages that are spoken in markets without a log alone their neighbours' first.
+def _translate(rows: np.ndarray, data: TrainingSet, shares: np.ndarray) -> None:
+    """Make contents' languages that only markets short of outcomes speak their neighbours' first.
 
     Args:
         rows: float32[ids, D], embeddings of contents' languages, changed in place.
+        shares: float64[M, M], see `market_shares`. A language keeps the greatest own share of the markets
+            that speak it.
     """
     markets, encoded = data.examples.markets, data.features.content.arrays[LANGUAGE]
     raw = content_frame(data.examples.contents)[LANGUAGE]
     language = np.array([str(code).split("-")[0] for code in raw], object)
     spoken = [[code.split("-")[0] for code in profile(market).languages] for market in markets]
-    heard = {code for place in np.flatnonzero(known) for code in spoken[place]}
-    shares = neighbour_shares(markets, known)
-    for place in np.flatnonzero(~known):
+    own, trained = shares.diagonal(), rows.copy()
+    heard: dict[str, float] = {}
+    for place, codes in enumerate(spoken):
+        heard |= {code: max(own[place], heard.get(code, 0)) for code in codes}
+    for place in np.flatnonzero(own < 1):
         weights = np.zeros(len(rows))
         for near in np.flatnonzero(shares[place]):
-            theirs = encoded[language == spoken[near][0]]
-            weights += shares[place, near] * np.bincount(theirs, minlength=len(rows)) / max(len(theirs), 1)
-        new = np.unique(encoded[np.isin(language, sorted(set(spoken[place]) - heard))])
-        if weights.any():
-            rows[new[new > UNSEEN]] = weights @ rows / weights.sum()
+            if near != place:
+                theirs = encoded[language == spoken[near][0]]
+                weights += shares[place, near] * np.bincount(theirs, minlength=len(rows)) / max(len(theirs), 1)
+        if not weights.any():
+            continue
+        first = weights @ trained / weights.sum()
+        for code in set(spoken[place]):
+            new = np.unique(encoded[language == code])
+            new = new[new > UNSEEN]
+            if heard[code] < 1:
+                rows[new] = heard[code] * trained[new] + (1 - heard[code]) * first
 
 
 def _shown(data: TrainingSet, table: EmbeddingTable) -> dict[str, np.ndarray]:

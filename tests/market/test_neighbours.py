@@ -1,9 +1,11 @@
-"""Neighbours: a market is itself once it has data, before that its region, before that the world."""
+"""Neighbours: a market is itself with enough data, and so far as it has less its region, and the world."""
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from market.neighbours import language_likeness, neighbour_shares
+from market.neighbours import FULL, language_likeness, neighbour_shares, own_shares
 from market.profiles import MARKETS, UnknownMarket, profile
 
 CODES = ("BR", "CO", "DE", "GB", "ID", "JP", "MX", "MY")
@@ -11,6 +13,10 @@ CODES = ("BR", "CO", "DE", "GB", "ID", "JP", "MX", "MY")
 
 def shares(*known):
     return neighbour_shares(CODES, np.isin(CODES, known))
+
+
+def of_counts(**outcomes):
+    return neighbour_shares(CODES, np.array([outcomes.get(code, 0) for code in CODES]))
 
 
 def row(made, code):
@@ -51,6 +57,55 @@ def test_every_row_is_a_mean(known):
     made = shares(*known)
     assert (made >= 0).all()
     np.testing.assert_allclose(made.sum(axis=1), 1.0 if known else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "own"), [(0, 0), (1, 1 / FULL), (FULL // 2, 0.5), (FULL, 1), (5 * FULL, 1)]
+)
+def test_a_market_leaves_its_neighbours_as_its_outcomes_come(outcomes, own):
+    made = row(of_counts(BR=9000, GB=9000, ID=9000, MY=outcomes), "MY")
+    assert made == {code: share for code, share in {"MY": own, "ID": 1 - own}.items() if share}
+
+
+COUNTS = st.lists(st.integers(0, 2 * FULL), min_size=len(CODES), max_size=len(CODES)).map(np.array)
+
+
+@given(COUNTS, st.integers(0, len(CODES) - 1))
+def test_one_more_outcome_moves_no_share_by_much(outcomes, place):
+    """Where another market is known: a language in common weighs at most nine times one that is last."""
+    outcomes[place - 1] = FULL
+    more = outcomes + (np.arange(len(CODES)) == place)
+    before, after = (neighbour_shares(CODES, counts) for counts in (outcomes, more))
+    assert np.abs(after - before).max() <= 16 / FULL
+
+
+def test_the_first_outcome_of_a_neighbour_decides_for_nobody_else():
+    """Neither for its region nor for those who alone share its language."""
+    before = of_counts(GB=9000, BR=9000)
+    for first in ({"CO": 1}, {"ID": 1}, {"JP": 1}):
+        after = of_counts(GB=9000, BR=9000, **first)
+        assert np.abs(after - before).max() <= 4 / FULL
+
+
+@given(st.lists(st.booleans(), min_size=len(CODES), max_size=len(CODES)).map(np.array), COUNTS)
+def test_with_enough_outcomes_or_none_it_does_not_matter_how_many(known, more):
+    """To the bit: a release whose markets all have a log, or none, is what it always was."""
+    np.testing.assert_array_equal(
+        neighbour_shares(CODES, np.where(known, FULL + more, 0)), neighbour_shares(CODES, known)
+    )
+
+
+@given(COUNTS)
+def test_rows_are_means_whatever_the_outcomes(outcomes):
+    made = neighbour_shares(CODES, outcomes)
+    assert (made >= 0).all()
+    np.testing.assert_allclose(made.sum(axis=1), float(outcomes.any()))
+
+
+def test_where_all_know_little_who_knows_most_is_itself():
+    assert own_shares(np.array([3, 12, 0])).tolist() == [0.25, 1, 0]
+    assert row(of_counts(ID=12), "ID") == {"ID": 1.0}
+    assert not own_shares(np.zeros(3)).any()
 
 
 def test_likeness_is_mutual_and_highest_with_itself():

@@ -1,4 +1,5 @@
-"""Embeddings of what training never saw: a market is its neighbours, any other unseen id a mean."""
+"""Embeddings of what training hardly saw: a market is its neighbours, so far as it is short of outcomes; any
+other unseen id is a mean."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from evaluation.adaptation import select_markets
+from market.neighbours import FULL
 from models.batches import FORGOTTEN, UNSEEN, make_training_set
 from models.blocks import EmbeddingTable
 from models.item_graph import ItemGraphConfig, fit_item_graph
@@ -27,6 +29,13 @@ def cold(small_world_dataset, tmp_path_factory):
     examples = build_examples(dataset, folder / "work", history_length=10, seen_length=40)
     features = fit_features(examples, folder / "features", FeatureConfig(history_length=10, user_min_count=2))
     return make_training_set(examples, features, fit_item_graph(examples, ItemGraphConfig()), 3 * 86_400)
+
+
+def with_outcomes(data, britain, indonesia):
+    """The training set as if its markets had so many wanted outcomes."""
+    popularity = np.zeros_like(data.examples.popularity)
+    popularity[:, 0] = britain, indonesia
+    return replace(data, examples=replace(data.examples, popularity=popularity))
 
 
 def test_the_gates_of_a_market_without_a_log_are_its_neighbours(cold):
@@ -74,9 +83,33 @@ def test_a_market_without_a_log_starts_as_its_neighbours(cold):
     np.testing.assert_array_equal(after["market"][indonesia], before["market"][indonesia])
 
 
-def test_markets_with_a_log_stay_as_they_were_trained(small_training_set):
-    before, after = filled(small_training_set)
+def test_markets_with_outcomes_enough_stay_as_they_were_trained(small_training_set):
+    before, after = filled(with_outcomes(small_training_set, FULL, 5 * FULL))
     np.testing.assert_array_equal(after["market"][UNSEEN + 1 :], before["market"][UNSEEN + 1 :])
+
+
+@pytest.mark.parametrize("own", [1 / FULL, 0.5])
+def test_a_market_short_of_outcomes_is_itself_and_its_neighbours(small_training_set, own):
+    before, after = filled(with_outcomes(small_training_set, own * FULL, FULL))
+    gb, indonesia = UNSEEN + 1, UNSEEN + 2
+    expected = own * before["market"][gb] + (1 - own) * before["market"][indonesia]
+    np.testing.assert_allclose(after["market"][gb], expected, atol=1e-6)
+    np.testing.assert_array_equal(after["market"][indonesia], before["market"][indonesia])
+
+
+def test_the_first_outcome_of_a_market_changes_no_embedding_by_much(small_training_set):
+    """Nor that of its language, which nobody else speaks."""
+    tables = [filled(with_outcomes(small_training_set, FULL, count))[1] for count in (0, 1, FULL)]
+    for domain in ("market", "content_language"):
+        none, one, full = (table[domain] for table in tables)
+        assert np.abs(full - none).max() > 0.01
+        assert np.abs(one - none).max() <= 1.01 * np.abs(full - none).max() / FULL
+
+
+def test_a_market_is_known_from_half_the_outcomes_on(small_training_set):
+    for count, known in ((0, False), (1, False), (FULL // 2 - 1, False), (FULL // 2, True), (FULL, True)):
+        examples = with_outcomes(small_training_set, FULL, count).examples
+        assert known_markets(examples).tolist() == [True, known]
 
 
 def test_an_unseen_value_is_the_mean_of_those_that_training_showed(cold):
