@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ensemble.blending import kinds_sold
 from ensemble.plan import FILE, CascadeConfig, Plan
 from ensemble.release import MANIFEST, Release, ReleaseError, ReleaseWriter
 
@@ -81,6 +82,7 @@ def adjust(source: str | os.PathLike[str], target: str | os.PathLike[str], confi
     Raises:
         ReleaseError: the source is damaged, or `target` exists or lies in the source.
         AdjustError: nothing differs, or a knob differs that needs a build.
+        ValueError: all contents of a market are worth nothing under the weights.
     """
     release, place = Release.open(source), Path(target)
     if release.path.resolve() in place.resolve().parents:
@@ -89,14 +91,16 @@ def adjust(source: str | os.PathLike[str], target: str | os.PathLike[str], confi
     changed = changes(plan.config, config)
     if not changed:
         raise AdjustError(f"{release.path} has these knobs already; change some of [build.cascade] first")
-    refused = dict.fromkeys(knob.partition(".")[0] for knob in changed)
-    if refused := [knob for knob in refused if knob not in (*FREE, *TAUGHT)]:
+    named = dict.fromkeys(knob.partition(".")[0] for knob in changed)
+    if refused := [knob for knob in named if knob not in (*FREE, *TAUGHT)]:
         why = "; ".join(f"{knob} {BUILT[knob]}" for knob in refused)
         raise AdjustError(
             f"{', '.join(refused)} cannot change without `pasar build`: {why}. Build with these settings, or "
             f"set them as {release.path} has them: "
             + ", ".join(f"{knob} = {old}" for knob, (old, _) in changed.items() if _of(knob, refused))
         )
+    sold = kinds_sold(release.array("available.npy"), release.array("kind_code.npy"))
+    config.expect_worth(plan.tasks, plan.markets, sold)
     past = release.info.get(INFO, [])
     made_of = {
         "name": release.name,

@@ -13,7 +13,7 @@ import ensemble.release
 from ensemble.adjust import BUILT, FREE, INFO, TAUGHT, AdjustError, adjust
 from ensemble.blending import Blend
 from ensemble.cascade import served_steps
-from ensemble.plan import FILE, CascadeConfig, Plan, Slot
+from ensemble.plan import FILE, WEIGHTS, CascadeConfig, Plan, Slot
 from ensemble.release import MANIFEST, Release, ReleaseError
 from ensemble.repository import FEED, read_config, write_repository
 from ensemble.stages.reordering import Reordering
@@ -33,7 +33,7 @@ OTHER = {
     "content_frequency": 7,
     "seller_frequency": 7,
     "slots": (Slot("live", 1, 2),),
-    "explore": 0.3,
+    "explore": 0.4,
     "explore_outcomes": 1,
     "quotas": {"two_tower": 1, "trending": 0},
     "fresh_exposures": 0,
@@ -128,6 +128,13 @@ def test_a_knob_that_needs_a_build_is_refused_by_name_and_nothing_is_written(wor
 def test_knobs_that_are_the_release_s_own_are_refused(world, knobs, tmp_path):
     with pytest.raises(AdjustError, match="has these knobs already"):
         adjust(world.path, tmp_path / "made", replace(knobs))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_under_which_nothing_is_worth_showing_are_refused(world, knobs, tmp_path):
+    nothing = replace(knobs, weights=dict.fromkeys(WEIGHTS, 0.0), weights_for={})
+    with pytest.raises(ValueError, match=r"nothing in .* is worth showing"):
+        adjust(world.path, tmp_path / "made", nothing)
     assert list(tmp_path.iterdir()) == []
 
 
