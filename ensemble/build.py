@@ -37,6 +37,10 @@ from workflows.features import FeatureConfig, fit_features
 _MARK = "fingerprint"
 _ELSEWHERE = "choose another folder to build in"
 
+READ_LAST = ("calibration", "stacking", "preranker", "cascade")
+"""Sections that nothing which a build keeps in its work folder was made with: they are read again each time,
+once the models are trained."""
+
 
 @dataclass(frozen=True)
 class BuildConfig:
@@ -88,8 +92,8 @@ def build_release(
     """Build a data set into the release `folder`/release.
 
     A build that was killed goes on with the epoch it was in when it is started again with the same data set
-    and configuration; with others it starts anew. A release that stands there is replaced at the end, once
-    the new one is complete.
+    and configuration; with others it starts anew, or behind the training where only sections of `READ_LAST`
+    differ. A release that stands there is replaced at the end, once the new one is complete.
 
     Args:
         see: what models may see of the training set; a comparison hides things from them.
@@ -208,8 +212,8 @@ def build_training_set(
 
 
 def fingerprint(dataset: Dataset, config: BuildConfig | None = None) -> str:
-    """Changes with any byte of the data set, and with any knob where there is a configuration."""
-    knobs = None if config is None else asdict(config)
+    """Changes with any byte of the data set and, where there is a configuration, any knob but `READ_LAST`."""
+    knobs = config and {name: knob for name, knob in asdict(config).items() if name not in READ_LAST}
     said = json.dumps([asdict(dataset.description), knobs], sort_keys=True)
     digest = hashlib.sha256(said.encode())
     for file in sorted(dataset.path.rglob("*.parquet")):

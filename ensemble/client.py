@@ -182,9 +182,18 @@ class FeedClient:
     def tasks(self) -> tuple[str, ...]:
         """Tasks of the served ranker, in order."""
         if self._tasks is None:
-            told = self._ask(self._server.ModelConfig, messages.ModelConfigRequest(name=FEED))
-            self._tasks = tuple(told.config.parameters["tasks"].string_value.split(","))
+            self._tasks = tuple(self._said("tasks").split(","))
         return self._tasks
+
+    @property
+    def release(self) -> str:
+        """Name of the release that the server answers from now; asked each time, since it may be replaced."""
+        return self._said("release")
+
+    def _said(self, what: str) -> str:
+        """What the served `feed` says of itself."""
+        told = self._ask(self._server.ModelConfig, messages.ModelConfigRequest(name=FEED))
+        return told.config.parameters[what].string_value
 
     def feed(self, requests: Sequence[FeedRequest]) -> list[Slate]:
         """The slates of a batch of requests.

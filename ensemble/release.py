@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -48,6 +48,7 @@ class ReleaseWriter:
         self.target = Path(target)
         self.name = name
         self.info = dict(info or {})
+        self._linked = dict[str, str]()
 
     def __enter__(self) -> ReleaseWriter:
         if self.target.exists():
@@ -83,6 +84,20 @@ class ReleaseWriter:
         for file in other.files:
             shutil.copyfile(other.path / file, self.path(file))
 
+    def link(self, other: Release, *, but: Collection[str]) -> None:
+        """Take over every file of another release but some, which are not to be written here.
+
+        They are hard links where the disk allows: a server that moves from one to the other maps the same
+        pages. Each must still have the SHA-256 that the other's manifest says.
+        """
+        for file, sha256 in other.sums.items():
+            if file not in but:
+                try:
+                    os.link(other.path / file, self.path(file))
+                except OSError:
+                    shutil.copyfile(other.path / file, self.path(file))
+                self._linked[file] = sha256
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -97,7 +112,10 @@ class ReleaseWriter:
         for path in sorted(self._folder.iterdir()):
             _check_name(path.name)
             _check_content(path)
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            sha256 = _sha256(path)
+            if sha256 != self._linked.get(path.name, sha256):
+                raise ReleaseError(f"{path.name} changed while it was taken over; {_AGAIN}")
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256}
             _fsync(path)
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
         body = {"format": FORMAT, "name": self.name, "created": created, "files": files, "info": self.info}
@@ -122,6 +140,8 @@ class Release:
         self.name: str = manifest["name"]
         self.created: str = manifest["created"]
         self.files: tuple[str, ...] = tuple(manifest["files"])
+        #: SHA-256 of each file.
+        self.sums: dict[str, str] = {file: entry["sha256"] for file, entry in manifest["files"].items()}
         self.info: dict[str, Any] = manifest["info"]
 
     @classmethod

@@ -245,7 +245,7 @@ def _feed_config(
 ) -> pb.ModelConfig:
     config = pb.ModelConfig(name=FEED, platform="ensemble", max_batch_size=max_batch)
     # What a client must know of the release to read its replies.
-    _set(config, **release.info.get("feed", {}))
+    _set(config, **release.info.get("feed", {}), release=release.name)
     _add_tensors(config, request, reply)
     read = {spec.name for spec in reply} | {spec.name for step in steps for spec in step.inputs}
     for step in steps:

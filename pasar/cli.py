@@ -261,6 +261,33 @@ def _play(world: Any, built: Any, seed: int) -> None:
 
 
 @app.command()
+def adjust(
+    release: Annotated[Path, typer.Option("--release", help="Folder of a release; it stays as it is.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the new release.")],
+    config: ConfigOption = None,
+) -> None:
+    """Make a release with other knobs of [build.cascade] from the models of another; no training."""
+    from ensemble.adjust import adjust
+    from pasar.settings import load_cascade
+    from pasar.show import say
+
+    made = adjust(release, out, load_cascade(config))
+    for knob, (old, new) in made.changed.items():
+        say(f"{knob}: {_knob(old)} -> {_knob(new)}")
+    if made.since_taught:
+        learned = ", ".join(f"{knob} {_knob(old)}" for knob, (old, _) in made.since_taught.items())
+        say(
+            f"the pre-ranker learned with {learned}: values and order of the slate go by the new knobs, but "
+            "what is worth much by them alone may not reach the ranker; `pasar build` teaches it again"
+        )
+    say(f"release {out} ({made.release.name}); `pasar reload --release {out}` moves a server to it")
+
+
+def _knob(value: Any) -> str:
+    return "none" if value is None else json.dumps(value)
+
+
+@app.command()
 def serve(
     release: Annotated[Path, typer.Option("--release", help="Folder of a release.")],
     run: Annotated[
@@ -383,7 +410,7 @@ def reload(
     # A catalogue that has lost a category is no reason to stay with the old release.
     for text in without_effect(opened, Rules(**json.loads(read_option(repository, "rules", "{}")))):
         warn(text)
-    say(f"serving {release} as version {version}")
+    say(f"serving {release} ({opened.name}) as version {version}")
 
 
 @app.command()

@@ -25,6 +25,7 @@ else:
 
 if typing.TYPE_CHECKING:
     from ensemble.build import BuildConfig
+    from ensemble.plan import CascadeConfig
     from market.world import WorldConfig
 
 FILE = "pasar.toml"
@@ -126,6 +127,17 @@ def load_serve(path: Path | None = None) -> ServeConfig:
     """The server's knobs alone, read without importing what builds releases."""
     content, where = _content(path)
     return _read(ServeConfig, content.get("serve", {}), where, "serve")
+
+
+def load_cascade(path: Path | None = None) -> CascadeConfig:
+    """The cascade's knobs alone, which the file must have, read without importing what builds releases."""
+    from ensemble.plan import CascadeConfig
+
+    content, where = _content(path)
+    knobs = content.get("build", {}).get("cascade")
+    if not isinstance(knobs, Mapping):
+        raise SettingsError(f"{where} has no [build.cascade]; write the knobs there, see `pasar config`")
+    return _read(CascadeConfig, knobs, where, "build.cascade")
 
 
 def _content(path: Path | None) -> tuple[dict[str, Any], str]:

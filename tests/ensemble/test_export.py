@@ -1,5 +1,6 @@
 """A release says what the trained models say, and appears, or is replaced, whole or not at all."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from scipy.special import expit, logit
 
 import ensemble.build
 import ensemble.export
+from ensemble.adjust import adjust
 from ensemble.build import BuildConfig, build_release
 from ensemble.cascade import Cascade, cascade_steps
 from ensemble.export import content_vectors, raw_contents, search_indexes, write_release
@@ -232,6 +234,56 @@ def test_a_build_that_fails_keeps_the_old_release(small_build, small_world_datas
     kept = Release.open(folder / "release")
     assert kept.created == before
     assert sorted(path.name for path in folder.iterdir()) == [".lock", "release", "work"]
+
+
+def test_a_build_with_other_knobs_of_the_cascade_keeps_all_that_was_learned(
+    small_build, small_world_dataset, tmp_path
+):
+    folder = shutil.copytree(small_build.folder / "build", tmp_path / "build")
+    (folder / "work" / "kept").touch()
+    cascade = replace(small_build.config.cascade, seller_cap=1, explore=0.3)
+    trained = []
+    built = build_release(
+        small_world_dataset,
+        folder,
+        replace(small_build.config, cascade=cascade),
+        progress=lambda name, done, total, metrics: trained.append((name, total - done)),
+    )
+    assert (folder / "work" / "kept").exists()
+    assert trained
+    assert {left for _, left in trained} == {0}
+    assert Plan.of(built.release).config == cascade
+    made = adjust(small_build.folder / "build" / "release", tmp_path / "made", cascade).release
+    # The names of a graph's nodes depend on what this process converted before.
+    graphs = {"query.onnx", "ranking.onnx", "content.onnx"}
+    assert {file for file in made.files if made.sums[file] != built.release.sums[file]} <= graphs
+    asked = requests(made, 40, seed=1)
+    for (name, slate), expected in zip(Cascade(built.release)(asked).items(), Cascade(made)(asked).values()):
+        np.testing.assert_array_equal(slate, expected, name)
+
+    # A slate of another size has other tensors, which is no reason to train.
+    longer = replace(small_build.config, cascade=replace(cascade, slate=12, weights={"click": 1.0}))
+    built = build_release(small_world_dataset, folder, longer)
+    assert (folder / "work" / "kept").exists()
+    assert Plan.of(built.release).config == longer.cascade
+    taught = "preranking_hidden.npy"
+    assert not np.array_equal(built.release.array(taught), made.array(taught))
+
+
+def test_a_build_with_other_knobs_of_the_training_begins_anew(
+    small_build, small_world_dataset, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(small_build.folder / "build", tmp_path / "build")
+    (folder / "work" / "kept").touch()
+
+    def stop(*_, **__):
+        raise RuntimeError("begun")
+
+    monkeypatch.setattr(ensemble.build, "build_examples", stop)
+    towers = replace(small_build.config.two_tower, temperature=0.2)
+    with pytest.raises(RuntimeError, match="begun"):
+        build_release(small_world_dataset, folder, replace(small_build.config, two_tower=towers))
+    assert not (folder / "work" / "kept").exists()
 
 
 @pytest.mark.parametrize("place", ["work", "release"])

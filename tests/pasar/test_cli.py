@@ -21,6 +21,7 @@ import ensemble.server
 from ensemble.cascade import Cascade
 from ensemble.client import FeedClient, FeedRequest, connect, pack
 from ensemble.errors import RequestError
+from ensemble.release import Release
 from market.dataset import Dataset
 from market.world import WorldConfig
 from pasar import cli
@@ -348,6 +349,75 @@ def test_serve_takes_another_release_refuses_a_damaged_one_and_stops_cleanly(
     assert not any(Path(f"/proc/{pid}").exists() for pid in started)
     with FeedClient(serving.url, timeout_s=2) as client, pytest.raises(RequestError):
         _ = client.tasks
+
+
+def slates(url, requests):
+    with connect(url) as client:
+        return client.release, [[item.content for item in slate.items] for slate in client.feed(requests)]
+
+
+@pytest.mark.slow
+def test_a_running_server_takes_a_release_of_other_knobs_and_chooses_by_them(
+    pasar, serving, small_build, small_release, tmp_path
+):
+    settings, out = tmp_path / "mine.toml", tmp_path / "adjusted"
+    knobs = (small_build.folder / "pasar.toml").read_text()
+    settings.write_text(
+        f"{knobs}seller_cap = 1\nslots = [{{ kind = 'product', most = 0, within = 3 }}]\n"
+        "weights_for = { live = { watch = 5.0 } }\n"
+    )
+    code, said, err = pasar("adjust", "--release", small_release.path, "--out", out, "--config", settings)
+    assert (code, err) == (0, "")
+    assert "seller_cap: 2 -> 1\n" in said
+    assert 'slots: [] -> [{"kind": "product", "most": 0, "within": 3}]\n' in said
+    assert "weights_for.live.watch: none -> 5.0\n" in said
+    assert "the pre-ranker learned with weights_for.live.watch none: " in said
+    made = Release.open(out)
+
+    end = Cascade(small_release).plan.as_of
+    users = small_release.array("user_id.npy")[:30].tolist()
+    requests = [FeedRequest(user, "ID", end, seed=1) for user in users]
+    name, before = slates(serving.url, requests)
+    assert name == small_release.name
+    code, said, err = pasar("reload", "--run", serving.run, "--url", serving.url, "--release", out)
+    assert (code, err) == (0, "")
+    assert f"({made.name}) as version 2" in said
+    name, after = slates(serving.url, requests)
+    assert name == made.name
+
+    expected = Cascade(made)(pack(requests))["content_id"]
+    assert after == [[content for content in slate if content] for slate in expected.tolist()]
+    code = dict(zip(made.array("text_content_id.npy").tolist(), made.array("seller_code.npy").tolist()))
+    kind = dict(zip(made.array("text_content_id.npy").tolist(), made.array("text_kind.npy").tolist()))
+
+    def seen(slates):
+        twice = sum(len({code[c] for c in slate}) < len(slate) for slate in slates)
+        products = sum(kind[c] == "product" for slate in slates for c in slate[:3])
+        rooms = sum(kind[c] == "live" for slate in slates for c in slate[:3])
+        return twice, products, rooms
+
+    (twice_before, products_before, rooms_before), (twice, products, rooms) = seen(before), seen(after)
+    assert twice_before > 0 == twice
+    assert products_before > 0 == products
+    assert rooms > rooms_before
+
+
+def test_adjust_says_in_one_line_what_it_cannot_do(pasar, small_build, small_release, tmp_path):
+    settings, out = tmp_path / "mine.toml", tmp_path / "adjusted"
+    command = ["adjust", "--release", small_release.path, "--out", out, "--config", settings]
+    knobs = (small_build.folder / "pasar.toml").read_text()
+    for text, said in (
+        (knobs, "has these knobs already"),
+        (f"{knobs}slate = 12\n", "slate cannot change without `pasar build`"),
+        (f"{knobs}seller_cop = 1\n", "'seller_cop' is no knob; did you mean 'seller_cap'?"),
+        (f"{knobs}seller_cap = 0\n", "cascade.seller_cap is 0"),
+        ("[build.casade]\nseller_cap = 1\n", "has no [build.cascade]"),
+    ):
+        settings.write_text(text)
+        code, printed, err = pasar(*command)
+        assert (code, printed) == (1, "")
+        assert said in one_line(err)
+        assert not out.exists()
 
 
 @pytest.mark.slow
