@@ -16,7 +16,6 @@ from ensemble.build import BuildConfig, build_release
 from ensemble.cascade import Cascade, cascade_steps
 from ensemble.export import content_vectors, raw_contents, search_indexes, write_release
 from ensemble.plan import Plan
-from ensemble.release import Release
 from ensemble.search import MOST_QUERIES, MarketIndex
 from ensemble.stages.user_state import NULL_INTEGER
 from evaluation.report import ranking_and_ranker, raw_arrays
@@ -221,18 +220,22 @@ def test_a_release_says_its_tasks_and_how_training_went(small_release):
     assert ranker["validation"]
 
 
-def test_a_build_that_fails_keeps_the_old_release(small_build, small_world_dataset, monkeypatch):
-    folder = small_build.folder / "build"
-    before = Release.open(folder / "release").created
+def test_a_build_that_fails_at_its_last_step_keeps_the_old_release(
+    small_build, small_world_dataset, monkeypatch
+):
+    folder, steps = small_build.folder / "build", []
+    before = {file.name: file.read_bytes() for file in (folder / "release").iterdir()}
 
-    def fail(*_, **__):
+    def fail(draft, fresh, *_):
+        assert draft.files, "a draft is complete"
+        fresh.mkdir()
         raise OSError("no space left")
 
-    monkeypatch.setattr(ensemble.build, "train_two_tower", fail)
+    monkeypatch.setattr(ensemble.build, "with_preranker", fail)
     with pytest.raises(OSError, match="no space left"):
-        build_release(small_world_dataset, folder, small_build.config)
-    kept = Release.open(folder / "release")
-    assert kept.created == before
+        build_release(small_world_dataset, folder, small_build.config, step=steps.append)
+    assert steps[-1] == "pre-ranker"
+    assert {file.name: file.read_bytes() for file in (folder / "release").iterdir()} == before
     assert sorted(path.name for path in folder.iterdir()) == [".lock", "release", "work"]
 
 

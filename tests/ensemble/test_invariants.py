@@ -63,7 +63,7 @@ def feeds(tmp_path_factory):
 
 
 def test_every_slate_is_eligible_distinct_full_and_accounted_for(feeds):
-    asked = explored = 0
+    asked = explored = capped = 0
     for feed in feeds:
         every = np.arange(ROWS)
         found = feed.candidates(every)
@@ -103,10 +103,12 @@ def test_every_slate_is_eligible_distinct_full_and_accounted_for(feeds):
                 )
                 room += sum(seller[c] < 0 for c in pool)
                 if room >= len(slate):
+                    capped += len(taken) > 0
                     assert max(taken.values(), default=0) <= config.seller_cap
             asked, explored = asked + 1, explored + drawn.sum()
     assert asked == WORLDS * ROWS
     assert explored > 500
+    assert capped > 100
 
 
 def test_a_request_gets_the_same_slate_in_any_batch_and_with_candidates_in_any_order(feeds):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ensemble.channels.live import live
 from ensemble.explanation import Explanation
 from ensemble.plan import Plan
 from ensemble.stages.reordering import Reordering
@@ -17,6 +18,7 @@ from supply.eligibility import BARRED
 from supply.journal import Journal
 from supply.rules import Rules
 from tests.ensemble import synthetic
+from tests.ensemble.channels.asking import asked
 from tests.ensemble.test_retrieval import ask, eligible
 
 SEEDS = st.integers(0, 15)
@@ -242,11 +244,17 @@ def test_viewers_order_the_live_channel_from_the_next_request_on(worlds, tmp_pat
     release, journal = worlds(3), Journal(tmp_path)
     stage = Retrieval(release, Steering(state=tmp_path))
     shelf = stage.shelves[1]
-    room = int(shelf.rows[shelf.rooms[-1]])
-    journal.append([{"event": "viewers", "content": str(stage_id(release, room)), "time": 5, "viewers": 70}])
+    newest_first = live(asked(shelf, time=synthetic.END), 99)[0].tolist()
+    newest, *others, oldest = newest_first
+    assert others, "rooms of unknown number stand between"
+    journal.append(
+        {"event": "viewers", "content": str(stage_id(release, shelf.rows[place])), "time": 5, "viewers": many}
+        for place, many in ((newest, 7), (oldest, 70))
+    )
     stage(**ask(release, 1, 2))
-    assert shelf.viewers[shelf.place[room]] == 70
-    assert np.isnan(np.delete(shelf.viewers, shelf.place[room])).all()
+    assert shelf.viewers[[newest, oldest]].tolist() == [7, 70]
+    assert np.isnan(np.delete(shelf.viewers, [newest, oldest])).all()
+    assert live(asked(shelf, time=synthetic.END), 99)[0].tolist() == [oldest, *others, newest]
 
 
 def stage_id(release, row):

@@ -6,6 +6,7 @@ import pytest
 from ensemble.channels import Channel
 from evaluation.ablations import ABLATIONS, FULL, ablate, blind_to_moments
 from evaluation.closed_loop import ALL, EXPECTED, Asked, Player, held_out_requests
+from evaluation.report import ranking_and_ranker
 from market.moments import MOMENT_FEATURES
 from market.world import World
 from tests.evaluation.test_closed_loop import SMALL_WORLD
@@ -25,10 +26,14 @@ def player(small_build, small_release, world):
     return Player(small_release, examples, world, begin, seed=1)
 
 
-def retrieved(player, small_build):
+def visits(small_build):
     requests = held_out_requests(small_build.built.data.examples, 50, seed=1)
     none = np.full((len(requests), 1), -1)
-    return player._retrieved(Asked(requests.user, requests.market, requests.time, none, none))
+    return Asked(requests.user, requests.market, requests.time, none, none)
+
+
+def retrieved(player, small_build):
+    return player._retrieved(visits(small_build))
 
 
 def test_without_pre_ranking_everything_retrieved_is_ranked(player, small_build):
@@ -56,6 +61,36 @@ def test_one_channel_alone_brings_what_it_proposes(player, small_build, channel)
 def test_a_channel_left_out_brings_nothing(player, small_build, channel):
     ABLATIONS[f"without {channel.name.lower().replace('_', ' ')}"](player)
     assert not (retrieved(player, small_build)["channel"] & channel).any()
+
+
+def test_without_calibration_probabilities_are_those_of_the_ranker(player, small_build):
+    made = retrieved(player, small_build)
+    ranking = player.cascade.run["ranking"]
+    (step,) = (step for step in player.cascade.steps if step.name == "ranking")
+    inputs = {spec.name: made[spec.name] for spec in step.inputs}
+    ranker = ranking_and_ranker(player.release, threads=1)(**inputs)
+    calibrated = ranking(**inputs)["probabilities"]
+    ABLATIONS["no calibration"](player)
+    said = player.cascade.run["ranking"](**inputs)
+    assert list(said) == ["probabilities"]
+    np.testing.assert_allclose(said["probabilities"], ranker["ranker_probabilities"], rtol=1e-5)
+    np.testing.assert_allclose(calibrated, ranker["probabilities"], rtol=1e-5)
+    there = made["candidates"] >= 0
+    assert (np.abs(said["probabilities"] - calibrated)[there] > 1e-4).any()
+
+
+def test_with_caps_alone_slates_are_those_of_who_asks_for_no_diversity(player, small_build):
+    def slates(change=None):
+        request = player._request(visits(small_build)) | (change or {})
+        return player.cascade(request)["content_id"]
+
+    whole, plain = slates(), slates({"diversity": np.zeros(50, np.float32)})
+    ABLATIONS["caps alone, no diversity by vectors"](player)
+    alone = slates()
+    np.testing.assert_array_equal(alone, plain)
+    assert (alone != whole).any()
+    ABLATIONS["no re-ordering diversity"](player)
+    assert (alone != slates()).any(), "the caps were left"
 
 
 def test_without_caps_and_diversity_a_slate_is_the_best_by_value(player, small_build):

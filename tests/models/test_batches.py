@@ -160,6 +160,8 @@ def test_a_seed_gives_the_same_batches_and_another_epoch_another_order(kind, sma
 def test_validation_rows_keep_their_order_and_their_negatives(small_training_set, positives):
     made = [ranking(small_training_set, positives, negatives=2, seed=3, shuffle=False) for _ in range(2)]
     np.testing.assert_array_equal(made[0].content, made[1].content)
+    pairs = small_training_set.examples.pairs
+    np.testing.assert_array_equal(made[0].content[: len(positives)], pairs.content[positives])
 
 
 def test_a_retrieval_batch_is_of_one_market(small_training_set, positives):

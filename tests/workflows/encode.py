@@ -37,7 +37,11 @@ def assert_same_encoding(found: Mapping[str, np.ndarray], expected: Mapping[str,
             np.testing.assert_array_equal(pairs[0, pairs[1] < RESERVED], pairs[1, pairs[1] < RESERVED], name)
 
 
-if __name__ == "__main__":
-    made = encode(Path(sys.argv[1]), Path(sys.argv[2]))
+def save(made: Features, folder: Path) -> None:
+    """Each side's columns, for another process to compare."""
     for side in ("query", "content"):
-        np.savez(Path(sys.argv[2]) / f"{side}.npz", **getattr(made, side).arrays)
+        np.savez(folder / f"{side}.npz", **getattr(made, side).arrays)
+
+
+if __name__ == "__main__":
+    save(encode(Path(sys.argv[1]), Path(sys.argv[2])), Path(sys.argv[2]))
