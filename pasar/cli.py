@@ -266,7 +266,7 @@ def adjust(
     out: Annotated[Path, typer.Option("--out", help="Folder of the new release.")],
     config: ConfigOption = None,
 ) -> None:
-    """Make a release with other knobs of [build.cascade] from the models of another; no training."""
+    """Make a release of the same models with other knobs, such as weights, quotas, caps; no training."""
     from ensemble.adjust import adjust
     from pasar.settings import load_cascade
     from pasar.show import say
