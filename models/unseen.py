@@ -107,8 +107,8 @@ def _translate(rows: np.ndarray, data: TrainingSet, shares: np.ndarray) -> None:
         for near in np.flatnonzero(shares[place]):
             if near != place:
                 theirs = encoded[language == spoken[near][0]]
-                counts = np.bincount(theirs, minlength=len(rows))
-                weights += shares[place, near] * counts / max(len(theirs), 1)
+                count = np.bincount(theirs, minlength=len(rows))
+                weights += shares[place, near] * count / max(len(theirs), 1)
         if not weights.any():
             continue
         first = weights @ trained / weights.sum()

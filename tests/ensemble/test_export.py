@@ -21,6 +21,7 @@ from ensemble.stages.user_state import NULL_INTEGER
 from evaluation.report import ranking_and_ranker, raw_arrays
 from market.dataset import write_dataset
 from market.folders import FolderInUse, only_user
+from market.neighbours import FULL
 from market.statistics import DAY_S, PAIR_FEATURES
 from models.batches import RankingBatches
 from models.calibration import Calibration, calibrate
@@ -33,6 +34,8 @@ from workflows.examples import TEST, TRAIN, query_tables, user_frame
 pytestmark = pytest.mark.slow
 
 PAIRS = 200
+NEIGHBOURLY = ("popularity", "available", "stand_in_ids")
+"""Arrays that a market short of outcomes has from its neighbours, or for want of its own."""
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +193,38 @@ def test_every_market_is_indexed_with_its_contents_and_tuned_with_queries_logged
         assert len(queries) == min(len(rows), MOST_QUERIES)
         assert (queries @ logged.T).max(axis=1).min() > 0.99999
         assert k == 10
+
+
+def test_a_market_with_one_outcome_is_served_nearly_as_one_with_none(small_build, models, tmp_path):
+    """Britain is known; Indonesia has no outcome, its first, or enough of them to be itself alone."""
+    data, (two_tower, ranker, tasks) = small_build.built.data, models
+
+    def arrays(outcomes):
+        popularity, latest = np.zeros_like(data.examples.popularity), data.latest.copy()
+        popularity[:, 0] = FULL, outcomes
+        if outcomes < FULL:
+            latest[1] = popularity[1]
+        made = write_release(
+            tmp_path / f"release-{outcomes}",
+            name="few",
+            data=replace(data, examples=replace(data.examples, popularity=popularity), latest=latest),
+            two_tower=two_tower,
+            ranker=ranker,
+            tasks=tasks,
+            calibration=Calibration.identity(2, 6, len(tasks)),
+            config=small_build.config.cascade,
+        )
+        return {name: made.array(f"{name}.npy") for name in NEIGHBOURLY}
+
+    none, one, full = arrays(0), arrays(1), arrays(FULL)
+    np.testing.assert_array_equal(none["popularity"][1], none["popularity"][0])
+    assert np.abs(one["popularity"] - none["popularity"]).max() <= 1.01 * none["popularity"].max() / FULL
+    np.testing.assert_array_equal(full["popularity"], data.latest)
+    np.testing.assert_array_equal(full["available"], data.examples.available)
+    assert not full["stand_in_ids"].any()
+    assert none["stand_in_ids"][1].any()
+    for name in ("available", "stand_in_ids"):
+        np.testing.assert_array_equal(one[name], none[name])
 
 
 def test_a_release_that_could_not_be_finished_leaves_nothing(small_build, models, tmp_path, monkeypatch):

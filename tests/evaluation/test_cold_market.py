@@ -23,8 +23,9 @@ from models.batches import UNSEEN
 from tests.evaluation.test_closed_loop import SMALL_WORLD
 
 WORLD = WorldConfig(
-    users=400, contents=300, sellers=30, impressions=8000, days=6, markets=("DE", "GB", "ID"), seed=5
+    users=400, contents=300, sellers=30, impressions=20_000, days=6, markets=("DE", "GB", "ID"), seed=5
 )
+"""Large enough that Germany's neighbours have the outcomes that make them themselves alone."""
 
 
 def test_the_log_without_a_market_has_all_else(small_world_dataset, tmp_path):
