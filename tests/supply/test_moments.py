@@ -52,19 +52,23 @@ def folders(tmp_path_factory):
     return iter(lambda: tmp_path_factory.mktemp("state"), None)
 
 
-@given(st.lists(said, max_size=30), st.integers(1, 3), st.integers(0, 10**6))
-@settings(max_examples=100, deadline=None)
-def test_features_by_events_are_those_by_the_log(folders, statements, parts, seed):
-    """Events come in order of time, in any number of batches, each read before the next."""
-    statements = sorted(statements, key=lambda row: row[2])
-    journal = Journal(next(folders))
-    live = LiveState(
+def live_state(journal):
+    return LiveState(
         journal.folder,
         contents=IdIndex(NAMES),
         sellers=IdIndex(np.array(["s"])),
         content_count=5,
         seller_count=1,
     )
+
+
+@given(st.lists(said, max_size=30), st.integers(1, 3), st.integers(0, 10**6))
+@settings(max_examples=100, deadline=None)
+def test_features_by_events_are_those_by_the_log(folders, statements, parts, seed):
+    """Events come in order of time, in any number of batches, each read before the next."""
+    statements = sorted(statements, key=lambda row: row[2])
+    journal = Journal(next(folders))
+    live = live_state(journal)
     eligibility = Eligibility(
         np.ones((1, 5), bool),
         np.full(5, START - 60),
@@ -102,13 +106,7 @@ def test_without_a_live_state_a_room_has_its_age_and_stock_alone():
 
 def test_a_room_of_unknown_opening_has_no_age_until_an_event_tells_it(folders):
     journal = Journal(next(folders))
-    live = LiveState(
-        journal.folder,
-        contents=IdIndex(NAMES),
-        sellers=IdIndex(np.array(["s"])),
-        content_count=5,
-        seller_count=1,
-    )
+    live = live_state(journal)
     eligibility = Eligibility(
         np.ones((1, 5), bool),
         np.zeros(5, np.int64),
