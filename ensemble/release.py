@@ -33,6 +33,14 @@ class ReleaseError(ValueError):
     """A release that must not be served; the text names the file and what to do."""
 
 
+def link(source: Path, target: Path) -> None:
+    """Make `target` the same file, or a copy of it where the disk links none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 class ReleaseWriter:
     """Writes a release: the folder appears at `target` complete and checked, or not at all.
 
@@ -92,10 +100,7 @@ class ReleaseWriter:
         """
         for file, sha256 in other.sums.items():
             if file not in but:
-                try:
-                    os.link(other.path / file, self.path(file))
-                except OSError:
-                    shutil.copyfile(other.path / file, self.path(file))
+                link(other.path / file, self.path(file))
                 self._linked[file] = sha256
 
     def __exit__(

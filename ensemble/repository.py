@@ -22,7 +22,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
-from ensemble.release import MANIFEST, Release
+from ensemble.release import MANIFEST, Release, link
 from ensemble.steps import FEED, OnnxStep, Step, TensorSpec, check_wiring
 from ensemble.triton import OPTION, RELEASE
 from market.folders import held
@@ -293,16 +293,9 @@ def _place(target: Path, release: Release, steps: Sequence[Step], version: int) 
             (temporary / RELEASE).mkdir()
             files = {file: f"{RELEASE}/{file}" for file in (*release.files, MANIFEST)}
         for file, place in files.items():
-            _link(first.get(file, release.path / file), temporary / place)
+            link(first.get(file, release.path / file), temporary / place)
             first[file] = folder / str(version) / place
         temporary.rename(folder / str(version))
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _check_same(

@@ -63,9 +63,8 @@ class Journal:
         if size >= self.compact_bytes:
             try:
                 self._compact_if_doubled()
-            except (
-                OSError
-            ) as error:  # the events are written, and a sender told otherwise would send them again
+            except OSError as error:
+                # The events are written: a sender told otherwise would send them again.
                 _LOG.warning("%s grows on, it could not be compacted: %s", self.path, error)
 
     def compact(self) -> None:

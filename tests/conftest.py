@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from workflows.features import Features
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+CPU_TENSORFLOW = any(of.metadata["Name"] == "tensorflow-cpu" for of in distributions())
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -35,7 +36,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         return
     if not Path("/dev/nvidiactl").exists():
         pytest.skip("no CUDA device on this machine")
-    if any(of.metadata["Name"] == "tensorflow-cpu" for of in distributions()):
+    if CPU_TENSORFLOW:
         pytest.skip("TensorFlow is the CPU's in this environment; environment.yml makes one for a GPU")
 
 

@@ -336,7 +336,10 @@ def _with_vectors(
 
 def _fit(workflow: nvt.Workflow, folder: Path, schema: Schema, config: FeatureConfig) -> None:
     """Fit a workflow on the Parquet files of a folder."""
-    (_fit_with_nvtabular if ON_GPU else _fit_by_file)(workflow, folder, schema, config)
+    if ON_GPU:
+        _fit_with_nvtabular(workflow, folder, schema, config)
+    else:
+        fit(workflow, _Files(folder), schema)
 
 
 class _Files:
@@ -347,10 +350,6 @@ class _Files:
 
     def __iter__(self) -> Iterator[pa.Table]:
         return map(pq.read_table, self._files)
-
-
-def _fit_by_file(workflow: nvt.Workflow, folder: Path, schema: Schema, config: FeatureConfig) -> None:
-    fit(workflow, _Files(folder), schema)
 
 
 def _fit_with_nvtabular(workflow: nvt.Workflow, folder: Path, schema: Schema, config: FeatureConfig) -> None:

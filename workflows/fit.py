@@ -209,9 +209,7 @@ class _Moments:
         self._count, self._mean, self._squares = 0, np.nan, 0.0
 
     def add(self, values: pa.ChunkedArray | np.ndarray) -> None:
-        array = values.drop_null().to_numpy() if isinstance(values, pa.ChunkedArray) else values
-        valued = ~np.isnan(array) if array.dtype.kind == "f" else array != NULL_INTEGER
-        numbers = (array if valued.all() else array[valued]).astype(np.float64)
+        numbers = _valued(values).astype(np.float64)
         if not numbers.size:
             return
         # From the first number, so that what does not vary has exactly its own value as the mean.
@@ -290,12 +288,16 @@ def _counted(values: pa.ChunkedArray | np.ndarray) -> tuple[pa.Array, np.ndarray
                 present = np.arange(len(keys)) != empty
                 keys, counts = keys.filter(pa.array(present)), counts[present]
             return keys, counts, len(values) - int(counts.sum())
+    array = _valued(values)
+    codes, keys = pd.factorize(array)  # type: ignore[call-overload]
+    return pa.array(keys), np.bincount(codes, minlength=len(keys)), len(values) - len(array)
+
+
+def _valued(values: pa.ChunkedArray | np.ndarray) -> np.ndarray:
+    """The numbers that are not missing."""
     array = values.drop_null().to_numpy() if isinstance(values, pa.ChunkedArray) else values
     valued = ~np.isnan(array) if array.dtype.kind == "f" else array != NULL_INTEGER
-    if not valued.all():
-        array = array[valued]
-    codes, keys = pd.factorize(array)  # type: ignore[arg-type]
-    return pa.array(keys), np.bincount(codes, minlength=len(keys)), len(values) - len(array)
+    return array if valued.all() else array[valued]
 
 
 def _normalize(op: ops.Normalize, columns: Mapping[str, _Moments]) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib.metadata import distributions
 
 import numpy as np
 
-from tests.conftest import REPOSITORY
+from tests.conftest import CPU_TENSORFLOW, REPOSITORY
 from tests.workflows.encode import assert_same_encoding
 
 A_GPU_WITHOUT_CUDF = """
@@ -49,5 +48,4 @@ def test_where_tensorflow_is_of_the_cpu_no_gpu_is_found():
         text=True,
         check=True,
     )
-    cpu = any(of.metadata["Name"] == "tensorflow-cpu" for of in distributions())
-    assert said.stdout.strip() == ("''" if cpu else "'0'")
+    assert said.stdout.strip() == ("''" if CPU_TENSORFLOW else "'0'")
