@@ -9,8 +9,6 @@ A folder appears whole or not at all, and is never changed once it is there.
 """
 
 import json
-import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,7 +19,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 from pydantic import TypeAdapter, ValidationError
 
-from market.folders import replace
+from market.folders import moved_aside, written_whole
 from market.tables import (
     CONTRACT,
     ContractError,
@@ -38,6 +36,7 @@ FORMAT_VERSION = 1
 TABLES = ("users", "contents", "impressions")
 """Tables that every data set has."""
 _DESCRIPTION = "dataset.json"
+_ANEW = "write the data set anew"
 
 
 class DatasetError(ValueError):
@@ -71,6 +70,11 @@ class Dataset:
         try:
             content = json.loads((path / _DESCRIPTION).read_text(encoding="utf-8"))
         except FileNotFoundError:
+            if not path.exists() and (aside := moved_aside(path)):
+                raise DatasetError(
+                    f"{path} is being replaced, or its replacement was killed: it lies in {aside[0]}. "
+                    "Move it back, or write the data set again, which moves it back first."
+                ) from None
             raise DatasetError(
                 f"{path} is no data set: it has no {_DESCRIPTION}. Import or generate one there first."
             ) from None
@@ -179,16 +183,18 @@ def write_dataset(
     they have `time`, a part is sorted by it and starts no earlier than the part before ended. `moments` is
     asked for last: a simulation knows them when its log is done. Raises
     `ContractError` for tables that break the contract, FileExistsError where `path` exists and may not be
-    replaced; then whatever was at `path` before is still there.
+    replaced, `FolderInUse` where another process writes it; then whatever was at `path` before is still
+    there.
     """
     path = Path(path)
-    if path.exists() and not (overwrite and (path / _DESCRIPTION).is_file()):
-        raise FileExistsError(
-            f"{path} exists; choose another folder, or overwrite it (only a data set is ever overwritten)."
-        )
-    users, contents, sellers = validate_entities(users, contents, sellers)
-    entities = {"users": users, "contents": contents} | ({} if sellers is None else {"sellers": sellers})
-    with _replaced_whole(path) as folder:
+    with written_whole(path, "wait for it or choose another folder") as folder:
+        if path.exists() and not (overwrite and (path / _DESCRIPTION).is_file()):
+            raise FileExistsError(
+                f"{path} exists; choose another folder, or overwrite it (only a data set is ever "
+                "overwritten)."
+            )
+        users, contents, sellers = validate_entities(users, contents, sellers)
+        entities = {"users": users, "contents": contents} | ({} if sellers is None else {"sellers": sellers})
         for table, frame in entities.items():
             _write(folder / f"{table}.parquet", table, frame)
         rows = {table: len(frame) for table, frame in entities.items()} | {"impressions": 0}
@@ -253,8 +259,7 @@ def make_dataset(
             raise DatasetError(f"{file} is missing; put users, contents and impressions there as Parquet.")
 
     def read(file: Path) -> pd.DataFrame:
-        _rows(file)
-        return _read([file])
+        return _read([file], remedy="write this table again from where it came")
 
     return write_dataset(
         path,
@@ -289,33 +294,31 @@ def _expect_later(ended: int | None, part: pd.DataFrame) -> int:
     return int(part["time"].iloc[-1])
 
 
-@contextmanager
-def _replaced_whole(path: Path) -> Iterator[Path]:
-    """An empty folder beside `path` that takes its place at the end, or vanishes if anything is raised."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
-    new.mkdir()
-    try:
-        yield new
-        replace(new, path)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
 def _write(file: Path, table: str, frame: pd.DataFrame) -> None:
     schema = arrow_schema(table, frame)
     parquet.write_table(arrow.Table.from_pandas(frame, schema, preserve_index=False), file)
 
 
-def _rows(file: Path) -> int:
+@contextmanager
+def _whole(file: Path, remedy: str) -> Iterator[None]:
+    """Turn what Arrow says of a file that is not there or broken into a `DatasetError` with a remedy."""
     try:
+        yield
+    except (OSError, arrow.ArrowException) as error:
+        said = " ".join(str(error).split())
+        raise DatasetError(f"{file} is missing or damaged ({said}); {remedy}.") from None
+
+
+def _rows(file: Path) -> int:
+    with _whole(file, _ANEW):
         return parquet.read_metadata(file).num_rows
-    except (OSError, arrow.ArrowInvalid) as error:
-        raise DatasetError(f"{file} is missing or damaged ({error}); write the data set anew.") from None
 
 
-def _read(files: Sequence[Path], columns: Sequence[str] | None = None) -> pd.DataFrame:
-    parts = [parquet.read_table(file, columns=None if columns is None else list(columns)) for file in files]
+def _read(files: Sequence[Path], columns: Sequence[str] | None = None, remedy: str = _ANEW) -> pd.DataFrame:
+    parts = []
+    for file in files:
+        with _whole(file, remedy):
+            parts.append(parquet.read_table(file, columns=None if columns is None else list(columns)))
     table = arrow.concat_tables(parts)
     frame = table.to_pandas()
     for name in table.column_names:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +19,19 @@ class FolderInUse(OSError):
 
 @contextmanager
 def held(folder: Path, refusal: Exception) -> Iterator[None]:
-    """Hold a folder against all others that ask the same; raises `refusal` where somebody holds it."""
-    with (folder / ".lock").open("w") as lock:
+    """Hold a folder against all others that ask the same; raises `refusal` where somebody holds it, or is
+    just taking it away (`written_whole`)."""
+    try:
+        lock = (folder / ".lock").open("w")
+    except FileNotFoundError:
+        raise refusal from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise refusal from None
+        if not os.fstat(lock.fileno()).st_nlink:
+            raise refusal
         yield
 
 
@@ -50,25 +60,49 @@ def expect_own(folder: Path, mark: str, advice: str) -> None:
         raise FolderInUse(f"{folder} exists and has no {mark}, so it is not replaced; {advice}")
 
 
+@contextmanager
+def written_whole(folder: Path, advice: str) -> Iterator[Path]:
+    """An empty folder that takes the place of `folder` at the end, or vanishes if anything is raised.
+
+    One process at a time writes a `folder`; it first tidies up what killed ones left.
+
+    Args:
+        advice: as for `only_user`.
+    """
+    work = folder.parent / f".{folder.name}.writing"
+    fresh = work / f"{folder.name}.new"
+    work.mkdir(parents=True, exist_ok=True)
+    with held(work, FolderInUse(f"another process writes {folder}; {advice}")):
+        try:
+            tidy(folder)
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir()
+            yield fresh
+            replace(fresh, folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+            (work / ".lock").unlink(missing_ok=True)  # last: who comes now works in a folder of its own
+            with contextlib.suppress(OSError):
+                work.rmdir()
+
+
 def replace(fresh: Path, folder: Path) -> None:
     """Put the folder `fresh` where `folder` is or will be; what was there is back if that fails."""
-    old = _old(folder)
-    if folder.exists():
-        folder.rename(old)
+    old = _beside(folder, _OLD)
     try:
+        if folder.exists():
+            folder.rename(old)
         fresh.rename(folder)
     except BaseException:
-        if old.exists():
+        if old.exists() and not folder.exists():
             old.rename(folder)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    _discard(old, folder)
 
 
 def remove(folder: Path) -> None:
     """Take away `folder`, where there is one: its name at once, so that no part of it is left there."""
-    if folder.exists():
-        folder.rename(_old(folder))
-    shutil.rmtree(_old(folder), ignore_errors=True)
+    _discard(folder, folder)
 
 
 def tidy(folder: Path) -> None:
@@ -76,12 +110,37 @@ def tidy(folder: Path) -> None:
 
     A `folder` that was moved aside and not replaced is back.
     """
-    for old in sorted(folder.parent.glob(f".{folder.name}.*.old")):
+    for old in moved_aside(folder):
         if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
+            _discard(old, folder)
         else:
             old.rename(folder)
+    for rest in _left(folder, _GONE):
+        shutil.rmtree(rest, ignore_errors=True)
 
 
-def _old(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.{os.getpid()}.old")
+def moved_aside(folder: Path) -> list[Path]:
+    """Where a killed `replace` left what was `folder`: none, or one if each is tidied before the next."""
+    return _left(folder, _OLD)
+
+
+_OLD, _GONE = "old", "gone"
+"""Ends of the names of what is whole and may come back, and of what is being deleted."""
+
+
+def _beside(folder: Path, end: str) -> Path:
+    return folder.parent / f".{folder.name}.{uuid.uuid4().hex}.{end}"
+
+
+def _left(folder: Path, end: str) -> list[Path]:
+    name = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]+\.{end}")
+    there = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    return [path for path in there if name.fullmatch(path.name)]
+
+
+def _discard(path: Path, folder: Path) -> None:
+    """Delete `path`, where there is one, under a name by which no half of it is taken for the whole."""
+    if path.exists():
+        gone = _beside(folder, _GONE)
+        path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market.dataset import Dataset, DatasetError, make_dataset, write_dataset
+from market.folders import FolderInUse
 from market.tables import ContractError
 
 
@@ -203,6 +204,27 @@ def test_a_replacement_that_cannot_take_its_place_puts_the_old_one_back(tmp_path
     assert everything_in(tmp_path) == before
 
 
+def test_a_data_set_that_a_killed_overwrite_moved_aside_is_told_and_comes_back(tmp_path):
+    write(tmp_path / "d", impressions=[part([1])])
+    before = everything_in(tmp_path)
+    (tmp_path / "d").rename(tmp_path / ".d.17.old")
+    with pytest.raises(DatasetError, match=r"its replacement was killed: it lies in .*/\.d\.17\.old"):
+        Dataset.open(tmp_path / "d")
+    with pytest.raises(FileExistsError):
+        write(tmp_path / "d", impressions=[part([1, 2])])
+    assert everything_in(tmp_path) == before
+
+
+def test_of_two_who_write_the_same_data_set_the_second_is_refused(tmp_path):
+    def stream():
+        with pytest.raises(FolderInUse, match=r"another process writes .*/d; wait for it or choose another"):
+            write(tmp_path / "d", impressions=[part([1, 2])])
+        yield part([1])
+
+    write(tmp_path / "d", impressions=stream())
+    assert len(Dataset.open(tmp_path / "d").impressions()) == 1
+
+
 def test_a_data_set_is_replaced_only_when_asked(tmp_path):
     write(tmp_path / "d", impressions=[part([1])])
     with pytest.raises(FileExistsError, match="overwrite"):
@@ -321,6 +343,21 @@ def test_tables_that_are_not_there_or_unreadable_are_named(tmp_path):
     assert not (tmp_path / "d").exists()
 
 
+@pytest.mark.parametrize("cut", [slice(-10), slice(4, None)])
+@pytest.mark.parametrize("table", ["users", "impressions"])
+def test_a_damaged_table_of_ones_own_is_to_be_written_again_where_it_came_from(tmp_path, table, cut):
+    users().to_parquet(tmp_path / "users.parquet")
+    contents().to_parquet(tmp_path / "contents.parquet")
+    part([1]).to_parquet(tmp_path / "impressions.parquet")
+    file = tmp_path / f"{table}.parquet"
+    file.write_bytes(file.read_bytes()[cut])
+    with pytest.raises(
+        DatasetError, match=rf"{table}\.parquet is .*; write this table again from where it came"
+    ):
+        make_dataset(tmp_path, tmp_path / "d", name="mine", feedback="impressions", split="time")
+    assert not (tmp_path / "d").exists()
+
+
 @pytest.mark.parametrize("change", [{"feedback": "positive"}, {"split": "times"}])
 def test_a_kind_of_feedback_or_split_that_is_none_is_refused(tmp_path, change):
     [(name, value)] = change.items()
@@ -339,8 +376,17 @@ def test_a_lost_file_is_noticed_on_opening(tmp_path, file):
 def test_a_cut_file_is_noticed_on_opening(tmp_path):
     path = write(tmp_path / "d", impressions=[part([1])]).impression_files[0]
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(DatasetError, match=r"part-00000\.parquet"):
+    with pytest.raises(DatasetError, match=r"part-00000\.parquet .*; write the data set anew"):
         Dataset.open(tmp_path / "d")
+
+
+def test_a_file_whose_middle_is_damaged_is_named_when_it_is_read(tmp_path):
+    made = write(tmp_path / "d", impressions=[part([1])])
+    file = made.impression_files[0]
+    whole = file.read_bytes()
+    file.write_bytes(whole[:4] + b"\xff" * 60 + whole[64:])
+    with pytest.raises(DatasetError, match=r"part-00000\.parquet .*; write the data set anew"):
+        made.impressions()
 
 
 def test_asking_for_a_column_that_is_not_there_names_those_that_are(tmp_path):

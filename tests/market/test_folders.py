@@ -1,18 +1,44 @@
 """Folders appear and go whole, whoever is killed when."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from market.folders import FolderInUse, expect_own, only_user, remove, replace, tidy
+from market import folders
+from market.folders import (
+    FolderInUse,
+    expect_own,
+    moved_aside,
+    only_user,
+    remove,
+    replace,
+    tidy,
+    written_whole,
+)
+
+ROOT = Path(__file__).parents[2]
 
 
 def folder_of(path, text):
     path.mkdir()
     (path / "mark").write_text(text)
     return path
+
+
+def killed(program, folder):
+    """Run a program that kills itself when `die()` is asked."""
+    start = (
+        "import os, shutil, signal, sys; from pathlib import Path; from market import folders\n"
+        "def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "a = Path(sys.argv[1])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", start + program, str(folder)], cwd=ROOT, timeout=60, check=False
+    )
+    assert done.returncode == -9
 
 
 def names(folder):
@@ -50,6 +76,95 @@ def test_what_a_killed_replacement_moved_aside_is_back(tmp_path):
     assert (tmp_path / "a" / "mark").read_text() == "old"
 
 
+def test_a_replacement_killed_between_its_renames_loses_nothing(tmp_path):
+    folder_of(tmp_path / "a", "old")
+    folder_of(tmp_path / "b", "new")
+    killed("rename = Path.rename\n"
+           "Path.rename = lambda one, to: die() if one.name == 'b' else rename(one, to)\n"
+           "folders.replace(a.parent / 'b', a)", tmp_path / "a")  # fmt: skip
+    [aside] = moved_aside(tmp_path / "a")
+    assert (aside / "mark").read_text() == "old"
+    tidy(tmp_path / "a")
+    assert names(tmp_path) == ["a", "b"]
+    assert (tmp_path / "a" / "mark").read_text() == "old"
+    replace(tmp_path / "b", tmp_path / "a")
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("act", ["folders.remove(a)", "folders.replace(a.parent / 'b', a)"])
+def test_what_was_being_deleted_when_its_process_was_killed_never_comes_back(tmp_path, act):
+    folder_of(tmp_path / "a", "old")
+    folder_of(tmp_path / "b", "new")
+    killed(f"shutil.rmtree = die\n{act}", tmp_path / "a")
+    if "remove" not in act:
+        (tmp_path / "a").rename(tmp_path / "b")
+    tidy(tmp_path / "a")
+    assert names(tmp_path) == ["b"]
+
+
+def test_tidying_leaves_what_belongs_to_a_folder_of_a_longer_name(tmp_path):
+    folder_of(tmp_path / ".a.b.17.old", "of a.b")
+    folder_of(tmp_path / "a", "own")
+    tidy(tmp_path / "a")
+    assert moved_aside(tmp_path / "a.b") == [tmp_path / ".a.b.17.old"]
+
+
+def test_a_name_may_hold_what_patterns_are_made_of(tmp_path):
+    folder_of(tmp_path / ".a[b]*.17.old", "old")
+    tidy(tmp_path / "a[b]*")
+    assert names(tmp_path) == ["a[b]*"]
+
+
+def test_a_folder_is_written_whole_by_one_at_a_time(tmp_path):
+    with written_whole(tmp_path / "a", "wait") as fresh:
+        (fresh / "mark").touch()
+        assert not (tmp_path / "a").exists()
+        second = written_whole(tmp_path / "a", "go away")
+        with pytest.raises(FolderInUse, match=r"another process writes .*/a; go away"):
+            second.__enter__()
+        with written_whole(tmp_path / "b", "wait"):
+            pass
+    assert names(tmp_path) == ["a", "b"]
+    assert names(tmp_path / "a") == ["mark"]
+
+
+def test_a_folder_whose_writing_fails_is_as_it_was(tmp_path):
+    folder_of(tmp_path / "a", "old")
+
+    def fail():
+        with written_whole(tmp_path / "a", "wait") as fresh:
+            (fresh / "mark").write_text("new")
+            raise EOFError
+
+    with pytest.raises(EOFError):
+        fail()
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a" / "mark").read_text() == "old"
+
+
+def test_who_writes_next_clears_up_what_a_killed_writer_left(tmp_path):
+    killed("with folders.written_whole(a, '') as fresh:\n    (fresh / 'part').touch(); die()", tmp_path / "a")
+    assert names(tmp_path) == [".a.writing"]
+    folder_of(tmp_path / ".a.17.old", "older")
+    with written_whole(tmp_path / "a", "wait") as fresh:
+        assert names(fresh) == []
+        assert (tmp_path / "a" / "mark").read_text() == "older"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_lock_that_was_just_taken_away_holds_nothing(tmp_path, monkeypatch):
+    flock = folders.fcntl.flock
+
+    def late(lock, how):
+        shutil.rmtree(tmp_path / ".a.writing")
+        flock(lock, how)
+
+    monkeypatch.setattr(folders.fcntl, "flock", late)
+    with pytest.raises(FolderInUse), written_whole(tmp_path / "a", "wait"):
+        pass
+    assert names(tmp_path) == []
+
+
 def test_only_folders_of_ones_own_pass(tmp_path):
     expect_own(tmp_path / "none", "mark", "go on")
     (tmp_path / "empty").mkdir()
@@ -69,9 +184,7 @@ def test_a_folder_is_held_against_another_process_while_the_context_lasts(tmp_pa
 
     def another():
         command = [sys.executable, "-c", program, str(tmp_path / "a")]
-        return subprocess.run(
-            command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60, check=False
-        )
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
     with only_user(tmp_path / "a", "wait"):
         refused = another()
