@@ -94,7 +94,7 @@ def parse(text: str | bytes, now: float) -> Event:
         event[TAKEN] = int(now)
     if isinstance(kind.value, str):
         if kind.value not in said:
-            raise EventError(f"{name!r} lacks {kind.value!r}")
+            raise EventError(f"event {name!r} has no value {kind.value!r}; send {', '.join(keys)}")
         value = said[kind.value]
         event[kind.value] = (
             _whole(value, name, kind.value, _MOST) if kind.number else _id(said, name, kind.value)

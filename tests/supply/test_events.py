@@ -47,7 +47,10 @@ def test_an_event_keeps_what_it_says_and_happened_now_unless_it_says_when(name):
         ('{"event":' * 100_000, "JSON nested too deeply"),
         ('{"event": "ended", "seller": "s1"}', "'ended' has no 'seller'; it has event, content, time"),
         ('{"event": "ended", "content": "l1", "viewers": 3}', "has no 'viewers'"),
-        ('{"event": "viewers", "content": "l1"}', "'viewers' lacks 'viewers'"),
+        (
+            '{"event": "viewers", "content": "l1"}',
+            "event 'viewers' has no value 'viewers'; send event, content, time, viewers",
+        ),
         ('{"event": "viewers", "content": "l1", "viewers": -1}', "send a whole number from 0"),
         ('{"event": "viewers", "content": "l1", "viewers": 1.5}', "send a whole number"),
         ('{"event": "viewers", "content": "l1", "viewers": true}', "send a whole number"),
