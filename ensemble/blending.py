@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ensemble.plan import KINDS, PRICED, Plan
+from ensemble.plan import PRICED, Plan
 from ensemble.release import Release
+from market.kinds import KINDS
 
 
 def kinds_sold(available: np.ndarray, kind: np.ndarray) -> np.ndarray:

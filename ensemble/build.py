@@ -15,10 +15,11 @@ import pandas as pd
 from ensemble.blending import kinds_sold
 from ensemble.distil import with_preranker, with_stacking
 from ensemble.export import item_graphs, write_release
-from ensemble.plan import KINDS, CascadeConfig
+from ensemble.plan import CascadeConfig
 from ensemble.release import MANIFEST, Release
 from market.dataset import Dataset
 from market.folders import expect_own, only_user, remove, replace, tidy
+from market.kinds import KINDS
 from market.knobs import LARGEST_SEED, expect
 from market.statistics import DAY_S
 from models.batches import TrainingSet, make_training_set

@@ -12,10 +12,11 @@ import onnxruntime
 import pandas as pd
 
 from ensemble.channels.two_tower import SEARCHED
-from ensemble.plan import FILE, KINDS, CascadeConfig, Column, Plan
+from ensemble.plan import FILE, CascadeConfig, Column, Plan
 from ensemble.release import Release, ReleaseWriter
 from ensemble.search import MOST_QUERIES, MarketIndex, write_indexes
 from market.item_graph import ItemGraph, LowRank, MarketGraphs
+from market.kinds import KINDS
 from market.offers import FOREIGN, language_fit
 from market.profiles import profile
 from market.statistics import PAIR_FEATURES, counts, trend

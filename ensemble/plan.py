@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ensemble.release import Release
+from market.kinds import KINDS
 from market.knobs import expect
 from market.profiles import MARKETS
 from supply.fatigue import FatigueConfig
@@ -17,7 +18,6 @@ from supply.fatigue import FatigueConfig
 FILE = "cascade.json"
 
 #: Kinds of content, in the order of `kind_code.npy`.
-KINDS = ("video", "live", "product")
 
 #: Tasks whose outcome is worth a part of the content's price.
 PRICED = ("cart", "order")

@@ -168,6 +168,8 @@ def watch_time(tables: Tables, stage: Stage, shares: tuple[float, float] = (0.1,
 def parts(tables: Tables, shares: tuple[float, float] = TIME_SHARES) -> np.ndarray:
     """The part of each impression, object[N] of "train", "valid" and "test", as `Tables.split` says.
 
+    With the split "leave_last" a user of two markets counts in each, and of two rows the last is for test.
+
     Args:
         tables: validated tables.
         shares: of the rows that come last in time: validation, test. For the split "time" alone; rows of one

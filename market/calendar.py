@@ -21,10 +21,11 @@ PAYDAY_WINDOW_DAYS = 3
 """A pay-day and the days after it that belong to its window."""
 NO_PAYDAY = 31.0
 """`days_to_payday` of a market without declared pay-days: as far away as one can be."""
+END_S = 4_102_444_800
+"""Moments that a calendar can be asked about lie before this one, 2100 (s since the epoch)."""
 
 # Clocks change, and hours begin, on a quarter of an hour in every zone that has a profile.
 _QUARTER_S = 900
-_YEAR_2100 = 4_102_444_800
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def local_context(markets: NDArray[np.str_], times: NDArray[np.int64]) -> Calend
             f"markets and times must be [B], times in whole seconds; got {markets.dtype} {markets.shape} "
             f"and {times.dtype} {times.shape}."
         )
-    if times.size and not 0 <= times.min() <= times.max() < _YEAR_2100:
+    if times.size and not 0 <= times.min() <= times.max() < END_S:
         raise ValueError(
             f"times must be seconds since 1970 in UTC, before 2100; got {times.min()} to {times.max()}. "
             "Divide milliseconds by 1,000."

@@ -16,20 +16,22 @@ import pandera
 import pyarrow as arrow
 from pandas.api.types import infer_dtype, is_bool_dtype, is_float_dtype, is_integer_dtype, is_numeric_dtype
 
+from market.calendar import END_S
+from market.kinds import KINDS
 from market.profiles import MARKETS
 
 Feedback = Literal["impressions", "positives"]
 Split = Literal["time", "leave_last", "given"]
 DType = Literal["str", "int64", "int32", "int16", "int8", "float32", "list<str>", "list<float32>"]
 
-KINDS = ("video", "live", "product")
 SPLITS = ("train", "valid", "test")
-FLAGS = ("click", "like", "follow", "comment", "share", "long_view", "cart", "order", "refund", "negative")
+POSITIVE_OUTCOMES = ("click", "like", "follow", "comment", "share", "long_view", "cart", "order")
+"""Outcomes that say a person wanted the content; any of them makes an impression a positive."""
+FLAGS = (*POSITIVE_OUTCOMES, "refund", "negative")
 """Outcomes that happened or did not: int8 0 or 1."""
 OUTCOMES = ("watch_s", *FLAGS, "value", "rating")
 """What may be logged after an exposure; none of them is ever a feature of the same exposure."""
 
-_YEAR_2100 = 4_102_444_800
 _ARROW: dict[DType, arrow.DataType] = {
     "str": arrow.string(),
     "int64": arrow.int64(),
@@ -95,8 +97,8 @@ class Tables:
 
     `feedback` is "positives" where every row of `impressions` is a positive interaction, "impressions" where
     rows with and without outcomes were logged. `split` says how rows fall into train, validation and test:
-    "time" cuts all at the same times; "leave_last" takes of each (market, user) the last row by time as test
-    and the one before as validation; "given" reads the column `split`.
+    "time" cuts all at the same times; "leave_last" takes of each user with three rows or more, in whichever
+    markets, the last by time as test and the one before as validation; "given" reads the column `split`.
     """
 
     name: str
@@ -160,7 +162,7 @@ _CURRENCY = Rule(
     "or add a market with that currency to market/profiles.py.",
 )
 _TIME = _between(
-    0, _YEAR_2100, "not seconds since 1970 in UTC (and before 2100); divide milliseconds by 1,000."
+    0, END_S - 1, "not seconds since 1970 in UTC (and before 2100); divide milliseconds by 1,000."
 )
 _FINITE = Rule(lambda values: np.isfinite(values.astype(np.float32)), "not a finite number; use null.")
 _AMOUNT = _between(0, float(np.finfo(np.float32).max), "must be a finite number, 0 or more.")
@@ -355,14 +357,13 @@ def _impressions(
         missing(
             "time", f"missing, and the split is {split!r}; add it, or a column `split` and split 'given'."
         )
-    positive = [
-        flag for flag in FLAGS if flag in frame and flag != "negative" and is_numeric_dtype(frame[flag])
-    ]
+    positive = [flag for flag in POSITIVE_OUTCOMES if flag in frame and is_numeric_dtype(frame[flag])]
     if feedback == "positives" and positive:
         none = ~(frame[positive] == 1).any(axis=1)
         if none.any():
             remedy = (
-                "no outcome is 1, yet the feedback is 'positives'; drop these rows or call it 'impressions'."
+                f"none of {', '.join(positive)} is 1, yet the feedback is 'positives'; drop these rows or "
+                "call it 'impressions'."
             )
             example = {flag: 0 for flag in positive}
             problems.append(Problem("impressions", positive[0], int(none.sum()), example, remedy))

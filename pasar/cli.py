@@ -121,7 +121,11 @@ def make(
         str, typer.Option(help="impressions, or positives where each row is something wanted.")
     ] = "impressions",
     split: Annotated[
-        str, typer.Option(help="time, leave_last (of each user) or given (by the column split).")
+        str,
+        typer.Option(
+            help="time, leave_last (of each user with three rows or more the last for test, the one before "
+            "for validation) or given (by the column split)."
+        ),
     ] = "time",
     overwrite: Annotated[bool, typer.Option(help="Replace a data set that stands there.")] = False,
 ) -> None:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from market.kinds import KINDS
 from market.profiles import MARKETS, profile
 
 EVERYWHERE = "*"
-KINDS = ("video", "live", "product")
 LANGUAGES = ("any", "spoken")
 _NAMED = 10
 """Names that a message spells out."""

@@ -24,20 +24,14 @@ from market.dataset import Dataset
 from market.moments import UNKNOWN, LoggedMoments, Timeline
 from market.offers import Offers
 from market.profiles import MARKETS
+from market.tables import OUTCOMES, POSITIVE_OUTCOMES, SPLITS
 from market.watch_time import WatchTime
 from workflows.windows import over_windows
 
-SPLITS = ("train", "valid", "test")
 TRAIN, VALID, TEST = range(3)
-
-#: Outcomes that say a person wanted the content; any of them makes an impression a positive.
-POSITIVE_OUTCOMES = ("click", "like", "follow", "comment", "share", "long_view", "cart", "order")
 
 #: Outcomes after which a content may be shown again: who put it into the cart may still buy it.
 UNFINISHED_OUTCOMES = ("cart",)
-
-#: Every outcome that a log may hold.
-OUTCOME_NAMES = (*POSITIVE_OUTCOMES, "watch_s", "refund", "negative", "value", "rating")
 
 #: Contract columns of a content that are also followed through a user's history; text attributes are too.
 HISTORY_COLUMNS = ("content_id", "category", "seller_id")
@@ -237,7 +231,7 @@ def read_log(dataset: Dataset, folder: Path, progress: Callable[[int], None] | N
     contents = pd.Index(dataset.contents()["content_id"])
     markets = pd.Index(dataset.markets)
     present = dataset.impression_columns
-    outcomes = [c for c in OUTCOME_NAMES if c in present]
+    outcomes = [c for c in OUTCOMES if c in present]
     writers: dict[str, NpyAppendArray] = {}
 
     def append(name: str, array: np.ndarray) -> None:
@@ -328,10 +322,10 @@ def assign_splits(log: Log, how: str, config: SplitConfig, seed: int) -> tuple[n
     """Split every impression and give it a place in its user's order of events.
 
     Args:
-        how: "time" (one cut by time for all), "leave_last" (per user: last is test, second last is
-            validation) or "given" (the data set's own split; without time a seeded order of requests is
-            drawn. Where it has no validation rows, a share of the training requests is drawn for them, for
-            models must know when to stop).
+        how: "time" (one cut by time for all), "leave_last" (of a user with three rows or more the
+            last is test and the one before validation) or "given" (the data set's own split; without time a
+            seeded order of requests is drawn. Where it has no validation rows, a share of the training
+            requests is drawn for them, for models must know when to stop).
 
     Returns:
         split int8[P]; order int64[P], the key by which a user's events are before or after one another.
@@ -557,7 +551,7 @@ def build_examples(
 
 
 def _expect_wanted_outcome(dataset: Dataset) -> None:
-    logged = [name for name in OUTCOME_NAMES if name in dataset.impression_columns]
+    logged = [name for name in OUTCOMES if name in dataset.impression_columns]
     if dataset.feedback == "impressions" and not set(logged) & set(POSITIVE_OUTCOMES):
         raise ValueError(
             f"the impressions of {dataset.name} have the outcomes {', '.join(logged)}, and none that says "

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ensemble.plan import KINDS, CascadeConfig
+from ensemble.plan import CascadeConfig
 from ensemble.release import Release
 from ensemble.rules import Limit
+from market.kinds import KINDS
 
 
 def slots(release: Release, config: CascadeConfig) -> list[Limit]:

@@ -12,11 +12,9 @@ from ensemble.lookup import IdIndex
 from ensemble.plan import Plan
 from ensemble.release import Release
 from ensemble.steps import StageStep, TensorSpec
-from market.calendar import local_context
+from market.calendar import END_S, local_context
 
 NULL_INTEGER = np.iinfo(np.int64).min
-#: Moments a calendar can be asked about lie before this one: 2100.
-LATEST_S = 4_102_444_800
 
 REQUEST = (
     TensorSpec("user_id", object),
@@ -119,7 +117,7 @@ class UserState:
         """
         began = monotonic_ns()
         market_index = self._market_index(market)
-        if (outside := (time < 0) | (time >= LATEST_S)).any():
+        if (outside := (time < 0) | (time >= END_S)).any():
             first = int(np.flatnonzero(outside)[0])
             raise RequestError(
                 Code.INVALID_ARGUMENT,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from market.kinds import KINDS
 from market.profiles import Market, profile
 from market.world.config import DAY, WorldConfig
 from market.world.rooms import Rooms, draw_rooms
@@ -31,8 +32,7 @@ TOPICS_PER_CATEGORY = 8
 TOPICS = [f"{category}-{k}" for category in CATEGORIES for k in range(TOPICS_PER_CATEGORY)]
 AGE_BANDS = ("18-24", "25-34", "35-44", "45-54", "55+")
 GENDERS = ("female", "male", "undisclosed")
-KINDS = ("video", "live", "product")
-VIDEO, LIVE, PRODUCT = range(3)
+VIDEO, LIVE, PRODUCT = map(KINDS.index, ("video", "live", "product"))
 IMAGE_DIM = 32
 INTEREST_WEIGHTS = np.array([1.0, 0.9, 0.8], np.float32)
 CHRONOTYPE_SHIFT = np.array([-2.5, 0.0, 2.5])

@@ -9,6 +9,7 @@ import pandas as pd
 
 from market.calendar import CalendarContext, local_context
 from market.dataset import Dataset, write_dataset
+from market.kinds import KINDS
 from market.profiles import profile
 from market.world.behaviour import Memory, Outcomes, respond
 from market.world.config import DAY, WorldConfig
@@ -18,7 +19,6 @@ from market.world.population import (
     CATEGORIES,
     FOREVER,
     GENDERS,
-    KINDS,
     LIVE,
     TOPICS,
     Bools,

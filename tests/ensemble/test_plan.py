@@ -8,7 +8,9 @@ import pytest
 from ensemble.plan import FILE, KINDS, QUOTAS, WEIGHTS, CascadeConfig, Plan
 from ensemble.release import Release, ReleaseWriter
 from market import tables
+from market.world import population
 from models.ranker import TASKS
+from supply import rules
 from tests.ensemble import synthetic
 
 
@@ -124,7 +126,7 @@ def test_what_the_weights_of_an_older_release_leave_out_counts_nothing(tmp_path)
 
 
 def test_kinds_are_those_of_the_contract():
-    assert KINDS == tables.KINDS
+    assert KINDS is tables.KINDS is rules.KINDS is population.KINDS
 
 
 def test_every_task_of_the_ranker_has_a_worth():

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from market.calendar import END_S
 from market.tables import CONTRACT, FLAGS, OUTCOMES, ContractError, Problem, Tables, validate
 
 
@@ -219,6 +220,14 @@ def test_positive_feedback_has_an_outcome_in_each_row():
     assert (
         only_problem_of(feedback="positives", impressions=impressions().assign(negative=[1, 0, 0])).rows == 1
     )  # disliking is no positive interaction
+    [problem] = problems_of(feedback="positives", impressions=impressions().assign(refund=[1, 0, 0]))
+    assert (problem.column, problem.rows) == ("click", 1)
+    assert problem.remedy.startswith("none of click is 1, yet the feedback is 'positives'")
+
+
+def test_times_end_with_the_last_second_that_a_calendar_knows():
+    validate(tables(impressions=impressions().assign(time=END_S - 1)))
+    assert only_problem_of(impressions=impressions().assign(time=END_S)).column == "time"
 
 
 def test_all_problems_are_listed_at_once_a_line_apiece():

@@ -1,0 +1,3 @@
+"""The kinds of contents. Who stores a kind as a number stores its place here."""
+
+KINDS = ("video", "live", "product")
