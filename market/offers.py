@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from market.languages import base
 from market.profiles import profile
 
 #: Names of the columns that `Offers` returns, in order.
@@ -100,8 +101,7 @@ def language_fit(spoken: Sequence[str], languages: Sequence[str]) -> np.ndarray:
 
     Dialects count as their language ("pt-BR" is "pt"). People of whom it is unknown speak the market's first.
     """
-    stems = [code.split("-")[0] for code in languages]
-    ours = [code.split("-")[0] for code in spoken]
+    stems, ours = [base(code) for code in languages], [base(code) for code in spoken]
     common = np.where(np.isin(stems, ours), COMMON, FOREIGN)
     made = np.full((len(stems) + 1, len(stems) + 1), UNKNOWN, np.float32)
     for row, own in enumerate([*stems, ours[0]]):

@@ -11,6 +11,8 @@ PA.NUS.PRVT.PP (purchasing power in private consumption). Update both together: 
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from market.languages import canonical
+
 Region = Literal[
     "europe", "south-east-asia", "latin-america", "north-america", "east-asia", "south-asia", "world"
 ]
@@ -65,6 +67,9 @@ class Market:
     pay_days: tuple[int, ...] = ()
     """Days of the month on which wages usually arrive; 31 stands for the last day of any month."""
     shopping_days: tuple[ShoppingDay, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "languages", tuple(dict.fromkeys(map(canonical, self.languages))))
 
 
 _SINGLES_DAY = ShoppingDay("11.11", 11, 11)

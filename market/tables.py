@@ -5,7 +5,6 @@ has the declared types, and everything behind it relies on them. A column of who
 values is float64 with NaN in memory (pandas has no other plain way) and integers with nulls on disk.
 """
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -18,6 +17,7 @@ from pandas.api.types import infer_dtype, is_bool_dtype, is_float_dtype, is_inte
 
 from market.calendar import END_S
 from market.kinds import KINDS
+from market.languages import canonical, is_code
 from market.profiles import MARKETS
 
 Feedback = Literal["impressions", "positives"]
@@ -57,13 +57,15 @@ class Rule:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a contract. A column that is not `required` may be absent."""
+    """One column of a contract. A column that is not `required` may be absent; of values that mean the same
+    `form` makes one, where there is such a thing."""
 
     dtype: DType
     rule: Rule
     required: bool = False
     nullable: bool = True
     unique: bool = False
+    form: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ _MARKETS = Rule(
     f"name at least one market, each one of {', '.join(MARKETS)}.",
 )
 _LANGUAGE = Rule(
-    _of_distinct(lambda code: re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", code) is not None),
+    _of_distinct(is_code),
     "not a BCP 47 language code; write 'id', 'pt-BR', 'zh-Hant'.",
 )
 _RATES = sorted({market.currency for market in MARKETS.values() if market.currency})
@@ -175,13 +177,14 @@ _VECTOR = Rule(_vectors, "must be as long as the first vector of the column and 
 
 _KEY = Column("str", _TEXT, required=True, nullable=False, unique=True)
 _REFERENCE = replace(_KEY, unique=False)
+_SPOKEN = Column("str", _LANGUAGE, form=canonical)
 _HOME = Column("str", _MARKET, required=True, nullable=False)
 
 CONTRACT: dict[str, dict[str, Column]] = {
     "users": {
         "user_id": _KEY,
         "market": _HOME,
-        "language": Column("str", _LANGUAGE),
+        "language": _SPOKEN,
         "age_band": Column("str", _TEXT),
         "gender": Column("str", _TEXT),
         "registered_at": Column("int64", _TIME),
@@ -192,7 +195,7 @@ CONTRACT: dict[str, dict[str, Column]] = {
         "markets": Column("list<str>", _MARKETS, required=True, nullable=False),
         "seller_id": Column("str", _TEXT),
         "category": Column("str", _TEXT),
-        "language": Column("str", _LANGUAGE),
+        "language": _SPOKEN,
         "price": Column("float32", _AMOUNT),
         "currency": Column("str", _CURRENCY),
         "duration_s": Column("float32", _AMOUNT),
@@ -231,7 +234,8 @@ CONTRACT: dict[str, dict[str, Column]] = {
     },
 }
 """Each table's columns in their order. Users and contents may have more, see `columns_of`. A `request_id`
-names a request of one user in one market; others may have the same number. A row of `moments` says what was
+names a request of one user in one market; others may have the same number. Languages come back in one form,
+see `market.languages.canonical`. A row of `moments` says what was
 true of a content from a second on: people in a room, the product it shows, pieces left."""
 
 
@@ -460,6 +464,8 @@ def _attribute(values: pd.Series) -> Column:
 
 
 def _cast(values: pd.Series, column: Column) -> pd.Series:
+    if column.form is not None:
+        values = values.map(column.form, na_action="ignore")
     if column.dtype in ("str", "list<str>", "list<float32>"):
         values = values.astype(object)
         return values.where(values.notna(), None)

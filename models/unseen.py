@@ -8,6 +8,7 @@ from collections.abc import Collection
 import numpy as np
 import tensorflow as tf
 
+from market.languages import base
 from market.neighbours import neighbour_shares, own_shares
 from market.profiles import profile
 from workflows.examples import TRAIN, Examples, content_frame
@@ -96,8 +97,8 @@ def _translate(rows: np.ndarray, data: TrainingSet, shares: np.ndarray) -> None:
     """
     markets, encoded = data.examples.markets, data.features.content.arrays[LANGUAGE]
     raw = content_frame(data.examples.contents)[LANGUAGE]
-    language = np.array([str(code).split("-")[0] for code in raw], object)
-    spoken = [[code.split("-")[0] for code in profile(market).languages] for market in markets]
+    language = np.array([base(str(code)) for code in raw], object)
+    spoken = [[base(code) for code in profile(market).languages] for market in markets]
     own, trained = shares.diagonal(), rows.copy()
     heard: dict[str, float] = {}
     for place, codes in enumerate(spoken):

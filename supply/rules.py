@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from market.kinds import KINDS
+from market.languages import base
 from market.profiles import MARKETS, profile
 
 EVERYWHERE = "*"
@@ -88,8 +89,8 @@ class Rules:
                     allowed &= ~np.isin(values, names)
             if self.languages.get(code, self.languages.get(EVERYWHERE, "any")) == "spoken":
                 spoken, which = np.unique(language, return_inverse=True)
-                known = {"", *(name.split("-")[0] for name in profile(code).languages)}
-                allowed &= np.array([name.split("-")[0] in known for name in spoken], bool)[which]
+                known = {"", *map(base, profile(code).languages)}
+                allowed &= np.array([base(name) in known for name in spoken], bool)[which]
             rows.append(allowed)
         return np.stack(rows) if rows else np.ones((0, len(kind)), bool)
 

@@ -13,6 +13,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from market.kinds import KINDS
+from market.languages import base
 from market.profiles import Market, profile
 from market.world.config import DAY, WorldConfig
 from market.world.rooms import Rooms, draw_rooms
@@ -199,7 +200,7 @@ def _draw_culture(rng: Generator, profiles: list[Market]) -> Culture:
 
 def _foreign(profiles: list[Market], languages: list[str], english: Floats) -> Floats:
     """The cost of content in another language: least for a language of the market or well-known English."""
-    stem = np.array([language.split("-")[0] for language in languages])
+    stem = np.array([base(language) for language in languages])
     same = stem[:, None] == stem
     cost = np.full((len(profiles), len(languages), len(languages)), -1.8, np.float32)
     for m, market in enumerate(profiles):

@@ -63,6 +63,11 @@ def test_a_language_fits_who_speaks_it_best_and_in_its_market_well(speaks, conte
     assert language_fit(profile("BR").languages, LANGUAGES)[code[speaks], code[content]] == fit
 
 
+@pytest.mark.parametrize(("content", "fit"), [("tl", OWN), ("fil", OWN), ("EN", COMMON), ("in", FOREIGN)])
+def test_codes_that_mean_a_language_of_the_market_fit_as_it_does(content, fit):
+    assert language_fit(profile("PH").languages, [content])[-1, 0] == fit
+
+
 @given(st.integers(0, 10**6))
 @settings(max_examples=50, deadline=None)
 def test_a_batch_has_the_features_of_its_pairs_one_by_one(seed):

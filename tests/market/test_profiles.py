@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from zoneinfo import ZoneInfo
 
 import holidays
@@ -30,6 +31,11 @@ def test_languages_and_currency_have_the_form_of_their_standards(market: Market)
     assert len(set(market.languages)) == len(market.languages)
     assert all(re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]+)*", language) for language in market.languages)
     assert re.fullmatch(r"[A-Z]{3}", market.currency)
+
+
+def test_a_profile_may_name_its_languages_by_any_of_their_codes():
+    other = replace(MARKETS["PH"], languages=("tl", "EN", "fil"))
+    assert other.languages == ("fil", "en")
 
 
 @EVERY

@@ -225,6 +225,16 @@ def test_positive_feedback_has_an_outcome_in_each_row():
     assert problem.remedy.startswith("none of click is 1, yet the feedback is 'positives'")
 
 
+def test_languages_that_mean_the_same_come_back_in_one_form():
+    said = tables(
+        users=users().assign(language=["TL", None]), contents=contents().assign(language=["in", "pt-br"])
+    )
+    valid = validate(said)
+    assert valid.users["language"].tolist() == ["fil", None]
+    assert valid.contents["language"].tolist() == ["id", "pt-BR"]
+    assert said.users["language"].tolist() == ["TL", None]
+
+
 def test_times_end_with_the_last_second_that_a_calendar_knows():
     validate(tables(impressions=impressions().assign(time=END_S - 1)))
     assert only_problem_of(impressions=impressions().assign(time=END_S)).column == "time"

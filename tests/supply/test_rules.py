@@ -42,6 +42,15 @@ def test_contents_are_in_a_language_of_the_market_where_that_is_asked_for():
     ]
 
 
+def test_other_codes_of_a_spoken_language_are_spoken():
+    said = np.array(["tl", "IN", "", "pt"])
+    rules = Rules(languages={"*": "spoken"})
+    assert rules.allow(("PH", "ID"), **CONTENTS | {"language": said}).tolist() == [
+        [True, False, True, False],
+        [False, True, True, False],
+    ]
+
+
 def test_what_is_forbidden_by_a_name_that_no_content_has_is_told_with_the_one_meant():
     rules = Rules(
         forbidden_categories={"GB": ("Alcohol", "books"), "*": ("weapons", "toy"), "ID": ("toys",)},
