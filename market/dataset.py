@@ -69,7 +69,7 @@ class Dataset:
         path = Path(path)
         try:
             content = json.loads((path / _DESCRIPTION).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             if not path.exists() and (aside := moved_aside(path)):
                 raise DatasetError(
                     f"{path} is being replaced, or its replacement was killed: it lies in {aside[0]}. "
@@ -258,8 +258,13 @@ def make_dataset(
         if not file.is_file():
             raise DatasetError(f"{file} is missing; put users, contents and impressions there as Parquet.")
 
+    known_columns = {name for columns in CONTRACT.values() for name in columns}
+
     def read(file: Path) -> pd.DataFrame:
-        return _read([file], remedy="write this table again from where it came")
+        frame = _read([file], remedy="write this table again from where it came")
+        # pandas keeps an index apart; a column of the contract may have been made one.
+        kept = [name for name in frame.index.names if name in known_columns and name not in frame]
+        return frame.reset_index(level=kept) if kept else frame
 
     return write_dataset(
         path,

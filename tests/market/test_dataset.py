@@ -250,8 +250,10 @@ def test_the_same_tables_make_the_same_bytes(tmp_path):
 
 
 def test_a_folder_without_a_data_set_says_so(tmp_path):
-    with pytest.raises(DatasetError, match="is no data set"):
-        Dataset.open(tmp_path)
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "none", tmp_path / "file"):
+        with pytest.raises(DatasetError, match="is no data set"):
+            Dataset.open(path)
 
 
 def test_another_format_version_is_refused(tmp_path):
@@ -330,6 +332,16 @@ def test_whole_numbers_of_which_some_are_missing_stay_an_exact_category(tmp_path
     part([5]).to_parquet(tmp_path / "impressions.parquet")
     made = make_dataset(tmp_path, tmp_path / "d", name="mine", feedback="impressions", split="time")
     assert made.users()["x_city"].tolist() == ["123456789", "123456790", None]
+
+
+def test_a_column_that_pandas_kept_as_the_index_is_a_column(tmp_path):
+    users().set_index("user_id").to_parquet(tmp_path / "users.parquet")
+    contents().set_index("content_id", drop=False)[::-1].to_parquet(tmp_path / "contents.parquet")
+    part([5, 6]).set_index(["time", "user_id"]).to_parquet(tmp_path / "impressions.parquet")
+    made = make_dataset(tmp_path, tmp_path / "d", name="mine", feedback="impressions", split="time")
+    assert made.users()["user_id"].tolist() == ["u0", "u1", "u2"]
+    assert made.contents()["content_id"].tolist() == ["c1", "c0"]
+    assert made.impressions()["time"].tolist() == [5, 6]
 
 
 def test_tables_that_are_not_there_or_unreadable_are_named(tmp_path):
