@@ -18,6 +18,8 @@ from market.profiles import profile
 OFFER_FEATURES = ("price_local", "price_relative", "language_fit")
 #: How well a content's language fits: that of the person, one of the market, none of them; unknown.
 OWN, COMMON, FOREIGN, UNKNOWN = 1.0, 0.5, 0.0, 0.5
+#: What is free, or nearly, is as dear as this (US dollars).
+CENT = np.float32(0.01)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ class Offers:
             what is usual there, both as logarithms, and the fit of the language.
         """
         price = self.price_usd[content]
-        relative = np.log(np.maximum(price, np.float32(0.01)) / self.usual[market, self.category[content]])
+        usual = self.usual[market, self.category[content]]
+        relative = np.log(np.maximum(price, CENT) / np.maximum(usual, CENT))
         fit = self.fit[market, speaks, self.language[content]]
         made = np.empty((*fit.shape, len(OFFER_FEATURES)), np.float32)
         made[..., 0] = np.log1p(price * self.power[market]) / 3

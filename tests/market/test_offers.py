@@ -39,6 +39,12 @@ def test_a_price_is_dear_or_cheap_beside_its_category_in_its_market():
     )
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_is_free_where_all_is_free_is_neither_dear_nor_cheap():
+    made = offers(np.ones((3, 3)), [0, 0, 5], [0, 0, 0], [0, 0, 0])
+    assert made(np.zeros(3, int), np.arange(3), np.full(3, -1))[:, 1].tolist() == [0, 0, 2]
+
+
 def test_what_has_no_price_is_neither_dear_nor_cheap():
     made = offers(np.ones((3, 3)), [np.nan, 5, np.nan], [0, 1, -1], [0, 0, -1])
     every = made(np.zeros(3, int), np.arange(3), np.full(3, -1))
