@@ -56,8 +56,7 @@ def with_stacking(
     place = queries.user[pairs.query[logged]], pairs.content[logged]
     wanted = sp.csr_matrix((np.ones(len(logged), bool), place), shape=shape)
     cascade = Cascade(draft, threads=2)
-    retrieval = cascade.run["retrieval"]
-    assert isinstance(retrieval, Retrieval)
+    retrieval = cascade.retrieval
     retrieval.moments = examples.moments
     vectors, random = draft.array("content_vectors.npy"), np.random.default_rng(seed)
     parts = []
@@ -66,7 +65,7 @@ def with_stacking(
         seen = examples.latest_seen[user[part]].astype(np.int64)
         held_out = np.take_along_axis(target_of, np.maximum(seen, 0), axis=1)
         seen = np.where(held_out, -1, seen)
-        made = _ranked(cascade, retrieval, data, two_tower, rows[part], seen)
+        made = _ranked(cascade, data, two_tower, rows[part], seen)
         lists = [made]
         if config.drawn:
             candidates = _drawn(retrieval, made, seen, target_of, random)
@@ -125,14 +124,13 @@ def with_preranker(
     rows = np.random.default_rng(seed).permutation(np.arange(queries.start, queries.stop))[: config.queries]
     rows = np.sort(rows)
     cascade = Cascade(draft, threads=2)
-    retrieval = cascade.run["retrieval"]
-    assert isinstance(retrieval, Retrieval)
+    retrieval = cascade.retrieval
     retrieval.moments = data.examples.moments
     lists = []
     for part in _parts(rows):
         # What they want is in none of these histories.
         seen = data.examples.queries.history[part].astype(np.int64)
-        made = _ranked(cascade, retrieval, data, two_tower, part, seen)
+        made = _ranked(cascade, data, two_tower, part, seen)
         value = cascade.blend(made["probabilities"], made["candidates"], made["market_index"])
         value = np.where(made["candidates"] >= 0, value, -np.inf)
         numbers = retrieval.preranking_numbers(made)
@@ -179,12 +177,7 @@ def _parts(rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _ranked(
-    cascade: Cascade,
-    retrieval: Retrieval,
-    data: TrainingSet,
-    two_tower: Any,
-    rows: np.ndarray,
-    seen: np.ndarray,
+    cascade: Cascade, data: TrainingSet, two_tower: Any, rows: np.ndarray, seen: np.ndarray
 ) -> dict[str, np.ndarray]:
     """The cascade's tensors after ranking all that was retrieved for queries int64[B].
 
@@ -207,9 +200,9 @@ def _ranked(
         "explain": np.zeros(len(rows), bool),
         "since": examples.queries.time[rows] if data.seasons is None else data.seasons.since[rows],
     }
-    made |= retrieval.retrieve(**{s.name: made[s.name] for s in Retrieval.step(cascade.plan).inputs})
-    made = retrieval.read_last(made, made["market_index"], made["recent"])
-    return made | _judged(cascade, made)
+    made |= cascade.retrieval.retrieve(**cascade.read("retrieval", made))
+    made = cascade.retrieval.read_last(made, made["market_index"], made["recent"])
+    return made | cascade.apply("ranking", made)
 
 
 def ranked(
@@ -222,20 +215,12 @@ def ranked(
         made: the tensors after the query step.
         candidates: int64[B, C], -1 fills.
     """
-    retrieval = cascade.run["retrieval"]
-    assert isinstance(retrieval, Retrieval)
     cosine = np.einsum("bd,bcd->bc", made["query_vector"], vectors[np.maximum(candidates, 0)])
-    made = made | retrieval.describe(
+    made = made | cascade.retrieval.describe(
         candidates, made["market_index"], made["time"], made["recent"], made["speaks"], made.get("since")
     )
     made["retrieval_score"] = cosine
-    return made | _judged(cascade, made)
-
-
-def _judged(cascade: Cascade, made: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the ranking step says."""
-    ranking = next(step for step in cascade.steps if step.name == "ranking")
-    return cascade.run["ranking"](**{s.name: made[s.name] for s in ranking.inputs})
+    return made | cascade.apply("ranking", made)
 
 
 def _drawn(

@@ -14,8 +14,6 @@ from ensemble.build import BuildConfig, build_release
 from ensemble.cascade import Cascade
 from ensemble.distil import ranked
 from ensemble.release import Release
-from ensemble.stages.retrieval import Retrieval
-from ensemble.stages.user_state import UserState
 from evaluation.systems import KNOWN
 from evaluation.tasks import Progress, Task
 from market.dataset import write_dataset
@@ -72,9 +70,6 @@ class Released:
         self.market = task.tables.users["market"].to_numpy(object)
         # Read now: the release's folder may be gone when users are scored.
         self.vectors = np.array(release.array("content_vectors.npy"))
-        retrieval = self.cascade.run["retrieval"]
-        assert isinstance(retrieval, Retrieval)
-        self.retrieval = retrieval
         self.amount = task.target == "watch_s"
         if self.amount:
             self.times = WatchTime(
@@ -82,9 +77,7 @@ class Released:
             )
             self.duration_s = task.tables.contents["duration_s"].to_numpy(np.float32)
 
-        stage = self.cascade.run["user_state"]
-        assert isinstance(stage, UserState)
-        self.user_state = stage
+        stage = self.cascade.user_state
         self.known = stage.history, stage.seen, stage.since
         wanted = task.validation()
         since = None
@@ -101,9 +94,9 @@ class Released:
         Args:
             known: the validation rows are part of the histories.
         """
-        state = self.user_state
+        state = self.cascade.user_state
         state.history, state.seen, state.since = self.known if known else self.trained
-        made: dict[str, np.ndarray] = {
+        request = {
             "user_id": self.user_id[users],
             "market": self.market[users],
             "time": np.full(len(users), self.cascade.plan.as_of, np.int64),
@@ -112,9 +105,7 @@ class Released:
             "shown": np.full((len(users), 0), "", object),
             "explain": np.zeros(len(users), bool),
         }
-        for step in self.cascade.steps[:2]:
-            made |= self.cascade.run[step.name](**{spec.name: made[spec.name] for spec in step.inputs})
-        return made
+        return self.cascade.up_to("query", request)
 
     def rank(self, made: dict[str, np.ndarray], candidates: np.ndarray) -> np.ndarray:
         """The ranker's blended value of candidates int64[B, C], float32[B, C]; where the task asks for watch
@@ -176,8 +167,7 @@ class FullCascade:
         if candidates is not None:
             return self.released.rank(made, candidates)
         scores = made["query_vector"] @ self.released.vectors.T - BELOW
-        names = [spec.name for spec in self.released.cascade.steps[2].inputs]
-        found = self.released.retrieval(**{name: made[name] for name in names})["candidates"]
+        found = self.released.cascade.apply("retrieval", made)["candidates"]
         value = self.released.rank(made, np.maximum(found, 0))
         rows, places = np.nonzero(found >= 0)
         scores[rows, found[rows, places]] = value[rows, places]

@@ -68,7 +68,7 @@ class Retrieval:
             )
             for m in range(len(self.plan.markets))
         ]
-        self._update(np.arange(len(self.created_at)))
+        self.update_shelves(np.arange(len(self.created_at)))
         self.moments: Moments = CurrentMoments(self.eligibility, release.array("text_kind.npy") == "live")
         # A market without a log has its neighbours' popularity, which is no event of its own.
         self.popularity, self.world = popularity, release.array("popularity_world.npy")
@@ -238,7 +238,7 @@ class Retrieval:
             ranker reads them, and what `_beside` says.
         """
         if len(changed := self.eligibility.refresh()):
-            self._update(changed)
+            self.update_shelves(changed)
         size = self.plan.config.retrieved
         candidates = np.full((len(query_vector), size), NONE, np.int64)
         score = np.zeros((len(query_vector), size), np.float32)
@@ -303,7 +303,8 @@ class Retrieval:
         proposed = [source(asked, min(n, size)) for source, n in zip(self.channels.values(), counts)]
         return merge(proposed, quotas, tuple(self.channels), size)
 
-    def _update(self, changed: np.ndarray) -> None:
+    def update_shelves(self, changed: np.ndarray) -> None:
+        """Take over what the eligibility says of contents int64[*], which may have changed."""
         now = self.eligibility
         for market, shelf in enumerate(self.shelves):
             # The index is of all that is sold in the market; what its rules forbid is there, but never open.

@@ -55,14 +55,10 @@ def test_pairs(small_build):
     return rows, raw_arrays(next(query_tables(examples, examples.pairs.query[rows])))
 
 
-def query_step(cascade, raw):
-    return cascade.run["query"](**{spec.name: raw[spec.name] for spec in cascade.steps[1].inputs})
-
-
 def test_the_query_graph_says_what_the_query_tower_says(small_build, small_release, models, test_pairs):
     rows, raw = test_pairs
     data = small_build.built.data
-    made = query_step(Cascade(small_release), raw)["query_vector"]
+    made = Cascade(small_release).apply("query", raw)["query_vector"]
     expected = encode(models[0].query_encoder, data.query_arrays(data.examples.pairs.query[rows]))
     np.testing.assert_allclose(made, expected, atol=1e-5)
 
@@ -76,9 +72,9 @@ def test_the_graphs_say_what_the_ranker_says_from_raw_columns_on(
     batches = RankingBatches(data, rows, labels, batch_size=64, shuffle=False)
     expected, _ = predict(ranker, batches)
     cascade = Cascade(small_release)
-    made = query_step(cascade, raw)
+    made = cascade.apply("query", raw)
     query, content = data.examples.pairs.query[rows], data.examples.pairs.content[rows]
-    retrieval = cascade.run["retrieval"]
+    retrieval = cascade.retrieval
     served = retrieval.describe(
         content[:, None].astype(np.int64),
         data.examples.queries.market[query].astype(np.int64),
@@ -133,7 +129,7 @@ def test_the_content_graph_reproduces_the_vectors_and_the_content_tower(small_bu
 def test_a_served_user_is_the_user_of_the_examples(small_build, small_release):
     """What user-state writes for a stored user equals the raw columns that training would read."""
     examples = small_build.built.data.examples
-    stage, plan = Cascade(small_release).run["user_state"], Plan.of(small_release)
+    stage, plan = Cascade(small_release).user_state, Plan.of(small_release)
     users = examples.users.head(20)
     made = stage(
         user_id=users["user_id"].to_numpy(object),
@@ -393,7 +389,7 @@ def test_a_release_that_knows_seasons_counts_as_training_does(small_build, model
     cascade, (rows, _) = Cascade(release), test_pairs
     query, content = examples.pairs.query[rows], examples.pairs.content[rows]
     queries = examples.queries
-    served = cascade.run["retrieval"].describe(
+    served = cascade.retrieval.describe(
         content[:, None].astype(np.int64),
         queries.market[query].astype(np.int64),
         queries.time[query],
@@ -414,9 +410,7 @@ def test_a_release_that_knows_seasons_counts_as_training_does(small_build, model
     asking = requests(release, 40, seed=3)
     asking["history"][::2] = ""
     assert (cascade(asking)["content_id"] != "").any()
-    names = [spec.name for spec in cascade.steps[0].inputs]
-    state = cascade.run["user_state"]
-    made = state(**{name: asking[name] for name in names})["since"]
+    state, made = cascade.user_state, cascade.apply("user_state", asking)["since"]
     row = state.users(asking["user_id"])
     stays = (row >= 0) & (state.contents(asking["history"]) < 0).all(axis=1)
     stored = np.minimum(seasons.latest[row], asking["time"])

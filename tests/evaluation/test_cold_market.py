@@ -132,7 +132,7 @@ def test_the_first_request_of_a_market_without_a_log_gets_what_its_neighbours_wa
             "explain": np.zeros(20, bool),
         }
     )
-    rows = cascade.run["user_state"].contents(slates["content_id"])
+    rows = cascade.user_state.contents(slates["content_id"])
     assert (rows >= 0).all()
     assert available[0][rows].all()
     assert np.isfinite(slates["slate_value"]).all()

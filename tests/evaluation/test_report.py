@@ -81,8 +81,7 @@ def test_the_two_tower_is_ranked_over_all_contents_of_the_market(rows, small_bui
     data = small_build.built.data
     cascade, vectors = Cascade(small_release), small_release.array("content_vectors.npy")
     raw = raw_arrays(next(query_tables(data.examples, np.arange(len(data.examples.queries)))))
-    step = cascade.steps[1]
-    queries = cascade.run["query"](**{spec.name: raw[spec.name] for spec in step.inputs})["query_vector"]
+    queries = cascade.apply("query", raw)["query_vector"]
     scores = queries @ vectors.T
     for market, code in enumerate(data.examples.markets):
         expected = by_hand(data, market, lambda query, may: sorted(may, key=lambda c: -scores[query, c]))
@@ -110,7 +109,7 @@ def test_raw_columns_of_the_log_are_those_that_the_server_writes(small_build, sm
     market = np.array(examples.markets, object)[examples.queries.market[rows]]
     texts = small_release.array("text_content_id.npy").astype(object)
     history = examples.queries.history[rows]
-    stage = cascade.run["user_state"]
+    stage = cascade.user_state
     strangers = stage(
         user_id=np.full(len(rows), "nobody", object),
         market=market,
