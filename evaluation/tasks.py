@@ -195,8 +195,8 @@ class Labelled:
         users: int64[Q], one query each; a user may have several.
         candidates: int64[Q, C].
         labels: float32[Q, C]: relevance 0 or 1, or an amount.
-        metrics: ranking metrics, averaged over queries, or pooled ones ("auc", "logloss", "ece", "mae"),
-            whose intervals are over users.
+        metrics: ranking metrics, averaged over queries, or pooled ones ("auc", "mae"), whose intervals are
+            over users.
         remark: added to the names of the metrics, such as "99 negatives".
     """
 
@@ -218,8 +218,8 @@ class Labelled:
             if name == "mae":
                 people = np.repeat(self.users, shape[1])
                 value = metrics.absolute_error_interval(self.labels, scores, people)
-            elif name in metrics.POOLED:
-                value = metrics.bootstrap(metrics.POOLED[name], self.labels, scores, self.users, seed=0)
+            elif name == "auc":
+                value = metrics.bootstrap(metrics.auc, self.labels, scores, self.users, seed=0)
             else:
                 function, k = metrics.ranking_metric(name)
                 relevant = sp.csr_matrix(self.labels > 0)

@@ -82,7 +82,7 @@ def test_the_ranker_is_asked_for_each_impression_as_if_alone(every, errors, smal
         for system, found, expected in zip(("cascade", report.RAW), scores, alone):
             np.testing.assert_allclose(found["click"], expected, rtol=1e-4)
             # Of equal probabilities rounding decides which falls into which bin.
-            error = metrics.calibration_error(clicks, found["click"])
+            error = metrics.calibration_interval(clicks, found["click"], rows).mean
             assert errors[market, system].value == pytest.approx(error, abs=5e-3)
 
 

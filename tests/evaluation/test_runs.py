@@ -57,7 +57,7 @@ def two_markets() -> Benchmark:
     )
     (benchmark,) = benchmarks(validate(tables))
     return replace(
-        benchmark, exams=tuple(replace(e, metrics=("recall@1", "ndcg@2", "mrr@4")) for e in benchmark.exams)
+        benchmark, exams=tuple(replace(e, metrics=("recall@1", "ndcg@2", "hr@4")) for e in benchmark.exams)
     )
 
 
@@ -70,10 +70,10 @@ def test_figures_are_those_of_lists_without_known_contents_and_other_markets(two
         {
             ("DE", "recall@1"): 0,
             ("DE", "ndcg@2"): (1 / math.log2(3)) / ideal,
-            ("DE", "mrr@4"): 1 / 2,
+            ("DE", "hr@4"): 1,
             ("ID", "recall@1"): 0,
             ("ID", "ndcg@2"): 1 / math.log2(3),
-            ("ID", "mrr@4"): 1 / 2,
+            ("ID", "hr@4"): 1,
         }
     )
     assert {(row.data_set, row.system, row.users, row.seed) for row in rows} == {("small", "fixed", 1, 0)}
