@@ -135,9 +135,10 @@ def play(
             figures[f"{EXPECTED} over {base[0]}"] = figures[EXPECTED] - base[1]
         for market in (*np.unique(requests.market), ALL):
             here = np.flatnonzero((requests.market == market) | (market == ALL))
+            user = requests.user[here]
             for measure, values in figures.items():
-                value = mean_interval(values[here], requests.user[here])
-                rows.append(Row(data_set, str(market), name, measure, *value, len(here), seed))
+                value = mean_interval(values[here], user)
+                rows.append(Row(data_set, str(market), name, measure, *value, len(np.unique(user)), seed))
     return rows
 
 

@@ -71,6 +71,7 @@ def offline_report(release: Release, data: TrainingSet, *, queries_per_market: i
         lists = [
             _rankings(cascade, data, here[start : start + BATCH]) for start in range(0, len(here), BATCH)
         ]
+        user = queries.user[pairs.query[here]]
         truth = sp.csr_matrix(
             (np.ones(len(here)), (np.arange(len(here)), pairs.content[here])),
             shape=(len(here), len(data.examples.contents)),
@@ -82,10 +83,11 @@ def offline_report(release: Release, data: TrainingSet, *, queries_per_market: i
                 function, k = metrics.ranking_metric(name)
                 figures[name] = metrics.interval(function(hit[:, :k], np.ones(len(here), np.int64)))
             if pairs.propensity is not None:
-                user, weight = queries.user[pairs.query[here]], 1 / pairs.propensity[here]
+                weight = 1 / pairs.propensity[here]
                 figures[WEIGHTED] = metrics.mean_interval(hit.any(axis=1), user, weight)
+            people = len(np.unique(user))
             for name, value in figures.items():
-                rows.append(Row(data.examples.name, market, system, name, *value, len(here), seed))
+                rows.append(Row(data.examples.name, market, system, name, *value, people, seed))
         if data.examples.feedback == "impressions":
             count = IMPRESSIONS_PER_QUERY * queries_per_market
             rows += _impression_rows(cascade, data, place, count=count, seed=seed)
@@ -165,11 +167,11 @@ def _impression_rows(
     if not labels:
         return
     scores, raw = _impression_scores(cascade, data, logged)
-    asked = pairs.query[logged]
-    user, number = queries.user[asked], len(np.unique(asked))
+    user = queries.user[pairs.query[logged]]
+    people = len(np.unique(user))
 
     def row(system: str, metric: str, value: metrics.Interval) -> Row:
-        return Row(examples.name, examples.markets[market], system, metric, *value, number, seed)
+        return Row(examples.name, examples.markets[market], system, metric, *value, people, seed)
 
     for name, label in labels.items():
         if name in JUDGED:

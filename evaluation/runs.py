@@ -26,7 +26,7 @@ class Row:
         value: the figure.
         low: lower end of its interval; NaN where there is one user.
         high: upper end.
-        users: queries behind the figure.
+        users: different people behind the figure, however often each was asked.
         seed: of the system's training.
     """
 

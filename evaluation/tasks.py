@@ -138,11 +138,11 @@ class System(Protocol):
 
 
 class Measure(NamedTuple):
-    """One metric of one exam: the figure, its 95 % interval and the number of queries behind it."""
+    """One metric of one exam: the figure, its 95 % interval and the number of different users behind it."""
 
     metric: str
     interval: metrics.Interval
-    queries: int
+    users: int
 
 
 @dataclass(frozen=True)
@@ -214,10 +214,11 @@ class Labelled:
         for start, stop in _blocks(shape[0], shape[1]):
             users, candidates = self.users[start:stop], self.candidates[start:stop]
             scores[start:stop] = _checked(system, system.score(users, candidates), candidates.shape)
+        people = len(np.unique(self.users))
         for name in self.metrics:
             if name == "mae":
-                people = np.repeat(self.users, shape[1])
-                value = metrics.absolute_error_interval(self.labels, scores, people)
+                each = np.repeat(self.users, shape[1])
+                value = metrics.absolute_error_interval(self.labels, scores, each)
             elif name == "auc":
                 value = metrics.bootstrap(metrics.auc, self.labels, scores, self.users, seed=0)
             else:
@@ -225,7 +226,7 @@ class Labelled:
                 relevant = sp.csr_matrix(self.labels > 0)
                 hit = metrics.hits(metrics.top_k(scores, k), relevant)
                 value = metrics.interval(function(hit, np.diff(relevant.indptr)))
-            yield Measure(f"{name} ({self.remark})" if self.remark else name, value, shape[0])
+            yield Measure(f"{name} ({self.remark})" if self.remark else name, value, people)
 
 
 @dataclass(frozen=True)

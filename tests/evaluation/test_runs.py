@@ -166,7 +166,7 @@ def test_the_interval_of_an_amount_is_over_people_however_many_rows_they_have(tw
     exam = Labelled("DE", users, items, labels, ("mae",))
     (measure,) = exam.measure(Fixed(np.zeros(6)))
     assert measure.interval == pytest.approx(interval(np.array([3.0, 9.0])))
-    assert measure.queries == 100
+    assert measure.users == 2
 
 
 def test_the_median_by_duration_follows_the_duration(two_markets):
