@@ -12,7 +12,7 @@ import onnxruntime
 import pandas as pd
 
 from ensemble.channels.two_tower import SEARCHED
-from ensemble.plan import FILE, KINDS, CascadeConfig, Column, Plan
+from ensemble.plan import FILE, KINDS, CascadeConfig, Plan, QueryColumn
 from ensemble.release import Release, ReleaseWriter
 from ensemble.search import MOST_QUERIES, MarketIndex, write_indexes
 from market.item_graph import ItemGraph, LowRank, MarketGraphs
@@ -344,7 +344,7 @@ def search_indexes(
 _KIND = {onnx.TensorProto.STRING: "string", onnx.TensorProto.INT64: "integer"}
 
 
-def _columns(query: onnx.ModelProto, examples: Any) -> tuple[Column, ...]:
+def _columns(query: onnx.ModelProto, examples: Any) -> tuple[QueryColumn, ...]:
     """The query graph's inputs, each with where the user-state stage finds it."""
     users = set(user_frame(examples.users.head(0)).columns) - {"user_id"}
     columns = []
@@ -358,7 +358,7 @@ def _columns(query: onnx.ModelProto, examples: Any) -> tuple[Column, ...]:
             source = "request"
         else:
             source = "context"
-        columns.append(Column(value.name, kind, source))
+        columns.append(QueryColumn(value.name, kind, source))
     return tuple(columns)
 
 

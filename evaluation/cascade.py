@@ -15,7 +15,7 @@ from ensemble.cascade import Cascade
 from ensemble.distil import ranked
 from ensemble.release import Release
 from evaluation.systems import KNOWN
-from evaluation.tasks import Progress, Task
+from evaluation.tasks import ProgressLog, Task
 from market.dataset import write_dataset
 from market.watch_time import WatchTime
 from models.seasons import latest_before
@@ -35,7 +35,7 @@ class Released:
         self.config, self.training = config, training or quiet
         self.key: tuple[int, int] | None = None
 
-    def fit(self, task: Task, seed: int, progress: Progress | None) -> None:
+    def fit(self, task: Task, seed: int, progress: ProgressLog | None) -> None:
         if self.key == (id(task), seed):
             return
         with tempfile.TemporaryDirectory(prefix="pasar-evaluation-") as folder:
@@ -135,7 +135,7 @@ class TwoTower:
     def __init__(self, released: Released) -> None:
         self.released = released
 
-    def fit(self, task: Task, *, seed: int, progress: Progress | None = None) -> None:
+    def fit(self, task: Task, *, seed: int, progress: ProgressLog | None = None) -> None:
         """Build the task's release, or take the one that the other system built."""
         self.released.fit(task, seed, progress)
 
@@ -157,7 +157,7 @@ class FullCascade:
         self.released, self.known = released, known
         self.name = f"cascade, {KNOWN}" if known else "cascade"
 
-    def fit(self, task: Task, *, seed: int, progress: Progress | None = None) -> None:
+    def fit(self, task: Task, *, seed: int, progress: ProgressLog | None = None) -> None:
         """Build the task's release, or take the one that the other system built."""
         self.released.fit(task, seed, progress)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from evaluation.metrics import interval
 from evaluation.published import figures
-from evaluation.tasks import Benchmark, Progress, System
+from evaluation.tasks import Benchmark, ProgressLog, System
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def evaluate(
     benchmark: Benchmark,
     systems: Iterable[System],
     seeds: Sequence[int] = (0,),
-    progress: Progress | None = None,
+    progress: ProgressLog | None = None,
 ) -> Iterator[Row]:
     """Fits every system under every seed and yields each figure as soon as it is known.
 

@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from evaluation import metrics
 from market.tables import Tables
 
-Progress = Callable[[str], None]
+ProgressLog = Callable[[str], None]
 """Called with one line of text now and then while a system fits."""
 
 BLOCK_ENTRIES = 2**22
@@ -132,7 +132,7 @@ class System(Protocol):
 
     name: str
 
-    def fit(self, task: Task, *, seed: int, progress: Progress | None = None) -> None: ...
+    def fit(self, task: Task, *, seed: int, progress: ProgressLog | None = None) -> None: ...
 
     def score(self, users: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray: ...
 

@@ -28,7 +28,7 @@ from market.tables import (
     Feedback,
     Problem,
     Split,
-    arrow_schema,
+    stored_schema,
     validate_entities,
     validate_impressions,
     validate_moments,
@@ -303,7 +303,7 @@ def _replaced_whole(path: Path) -> Iterator[Path]:
 
 
 def _write(file: Path, table: str, frame: pd.DataFrame) -> None:
-    schema = arrow_schema(table, frame)
+    schema = stored_schema(table, frame)
     parquet.write_table(arrow.Table.from_pandas(frame, schema, preserve_index=False), file)
 
 

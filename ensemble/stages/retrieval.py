@@ -7,7 +7,7 @@ from time import monotonic_ns
 
 import numpy as np
 
-from ensemble.channels import NONE, Asked, Channel, Shelf, Source
+from ensemble.channels import NONE, Channel, MarketQueries, Shelf, Source
 from ensemble.channels.cart import cart
 from ensemble.channels.followed import followed as followed_sellers
 from ensemble.channels.fresh import fresh
@@ -249,7 +249,7 @@ class Retrieval:
             shelf = self.shelves[market]
             if not len(shelf.rows):
                 continue
-            asked = Asked(
+            asked = MarketQueries(
                 shelf,
                 query_vector[here],
                 time[here],
@@ -291,7 +291,9 @@ class Retrieval:
             made["conversion"] = np.where(candidates >= 0, of_content, np.float32(0))
         return made
 
-    def _found(self, asked: Asked, size: int, *, first: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def _found(
+        self, asked: MarketQueries, size: int, *, first: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """What the channels bring, merged; as `merge` says.
 
         Args:
