@@ -29,7 +29,7 @@ from models.ranker import predict, task_labels, train_ranker
 from models.seasons import Seasons
 from models.two_tower import encode, train_two_tower
 from tests.ensemble.asking import requests
-from workflows.examples import TEST, TRAIN, query_tables, user_frame
+from workflows.examples import TEST, TRAIN, content_frame, query_tables, user_frame
 
 pytestmark = pytest.mark.slow
 
@@ -168,8 +168,16 @@ def test_moments_and_groups_that_are_unknown_have_their_own_codes():
     contents = pd.DataFrame({"ended_at": pd.array([5, None], "Int64"), "seller_id": ["b", None]})
     assert ensemble.export.whole_numbers(contents, "ended_at", 99).tolist() == [5, 99]
     assert ensemble.export.whole_numbers(contents, "created_at", 0).tolist() == [0, 0]
-    assert ensemble.export._codes(contents, "seller_id").tolist() == [0, -1]
-    assert ensemble.export._codes(contents, "category").tolist() == [-1, -1]
+    assert ensemble.export._seller_codes(contents).tolist() == [0, -1]
+    assert ensemble.export._seller_codes(contents.drop(columns="seller_id")).tolist() == [-1, -1]
+
+
+def test_prices_and_categories_of_a_release_are_those_of_the_catalogue(small_build, small_release):
+    contents = content_frame(small_build.built.data.examples.contents)
+    price, category = (small_release.array(f"{name}.npy") for name in ("price_usd", "category_code"))
+    assert (price.dtype, category.dtype) == (np.float32, np.int32)
+    np.testing.assert_array_equal(price, contents["price_usd"])
+    np.testing.assert_array_equal(category, pd.factorize(contents["category"], sort=True)[0])
 
 
 def test_every_market_is_indexed_with_its_contents_and_tuned_with_queries_logged_there(
