@@ -163,12 +163,14 @@ class Cascade:
 
     def up_to(self, last: str, request: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The tensors of requests and of all steps up to the one named `last`, that one included."""
+        if last not in self.inputs:
+            raise ValueError(f"no step is named {last!r}; there are {', '.join(self.inputs)}")
         made = dict(request)
         for name in self.inputs:
             made |= self.apply(name, made)
             if name == last:
-                return made
-        raise ValueError(f"no step is named {last!r}; there are {', '.join(self.inputs)}")
+                break
+        return made
 
     def apply(self, name: str, made: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What one step makes of the tensors made before it."""
