@@ -33,8 +33,7 @@ from ensemble.client import DIVERSITY, FeedClient, infer_message
 from ensemble.plan import Plan
 from ensemble.release import Release
 from ensemble.server import TritonServer
-from pasar.cli import served
-from pasar.settings import ServeConfig
+from ensemble.serving import ServeConfig, serve_release
 
 Report = Callable[[str], None]
 Request = dict[str, np.ndarray]
@@ -216,7 +215,7 @@ def ours(
         return line
 
     settings = ServeConfig(grpc_port=0, http_port=0, metrics_port=0)
-    with served(release.path, folder, settings) as server:
+    with serve_release(release.path, folder, settings) as server:
 
         def cpu() -> float:
             return group_cpu(server.pid)

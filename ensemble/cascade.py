@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -97,7 +98,13 @@ def served(name: str, release: Release, steering: Steering) -> Callable[..., Map
 
 
 class Cascade:
-    """The served cascade in one process: behind Triton on a CPU host, in tests, simulator and evaluation."""
+    """The served cascade in one process: behind Triton on a CPU host, in tests, simulator and evaluation.
+
+    Attributes:
+        steps: in their order.
+        inputs: names of the tensors that each step reads, by the step's name.
+        run: what each step runs, by its name; whoever puts another function there changes the cascade.
+    """
 
     name = "cascade"
 
@@ -106,7 +113,7 @@ class Cascade:
         self.steps = cascade_steps(self.plan)
         self.inputs = {step.name: [spec.name for spec in step.inputs] for step in self.steps}
         self.outputs = [spec.name for spec in reply(self.plan)]
-        self.run = {
+        self.run: dict[str, Any] = {
             step.name: stage(step.name, release, steering)
             if isinstance(step, StageStep)
             else onnx_function(release, step, threads)
@@ -114,11 +121,24 @@ class Cascade:
         }
 
     @property
+    def user_state(self) -> UserState:
+        """The stage of that name."""
+        return self.run[UserState.name]
+
+    @property
+    def retrieval(self) -> Retrieval:
+        """The stage of that name."""
+        return self.run[Retrieval.name]
+
+    @property
+    def reordering(self) -> Reordering:
+        """The stage of that name."""
+        return self.run[Reordering.name]
+
+    @property
     def blend(self) -> Blend:
         """How outcomes become a value."""
-        reordering = self.run[Reordering.name]
-        assert isinstance(reordering, Reordering)
-        return reordering.blend
+        return self.reordering.blend
 
     def __call__(self, request: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The slates of a batch of requests.
@@ -136,12 +156,29 @@ class Cascade:
 
     def answer(self, **request: np.ndarray) -> dict[str, np.ndarray]:
         """The slates of requests whose tensors were checked."""
-        made = dict(request)
-        if not len(made["user_id"]):
+        if not len(request["user_id"]):
             raise RequestError(Code.INVALID_ARGUMENT, "the batch has no rows; send at least one request")
-        for step in self.steps:
-            made.update(self.run[step.name](**{name: made[name] for name in self.inputs[step.name]}))
+        made = self.up_to(self.steps[-1].name, request)
         return {name: made[name] for name in self.outputs}
+
+    def up_to(self, last: str, request: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The tensors of requests and of all steps up to the one named `last`, that one included."""
+        if last not in self.inputs:
+            raise ValueError(f"no step is named {last!r}; there are {', '.join(self.inputs)}")
+        made = dict(request)
+        for name in self.inputs:
+            made |= self.apply(name, made)
+            if name == last:
+                break
+        return made
+
+    def apply(self, name: str, made: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What one step makes of the tensors made before it."""
+        return self.run[name](**self.read(name, made))
+
+    def read(self, name: str, made: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Of the tensors made, those that a step reads."""
+        return {tensor: made[tensor] for tensor in self.inputs[name]}
 
 
 def onnx_function(release: Release, step: OnnxStep, threads: int):

@@ -15,6 +15,7 @@ import scipy.sparse as sp
 from ensemble.cascade import Cascade
 from ensemble.export import READS
 from ensemble.plan import FILE as PLAN
+from ensemble.plan import Plan
 from ensemble.preranking import BIAS, CONTENTS, HIDDEN, OUT, QUERY, PreRanker
 from ensemble.release import Release, ReleaseWriter
 from ensemble.stages.retrieval import Retrieval
@@ -22,10 +23,10 @@ from models.batches import TrainingSet
 from models.export import Layout, rename
 from models.preranker import PreRankerConfig, train_preranker
 from models.stacking import FILE as STACKING
-from models.stacking import StackingConfig, fit_stacking, signals
+from models.stacking import Stacking, StackingConfig, fit_stacking, signals
 from models.two_tower import encode
 from workflows.compile import join
-from workflows.examples import TRAIN, VALID
+from workflows.examples import TRAIN, VALID, Examples
 
 BATCH = 64
 TOP = 10
@@ -41,35 +42,22 @@ def with_stacking(
     validation part counts as wanted, of a log with orders all that is ordered. With `config.drawn` each is
     asked again about what was wanted among contents that are drawn at random.
     """
-    examples = data.examples
-    pairs, queries = examples.pairs, examples.queries
-    logged = np.arange(pairs.rows(VALID).start, pairs.rows(VALID).stop)
-    logged = logged[pairs.positive[logged]]
-    if "order" in pairs.outcomes and (ordered := pairs.outcomes["order"][logged] > 0).any():
-        logged = logged[ordered]
-    user, first = np.unique(queries.user[pairs.query[logged]], return_index=True)
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(user))[: config.queries])
-    if not len(chosen):
+    user, rows, wanted = _validation_queries(data.examples, config.queries, seed)
+    if not len(user):
         return draft
-    user, rows = user[chosen], pairs.query[logged[first[chosen]]]
-    shape = len(examples.users), len(examples.contents)
-    place = queries.user[pairs.query[logged]], pairs.content[logged]
-    wanted = sp.csr_matrix((np.ones(len(logged), bool), place), shape=shape)
     cascade = Cascade(draft, threads=2)
-    retrieval = cascade.run["retrieval"]
-    assert isinstance(retrieval, Retrieval)
-    retrieval.moments = examples.moments
+    cascade.retrieval.moments = data.examples.moments
     vectors, random = draft.array("content_vectors.npy"), np.random.default_rng(seed)
     parts = []
     for part in _parts(np.arange(len(rows))):
         target_of = wanted[user[part]].toarray()
-        seen = examples.latest_seen[user[part]].astype(np.int64)
+        seen = data.examples.latest_seen[user[part]].astype(np.int64)
         held_out = np.take_along_axis(target_of, np.maximum(seen, 0), axis=1)
         seen = np.where(held_out, -1, seen)
-        made = _ranked(cascade, retrieval, data, two_tower, rows[part], seen)
+        made = _ranked(cascade, data, two_tower, rows[part], seen)
         lists = [made]
         if config.drawn:
-            candidates = _drawn(retrieval, made, seen, target_of, random)
+            candidates = _drawn(cascade.retrieval, made, seen, target_of, random)
             lists.append(ranked(cascade, vectors, made, candidates))
         for each in lists:
             signal, length = signals(
@@ -89,7 +77,30 @@ def with_stacking(
     stacking = fit_stacking(signal, length, hit, present, config.strength)
     if stacking is None:
         return draft
-    plan = cascade.plan
+    return _stacked(draft, target, stacking, cascade.plan)
+
+
+def _validation_queries(
+    examples: Examples, most: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, sp.csr_matrix]:
+    """At most so many users who wanted something in the validation part, drawn by the seed, int64[Q]; the
+    first query of each then, int64[Q]; and all that every user wanted, bool[U, N], of a log with orders all
+    that was ordered."""
+    pairs, queries = examples.pairs, examples.queries
+    logged = np.arange(pairs.rows(VALID).start, pairs.rows(VALID).stop)
+    logged = logged[pairs.positive[logged]]
+    if "order" in pairs.outcomes and (ordered := pairs.outcomes["order"][logged] > 0).any():
+        logged = logged[ordered]
+    user, first = np.unique(queries.user[pairs.query[logged]], return_index=True)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(user))[:most])
+    shape = len(examples.users), len(examples.contents)
+    place = queries.user[pairs.query[logged]], pairs.content[logged]
+    wanted = sp.csr_matrix((np.ones(len(logged), bool), place), shape=shape)
+    return user[chosen], pairs.query[logged[first[chosen]]], wanted
+
+
+def _stacked(draft: Release, target: Path, stacking: Stacking, plan: Plan) -> Release:
+    """The release `draft` written again at `target` with a stacking behind its ranking graph."""
     graph = rename(onnx.load(str(draft.onnx_path("ranking.onnx"))), {"probabilities": "unstacked"})
     behind = stacking.to_onnx(plan.history_length, plan.content_numbers)
     share = {value.name for value in graph.graph.input} & {value.name for value in behind.graph.input}
@@ -125,14 +136,13 @@ def with_preranker(
     rows = np.random.default_rng(seed).permutation(np.arange(queries.start, queries.stop))[: config.queries]
     rows = np.sort(rows)
     cascade = Cascade(draft, threads=2)
-    retrieval = cascade.run["retrieval"]
-    assert isinstance(retrieval, Retrieval)
+    retrieval = cascade.retrieval
     retrieval.moments = data.examples.moments
     lists = []
     for part in _parts(rows):
         # What they want is in none of these histories.
         seen = data.examples.queries.history[part].astype(np.int64)
-        made = _ranked(cascade, retrieval, data, two_tower, part, seen)
+        made = _ranked(cascade, data, two_tower, part, seen)
         value = cascade.blend(made["probabilities"], made["candidates"], made["market_index"])
         value = np.where(made["candidates"] >= 0, value, -np.inf)
         numbers = retrieval.preranking_numbers(made)
@@ -179,12 +189,7 @@ def _parts(rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _ranked(
-    cascade: Cascade,
-    retrieval: Retrieval,
-    data: TrainingSet,
-    two_tower: Any,
-    rows: np.ndarray,
-    seen: np.ndarray,
+    cascade: Cascade, data: TrainingSet, two_tower: Any, rows: np.ndarray, seen: np.ndarray
 ) -> dict[str, np.ndarray]:
     """The cascade's tensors after ranking all that was retrieved for queries int64[B].
 
@@ -207,9 +212,9 @@ def _ranked(
         "explain": np.zeros(len(rows), bool),
         "since": examples.queries.time[rows] if data.seasons is None else data.seasons.since[rows],
     }
-    made |= retrieval.retrieve(**{s.name: made[s.name] for s in Retrieval.step(cascade.plan).inputs})
-    made = retrieval.read_last(made, made["market_index"], made["recent"])
-    return made | _judged(cascade, made)
+    made |= cascade.retrieval.retrieve(**cascade.read("retrieval", made))
+    made = cascade.retrieval.read_last(made, made["market_index"], made["recent"])
+    return made | cascade.apply("ranking", made)
 
 
 def ranked(
@@ -222,20 +227,12 @@ def ranked(
         made: the tensors after the query step.
         candidates: int64[B, C], -1 fills.
     """
-    retrieval = cascade.run["retrieval"]
-    assert isinstance(retrieval, Retrieval)
     cosine = np.einsum("bd,bcd->bc", made["query_vector"], vectors[np.maximum(candidates, 0)])
-    made = made | retrieval.describe(
+    made = made | cascade.retrieval.describe(
         candidates, made["market_index"], made["time"], made["recent"], made["speaks"], made.get("since")
     )
     made["retrieval_score"] = cosine
-    return made | _judged(cascade, made)
-
-
-def _judged(cascade: Cascade, made: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the ranking step says."""
-    ranking = next(step for step in cascade.steps if step.name == "ranking")
-    return cascade.run["ranking"](**{s.name: made[s.name] for s in ranking.inputs})
+    return made | cascade.apply("ranking", made)
 
 
 def _drawn(

@@ -12,7 +12,7 @@ import onnxruntime
 import pandas as pd
 
 from ensemble.channels.two_tower import SEARCHED
-from ensemble.plan import FILE, CascadeConfig, Column, Plan
+from ensemble.plan import FILE, CascadeConfig, Plan, QueryColumn
 from ensemble.release import Release, ReleaseWriter
 from ensemble.search import MOST_QUERIES, MarketIndex, write_indexes
 from market.item_graph import ItemGraph, LowRank, MarketGraphs
@@ -73,35 +73,19 @@ def write_release(
     """
     examples, features = data.examples, data.features
     layout = Layout.of(features.query.schema, features.content.schema)
-    ids, numbers = layout.pack_contents(features.content.arrays)
-    contents = content_frame(examples.contents)
-    known = known_markets(examples)
     # The client reads the tasks of a reply from what the served `feed` says of itself.
     said = {**(info or {}), "feed": {"tasks": ",".join(tasks)}}
     with ReleaseWriter(path, name=name, info=said) as release:
         # One graph after another: each holds all embeddings of its model.
-        query = _with_workflow(
-            features.query, query_tower_to_onnx(two_tower, features.query.schema, layout), "query"
-        )
-        columns, dim = _columns(query, examples), _width(query, "query_vector")
-        raw_names = {value.name: f"raw_{value.name}" for value in query.graph.input}
-        onnx.save(rename(query, raw_names), str(release.path("query.onnx")))
-        del query
-        ranking = _calibrated(ranker_to_onnx(ranker, layout, tasks), calibration)
-        ranking_reads = tuple(value.name for value in ranking.graph.input if value.name in READS)
-        onnx.save(ranking, str(release.path("ranking.onnx")))
-        del ranking
-        content_tower = content_tower_to_onnx(two_tower, features.content.schema, layout, features.spaces)
-        content = _with_workflow(features.content, content_tower, "content")
-        onnx.save(content, str(release.path("content.onnx")))
-        vectors = content_vectors(content, raw_contents(examples))
-        del content, content_tower
+        columns = _write_query_graph(release, data, two_tower, layout)
+        ranking_reads = _write_ranking_graph(release, ranker, layout, tasks, calibration)
+        vectors = _write_content_graph(release, data, two_tower, layout)
         plan = Plan(
             markets=examples.markets,
             tasks=tasks,
             columns=columns,
             history_length=layout.history_length,
-            dim=dim,
+            dim=vectors.shape[1],
             query_ids=len(layout.query_ids),
             query_lists=len(layout.query_lists),
             query_numbers=max(len(layout.query_numbers), 1),
@@ -114,10 +98,13 @@ def write_release(
             season_s=0 if data.seasons is None else data.seasons.counts.after_s,
         )
         release.json(FILE, plan.to_json())
+        known = known_markets(examples)
+        available = shown_where(examples, known)
+        release.array("available.npy", available)
         release.array("content_vectors.npy", vectors)
         most = round(SEARCHED * config.retrieved)
-        available = shown_where(examples, known)
         write_indexes(release, search_indexes(two_tower, data, available, vectors, most))
+        ids, numbers = layout.pack_contents(features.content.arrays)
         release.array("content_ids.npy", ids)
         release.array("stand_in_ids.npy", stand_in_ids(layout.content_ids, known))
         release.array("content_numbers.npy", numbers)
@@ -125,47 +112,91 @@ def write_release(
             times = examples.watch_time
             release.array("watch_edges.npy", times.edges)
             release.array("watch_quantiles.npy", times.quantiles)
-        release.array("available.npy", available)
-        release.array("popularity.npy", (market_shares(examples) @ data.latest).astype(np.float32))
-        release.array("popularity_world.npy", data.latest.sum(axis=0))
-        release.array("conversion.npy", conversions(examples))
-        release.array("trend.npy", market_trends(examples, config))
-        release.array("exposures.npy", exposures(examples))
-        release.array("created_at.npy", whole_numbers(examples.contents, "created_at", 0))
-        release.array("ended_at.npy", whole_numbers(examples.contents, "ended_at", NEVER_ENDS))
-        release.array("stock.npy", examples.moments.stock_left(examples.end))
-        seller, sold_by = _codes(contents, "seller_id"), _text_column(contents, "seller_id")
-        release.array("seller_code.npy", seller)
-        release.array("seller_ids.npy", _text(pd.Series(np.unique(sold_by[sold_by != ""]), dtype=object)))
-        release.array("category_code.npy", _codes(contents, "category"))
-        release.array("kind_code.npy", pd.Index(KINDS).get_indexer(contents["kind"]).astype(np.int8))
-        release.array("price_usd.npy", _prices(contents))
-        release.array("price_usual.npy", data.offers.usual)
-        release.array("purchasing_power.npy", data.offers.power)
-        release.array("language_code.npy", data.offers.language.astype(np.int32))
-        release.array("language_fit.npy", data.offers.fit)
-        release.array("user_language.npy", data.speaks.astype(np.int32))
-        followed = {c.name.removeprefix("hist_") for c in plan.columns if c.source == "history"}
-        ruled = {"content_id", "kind", "category", "seller_id", "content_language"}
-        for name_of_text in sorted(followed | ruled):
-            release.array(f"text_{name_of_text}.npy", _text_column(contents, name_of_text))
+        _write_contents(release, data, plan)
+        _write_users(release, data, plan)
         for file, array in item_graphs(data.graph.graph, data.market_graphs, data.low_rank).items():
             release.array(file, array)
-        release.array("user_history.npy", examples.latest_history)
-        release.array("user_seen.npy", examples.latest_seen)
-        if data.seasons is not None:
-            release.array("user_since.npy", data.seasons.latest)
-            for what, values in zip(("market", "content", "time"), training_positives(examples)):
-                release.array(f"season_{what}.npy", values)
-        release.array("user_followed.npy", followed_sellers(examples, seller))
-        for what, array in tired(examples, seller, config.fatigue, examples.end).items():
-            release.array(f"user_tired_{what}.npy", array)
-        release.array("user_id.npy", _text(examples.users["user_id"]))
-        users = user_frame(examples.users)
-        for column in plan.columns:
-            if column.source == "user":
-                release.array(f"attribute_{column.name}.npy", _attribute(users[column.name], column.kind))
     return Release.open(path)
+
+
+def _write_query_graph(
+    release: ReleaseWriter, data: TrainingSet, two_tower: Any, layout: Layout
+) -> tuple[QueryColumn, ...]:
+    """From the raw columns of a query, which it returns, to its vector and packed features."""
+    encoded = data.features.query
+    graph = _with_workflow(encoded, query_tower_to_onnx(two_tower, encoded.schema, layout), "query")
+    columns = _columns(graph, data.examples)
+    onnx.save(rename(graph, {c.name: f"raw_{c.name}" for c in columns}), str(release.path("query.onnx")))
+    return columns
+
+
+def _write_ranking_graph(
+    release: ReleaseWriter, ranker: Any, layout: Layout, tasks: tuple[str, ...], calibration: Calibration
+) -> tuple[str, ...]:
+    """From packed features to calibrated probabilities; returns what of `READS` it reads."""
+    graph = _calibrated(ranker_to_onnx(ranker, layout, tasks), calibration)
+    onnx.save(graph, str(release.path("ranking.onnx")))
+    return tuple(value.name for value in graph.graph.input if value.name in READS)
+
+
+def _write_content_graph(
+    release: ReleaseWriter, data: TrainingSet, two_tower: Any, layout: Layout
+) -> np.ndarray:
+    """From the raw columns of contents to their vectors, which it returns, float32[N, D]."""
+    encoded = data.features.content
+    tower = content_tower_to_onnx(two_tower, encoded.schema, layout, data.features.spaces)
+    graph = _with_workflow(encoded, tower, "content")
+    onnx.save(graph, str(release.path("content.onnx")))
+    return content_vectors(graph, raw_contents(data.examples))
+
+
+def _write_contents(release: ReleaseWriter, data: TrainingSet, plan: Plan) -> None:
+    """What the log says of contents, and what the catalogue does."""
+    examples, offers, contents = data.examples, data.offers, content_frame(data.examples.contents)
+    release.array("popularity.npy", (market_shares(examples) @ data.latest).astype(np.float32))
+    release.array("popularity_world.npy", data.latest.sum(axis=0))
+    release.array("conversion.npy", conversions(examples))
+    release.array("trend.npy", market_trends(examples, plan.config))
+    release.array("exposures.npy", exposures(examples))
+    if data.seasons is not None:
+        for what, values in zip(("market", "content", "time"), training_positives(examples)):
+            release.array(f"season_{what}.npy", values)
+    release.array("created_at.npy", whole_numbers(examples.contents, "created_at", 0))
+    release.array("ended_at.npy", whole_numbers(examples.contents, "ended_at", NEVER_ENDS))
+    release.array("stock.npy", examples.moments.stock_left(examples.end))
+    sold_by = _text_column(contents, "seller_id")
+    release.array("seller_code.npy", _seller_codes(contents))
+    release.array("seller_ids.npy", _text(pd.Series(np.unique(sold_by[sold_by != ""]), dtype=object)))
+    release.array("category_code.npy", offers.category)
+    release.array("kind_code.npy", pd.Index(KINDS).get_indexer(contents["kind"]).astype(np.int8))
+    release.array("price_usd.npy", offers.price_usd)
+    release.array("price_usual.npy", offers.usual)
+    release.array("purchasing_power.npy", offers.power)
+    release.array("language_code.npy", offers.language.astype(np.int32))
+    release.array("language_fit.npy", offers.fit)
+    followed = {c.name.removeprefix("hist_") for c in plan.columns if c.source == "history"}
+    ruled = {"content_id", "kind", "category", "seller_id", "content_language"}
+    for name in sorted(followed | ruled):
+        release.array(f"text_{name}.npy", _text_column(contents, name))
+
+
+def _write_users(release: ReleaseWriter, data: TrainingSet, plan: Plan) -> None:
+    """Users' attributes, and what the whole log says of them."""
+    examples = data.examples
+    seller = _seller_codes(content_frame(examples.contents))
+    release.array("user_id.npy", _text(examples.users["user_id"]))
+    release.array("user_language.npy", data.speaks.astype(np.int32))
+    release.array("user_history.npy", examples.latest_history)
+    release.array("user_seen.npy", examples.latest_seen)
+    if data.seasons is not None:
+        release.array("user_since.npy", data.seasons.latest)
+    release.array("user_followed.npy", followed_sellers(examples, seller))
+    for what, array in tired(examples, seller, plan.config.fatigue, examples.end).items():
+        release.array(f"user_tired_{what}.npy", array)
+    users = user_frame(examples.users)
+    for column in plan.columns:
+        if column.source == "user":
+            release.array(f"attribute_{column.name}.npy", _attribute(users[column.name], column.kind))
 
 
 def item_graphs(graph: ItemGraph, by_market: MarketGraphs, low_rank: LowRank) -> dict[str, np.ndarray]:
@@ -282,12 +313,6 @@ def _with_workflow(encoded: Encoded, tower: onnx.ModelProto, name: str) -> onnx.
     return join(encoded.graph, tower, connect=connect, name=name)
 
 
-def _width(graph: onnx.ModelProto, name: str) -> int:
-    """Last dimension of an output of a graph."""
-    [output] = [value for value in graph.graph.output if value.name == name]
-    return output.type.tensor_type.shape.dim[-1].dim_value
-
-
 def _calibrated(ranker: onnx.ModelProto, calibration: Calibration) -> onnx.ModelProto:
     """The ranker's graph with its calibration behind it."""
     ranker = rename(ranker, {"probabilities": "uncalibrated"})
@@ -345,7 +370,7 @@ def search_indexes(
 _KIND = {onnx.TensorProto.STRING: "string", onnx.TensorProto.INT64: "integer"}
 
 
-def _columns(query: onnx.ModelProto, examples: Any) -> tuple[Column, ...]:
+def _columns(query: onnx.ModelProto, examples: Any) -> tuple[QueryColumn, ...]:
     """The query graph's inputs, each with where the user-state stage finds it."""
     users = set(user_frame(examples.users.head(0)).columns) - {"user_id"}
     columns = []
@@ -359,7 +384,7 @@ def _columns(query: onnx.ModelProto, examples: Any) -> tuple[Column, ...]:
             source = "request"
         else:
             source = "context"
-        columns.append(Column(value.name, kind, source))
+        columns.append(QueryColumn(value.name, kind, source))
     return tuple(columns)
 
 
@@ -381,15 +406,8 @@ def _attribute(values: pd.Series, kind: str) -> np.ndarray:
     return values.fillna(0).to_numpy(np.float32)
 
 
-def _codes(contents: pd.DataFrame, column: str) -> np.ndarray:
-    """int32[N], equal where the column is equal; -1 where it is null or absent."""
-    if column not in contents:
+def _seller_codes(contents: pd.DataFrame) -> np.ndarray:
+    """int32[N], equal for contents of one seller; -1 where it is not known."""
+    if "seller_id" not in contents:
         return np.full(len(contents), -1, np.int32)
-    return pd.factorize(contents[column], sort=True)[0].astype(np.int32)
-
-
-def _prices(contents: pd.DataFrame) -> np.ndarray:
-    """float32[N], US dollars; NaN where it is not known."""
-    if "price_usd" not in contents:
-        return np.full(len(contents), np.nan, np.float32)
-    return contents["price_usd"].to_numpy(np.float32)
+    return pd.factorize(contents["seller_id"], sort=True)[0].astype(np.int32)

@@ -246,7 +246,7 @@ class CascadeConfig:
 
 
 @dataclass(frozen=True)
-class Column:
+class QueryColumn:
     """A raw query column as the compiled workflow reads it.
 
     Attributes:
@@ -281,7 +281,7 @@ class Plan:
 
     markets: tuple[str, ...]
     tasks: tuple[str, ...]
-    columns: tuple[Column, ...]
+    columns: tuple[QueryColumn, ...]
     history_length: int
     dim: int
     query_ids: int
@@ -310,7 +310,7 @@ class Plan:
                 "markets": tuple(body["markets"]),
                 "tasks": tuple(body["tasks"]),
                 "ranking_reads": tuple(body["ranking_reads"]),
-                "columns": tuple(Column(**column) for column in body["columns"]),
+                "columns": tuple(QueryColumn(**column) for column in body["columns"]),
                 "config": CascadeConfig(
                     **body["config"]
                     | {"weights": weights, "fatigue": FatigueConfig(**body["config"]["fatigue"])}

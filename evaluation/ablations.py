@@ -65,12 +65,12 @@ def no_diversity(player: Player) -> None:
 
 def no_variety(player: Player) -> None:
     """The slate in the order of value, caps and all."""
-    reordering = player.cascade.run["reordering"]
-    assert isinstance(reordering, Reordering)
-    reordering.gain = reordering.tired = None
-    reordering.groups, reordering.bits = reordering.groups[:0], reordering.bits[:0]
-    reordering.most = reordering.most[:, :0]
-    reordering.pool.shares = []
+    whole = player.cascade.reordering
+    config = whole.plan.config
+    config = replace(config, rules=tuple(rule for rule in config.rules if rule == "exploration"))
+    alone = Reordering(player.release, config=config)
+    alone.eligibility = whole.eligibility
+    player.cascade.run[Reordering.name] = alone
 
 
 ABLATIONS: Mapping[str, Callable[[Player], None]] = {

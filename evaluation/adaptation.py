@@ -15,7 +15,7 @@ from evaluation.closed_loop import Asked, Player, Policy
 from market.dataset import Dataset, write_dataset
 from market.statistics import EventCounts
 from market.world import World
-from models.batches import Popularity, TrainingSet
+from models.batches import PairPopularity, TrainingSet
 from models.training import Progress, quiet
 from workflows.examples import Examples
 
@@ -117,7 +117,7 @@ def without_orders(moments: pd.DataFrame, gone: pd.DataFrame) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class BlindPopularity(Popularity):
+class BlindPopularity(PairPopularity):
     """Popularity in the world, an equal part of it for each market."""
 
     def __call__(

@@ -14,10 +14,8 @@ from ensemble.build import BuildConfig, build_release
 from ensemble.cascade import Cascade
 from ensemble.distil import ranked
 from ensemble.release import Release
-from ensemble.stages.retrieval import Retrieval
-from ensemble.stages.user_state import UserState
 from evaluation.systems import KNOWN
-from evaluation.tasks import Progress, Task
+from evaluation.tasks import ProgressLog, Task
 from market.dataset import write_dataset
 from market.watch_time import WatchTime
 from models.seasons import latest_before
@@ -37,7 +35,7 @@ class Released:
         self.config, self.training = config, training or quiet
         self.key: tuple[int, int] | None = None
 
-    def fit(self, task: Task, seed: int, progress: Progress | None) -> None:
+    def fit(self, task: Task, seed: int, progress: ProgressLog | None) -> None:
         if self.key == (id(task), seed):
             return
         with tempfile.TemporaryDirectory(prefix="pasar-evaluation-") as folder:
@@ -72,9 +70,6 @@ class Released:
         self.market = task.tables.users["market"].to_numpy(object)
         # Read now: the release's folder may be gone when users are scored.
         self.vectors = np.array(release.array("content_vectors.npy"))
-        retrieval = self.cascade.run["retrieval"]
-        assert isinstance(retrieval, Retrieval)
-        self.retrieval = retrieval
         self.amount = task.target == "watch_s"
         if self.amount:
             self.times = WatchTime(
@@ -82,9 +77,7 @@ class Released:
             )
             self.duration_s = task.tables.contents["duration_s"].to_numpy(np.float32)
 
-        stage = self.cascade.run["user_state"]
-        assert isinstance(stage, UserState)
-        self.user_state = stage
+        stage = self.cascade.user_state
         self.known = stage.history, stage.seen, stage.since
         wanted = task.validation()
         since = None
@@ -101,9 +94,9 @@ class Released:
         Args:
             known: the validation rows are part of the histories.
         """
-        state = self.user_state
+        state = self.cascade.user_state
         state.history, state.seen, state.since = self.known if known else self.trained
-        made: dict[str, np.ndarray] = {
+        request = {
             "user_id": self.user_id[users],
             "market": self.market[users],
             "time": np.full(len(users), self.cascade.plan.as_of, np.int64),
@@ -112,9 +105,7 @@ class Released:
             "shown": np.full((len(users), 0), "", object),
             "explain": np.zeros(len(users), bool),
         }
-        for step in self.cascade.steps[:2]:
-            made |= self.cascade.run[step.name](**{spec.name: made[spec.name] for spec in step.inputs})
-        return made
+        return self.cascade.up_to("query", request)
 
     def rank(self, made: dict[str, np.ndarray], candidates: np.ndarray) -> np.ndarray:
         """The ranker's blended value of candidates int64[B, C], float32[B, C]; where the task asks for watch
@@ -144,7 +135,7 @@ class TwoTower:
     def __init__(self, released: Released) -> None:
         self.released = released
 
-    def fit(self, task: Task, *, seed: int, progress: Progress | None = None) -> None:
+    def fit(self, task: Task, *, seed: int, progress: ProgressLog | None = None) -> None:
         """Build the task's release, or take the one that the other system built."""
         self.released.fit(task, seed, progress)
 
@@ -166,7 +157,7 @@ class FullCascade:
         self.released, self.known = released, known
         self.name = f"cascade, {KNOWN}" if known else "cascade"
 
-    def fit(self, task: Task, *, seed: int, progress: Progress | None = None) -> None:
+    def fit(self, task: Task, *, seed: int, progress: ProgressLog | None = None) -> None:
         """Build the task's release, or take the one that the other system built."""
         self.released.fit(task, seed, progress)
 
@@ -176,8 +167,7 @@ class FullCascade:
         if candidates is not None:
             return self.released.rank(made, candidates)
         scores = made["query_vector"] @ self.released.vectors.T - BELOW
-        names = [spec.name for spec in self.released.cascade.steps[2].inputs]
-        found = self.released.retrieval(**{name: made[name] for name in names})["candidates"]
+        found = self.released.cascade.apply("retrieval", made)["candidates"]
         value = self.released.rank(made, np.maximum(found, 0))
         rows, places = np.nonzero(found >= 0)
         scores[rows, found[rows, places]] = value[rows, places]

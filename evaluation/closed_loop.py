@@ -18,9 +18,6 @@ from ensemble.channels import NONE, Shelf, first_eligible, nearest
 from ensemble.client import DIVERSITY
 from ensemble.export import tired
 from ensemble.release import Release
-from ensemble.stages.reordering import Reordering
-from ensemble.stages.retrieval import Retrieval
-from ensemble.stages.user_state import UserState
 from evaluation.metrics import mean_interval
 from evaluation.runs import Row
 from market.moments import UNKNOWN, LoggedMoments, Timeline
@@ -138,9 +135,10 @@ def play(
             figures[f"{EXPECTED} over {base[0]}"] = figures[EXPECTED] - base[1]
         for market in (*np.unique(requests.market), ALL):
             here = np.flatnonzero((requests.market == market) | (market == ALL))
+            user = requests.user[here]
             for measure, values in figures.items():
-                value = mean_interval(values[here], requests.user[here])
-                rows.append(Row(data_set, str(market), name, measure, *value, len(here), seed))
+                value = mean_interval(values[here], user)
+                rows.append(Row(data_set, str(market), name, measure, *value, len(np.unique(user)), seed))
     return rows
 
 
@@ -228,10 +226,8 @@ class Player:
         self.release, self.cascade = release, Cascade(release, threads)
         self.slate = self.cascade.plan.config.slate
         self.world, self.seed, self.diversity = world, seed, diversity
-        user_state, retrieval = self.cascade.run["user_state"], self.cascade.run["retrieval"]
-        assert isinstance(user_state, UserState)
-        assert isinstance(retrieval, Retrieval)
-        self.user_state, self.retrieval = user_state, retrieval
+        user_state = self.user_state = self.cascade.user_state
+        self.retrieval = self.cascade.retrieval
         self._fill_shelves(examples.moments)
         user_state.history = histories_until(examples, begin, examples.latest_history.shape[1])
         user_state.seen = histories_until(examples, begin, examples.latest_seen.shape[1])
@@ -245,10 +241,8 @@ class Player:
 
     def _fill_shelves(self, logged: LoggedMoments) -> None:
         """Stock as the world has it when it starts anew, whatever was sold in the log since."""
-        reordering, retrieval = self.cascade.run["reordering"], self.retrieval
-        assert isinstance(reordering, Reordering)
         stock = whole_numbers(self.world.contents(), "stock", UNKNOWN)
-        for stage in (retrieval, reordering):
+        for stage in (self.retrieval, self.cascade.reordering):
             stage.eligibility = Eligibility(
                 stage.eligibility.available,
                 self.release.array("created_at.npy"),
@@ -256,10 +250,10 @@ class Player:
                 stock=stock,
                 seller=self.release.array("seller_code.npy"),
             )
-        retrieval._update(np.arange(len(stock)))
+        self.retrieval.update_shelves(np.arange(len(stock)))
         moments = copy.copy(logged)
         moments.in_stock, moments.left = stock, Timeline(*np.zeros((3, 0), np.int64))
-        retrieval.moments = moments
+        self.retrieval.moments = moments
 
     def cascade_slate(self, asked: Asked) -> np.ndarray:
         """What a server without a live state would reply, but for the log's people in rooms."""
@@ -268,7 +262,7 @@ class Player:
     def two_tower(self, asked: Asked) -> np.ndarray:
         """The contents nearest to the query."""
         made = self._retrieved(asked)
-        every = self.retrieval.retrieve(**{s.name: made[s.name] for s in self.cascade.steps[2].inputs})
+        every = self.retrieval.retrieve(**self.cascade.read("retrieval", made))
         return self._best(every["retrieval_score"], every["candidates"])
 
     def popularity(self, asked: Asked) -> np.ndarray:
@@ -318,10 +312,7 @@ class Player:
 
     def _retrieved(self, asked: Asked) -> dict[str, np.ndarray]:
         """The cascade's tensors up to its candidates."""
-        made = self._request(asked)
-        for step in self.cascade.steps[:3]:
-            made |= self.cascade.run[step.name](**{spec.name: made[spec.name] for spec in step.inputs})
-        return made
+        return self.cascade.up_to("retrieval", self._request(asked))
 
     def _best(self, score: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         place = nearest(np.where(candidates >= 0, score, -np.inf), self.slate)
@@ -331,9 +322,7 @@ class Player:
         self, choose: Callable[[Shelf, np.ndarray, np.ndarray], np.ndarray], asked: Asked
     ) -> np.ndarray:
         """Slates chosen market by market: `choose` gets the shelf, who may see what, and the rows asked."""
-        request = self._request(asked)
-        names = [spec.name for spec in self.cascade.steps[0].inputs]
-        made = self.user_state(**{name: request[name] for name in names})
+        made = self.cascade.apply("user_state", self._request(asked))
         slates = np.full((len(asked.user), self.slate), NONE)
         for code in np.unique(made["market_index"]):
             rows = np.flatnonzero(made["market_index"] == code)

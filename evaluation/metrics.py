@@ -1,8 +1,8 @@
 """Metrics of ranking, classification and regression, on whole batches at once.
 
 Ranking metrics work in steps: `top_k` turns scores into items, `hits` asks which of them are relevant, and
-`recall`, `hit_rate`, `ndcg` and `mrr` turn the hits of a query into one number. They agree with ranx, and a
-test says so. Classification metrics are scikit-learn's, with the errors of degenerate input made readable.
+`recall`, `hit_rate` and `ndcg` turn the hits of a query into one number. They agree with ranx, and a test
+says so. AUC is scikit-learn's, with the errors of degenerate input made readable.
 """
 
 from collections.abc import Callable
@@ -118,16 +118,10 @@ def ndcg(hit: np.ndarray, relevant: np.ndarray) -> np.ndarray:
     return hit @ discount / ideal
 
 
-def mrr(hit: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-    """Reciprocal rank per query: one over the place of the first hit, 0 where there is none."""
-    return np.where(hit.any(axis=1), 1 / (hit.argmax(axis=1) + 1), 0.0)
-
-
 RANKING: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "recall": recall,
     "hr": hit_rate,
     "ndcg": ndcg,
-    "mrr": mrr,
 }
 
 
@@ -157,35 +151,25 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
     return float(sklearn_metrics.roc_auc_score(labels, np.asarray(scores).ravel()))
 
 
-def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean negative log likelihood, in nats, of binary labels under probabilities in [0, 1]."""
-    labels, probabilities = _probabilities(labels, probabilities)
-    return float(sklearn_metrics.log_loss(labels, probabilities, labels=[0, 1]))
-
-
-def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error over bins of equal mass.
+def calibration_interval(
+    labels: np.ndarray, probabilities: np.ndarray, cluster: np.ndarray, bins: int = 15
+) -> Interval:
+    """Expected calibration error over bins of equal mass, with its interval over clusters.
 
     The mean over predictions of |mean prediction - share of positives| of their bin. Equal mass, since the
     rates of a feed are small and bins of equal width would put all predictions into the first. Naeini et al.,
     "Obtaining well calibrated probabilities using Bayesian binning", AAAI 2015; equal mass after Nixon et
-    al., "Measuring calibration in deep learning", CVPR workshops 2019.
+    al., "Measuring calibration in deep learning", CVPR workshops 2019. The interval takes the bins and the
+    sides on which they err as found.
 
     Args:
         labels: 0 or 1, [N].
         probabilities: in [0, 1], [N].
-        bins: number of bins; fewer where there are fewer predictions.
-    """
-    return float(_signed_gaps(*_probabilities(labels, probabilities), bins).mean())
-
-
-def calibration_interval(
-    labels: np.ndarray, probabilities: np.ndarray, cluster: np.ndarray, bins: int = 15
-) -> Interval:
-    """`calibration_error` with its interval over clusters, the bins and the sides on which they err as found.
-
-    Args:
         cluster: int64[N], rows with equal numbers are not independent.
+        bins: number of bins; fewer where there are fewer predictions.
+
+    Raises:
+        ValueError: there are no predictions, or one is outside [0, 1].
     """
     return mean_interval(_signed_gaps(*_probabilities(labels, probabilities), bins), cluster)
 
@@ -197,20 +181,6 @@ def _signed_gaps(labels: np.ndarray, probabilities: np.ndarray, bins: int) -> np
     for part in np.array_split(order, min(bins, len(gaps))):
         gaps[part] *= np.sign(gaps[part].sum())
     return gaps
-
-
-def mean_absolute_error(truth: np.ndarray, predictions: np.ndarray) -> float:
-    """Mean absolute error, in the unit of the truth."""
-    return float(sklearn_metrics.mean_absolute_error(np.ravel(truth), np.ravel(predictions)))
-
-
-POOLED: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "auc": auc,
-    "logloss": log_loss,
-    "ece": calibration_error,
-    "mae": mean_absolute_error,
-}
-LOWER_IS_BETTER = frozenset({"logloss", "ece", "mae"})
 
 
 def interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
@@ -298,7 +268,8 @@ def auc_interval(labels: np.ndarray, scores: np.ndarray, cluster: np.ndarray) ->
 
 
 def absolute_error_interval(truth: np.ndarray, predictions: np.ndarray, cluster: np.ndarray) -> Interval:
-    """`mean_absolute_error` with its interval over clusters, int64[N]; see `clustered_interval`."""
+    """Mean absolute error, in the unit of the truth, with its interval over clusters, int64[N]; see
+    `clustered_interval`."""
     errors = np.abs(np.asarray(predictions, np.float64).ravel() - np.ravel(truth))
     return mean_interval(errors, cluster)
 

@@ -14,6 +14,7 @@ from evaluation.runs import Row
 from models.batches import TrainingSet
 from models.ranker import RankerConfig, train_ranker
 from models.training import Progress, quiet
+from workflows.examples import VALID
 
 from merlin.schema import Tags  # isort: skip
 
@@ -35,11 +36,13 @@ def ablate_ranker(
 ) -> Iterator[Row]:
     """Rows of the validation metrics of each variant, one a metric, as soon as it is trained.
 
-    A row is the mean over the seeds, two standard errors to each side; `users` counts the seeds, and `seed`
-    is the first. "… over plain" are differences from the first variant, seed by seed: under one seed all
-    variants see the same batches. Content vectors are no variant where contents have none.
+    A row is the mean over the seeds, two standard errors to each side; `users` are those of the validation
+    part, and `seed` is the first. "… over plain" are differences from the first variant, seed by seed: under
+    one seed all variants see the same batches. Content vectors are no variant where contents have none.
     """
     base: dict[str, np.ndarray] = {}
+    pairs, queries = data.examples.pairs, data.examples.queries
+    people = len(np.unique(queries.user[pairs.query[pairs.rows(VALID)]]))
     blind = not len(data.features.content.schema.select_by_tag(Tags.EMBEDDING))
     for name, parts in VARIANTS.items():
         if blind and parts == {"vectors": True}:
@@ -59,5 +62,5 @@ def ablate_ranker(
             mean = float(values.mean())
             half = 2 * float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else np.nan
             yield Row(
-                data.examples.name, "all", name, metric, mean, mean - half, mean + half, len(values), seeds[0]
+                data.examples.name, "all", name, metric, mean, mean - half, mean + half, people, seeds[0]
             )

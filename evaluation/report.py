@@ -13,7 +13,6 @@ from ensemble.cascade import Cascade, cascade_steps, onnx_function
 from ensemble.channels import first_eligible, nearest
 from ensemble.plan import Plan
 from ensemble.release import Release
-from ensemble.stages.retrieval import Retrieval
 from ensemble.steps import OnnxStep
 from evaluation import metrics
 from evaluation.runs import Row
@@ -58,9 +57,7 @@ def offline_report(release: Release, data: TrainingSet, *, queries_per_market: i
             `IMPRESSIONS_PER_QUERY` times as many impressions.
     """
     cascade = Cascade(release, threads=2)
-    retrieval = cascade.run["retrieval"]
-    assert isinstance(retrieval, Retrieval)
-    retrieval.moments = data.examples.moments
+    cascade.retrieval.moments = data.examples.moments
     cascade.run["ranking"] = ranking_and_ranker(release, threads=2)
     pairs, queries = data.examples.pairs, data.examples.queries
     wanted = np.flatnonzero(pairs.positive & (pairs.split == TEST))
@@ -74,6 +71,7 @@ def offline_report(release: Release, data: TrainingSet, *, queries_per_market: i
         lists = [
             _rankings(cascade, data, here[start : start + BATCH]) for start in range(0, len(here), BATCH)
         ]
+        user = queries.user[pairs.query[here]]
         truth = sp.csr_matrix(
             (np.ones(len(here)), (np.arange(len(here)), pairs.content[here])),
             shape=(len(here), len(data.examples.contents)),
@@ -85,10 +83,11 @@ def offline_report(release: Release, data: TrainingSet, *, queries_per_market: i
                 function, k = metrics.ranking_metric(name)
                 figures[name] = metrics.interval(function(hit[:, :k], np.ones(len(here), np.int64)))
             if pairs.propensity is not None:
-                user, weight = queries.user[pairs.query[here]], 1 / pairs.propensity[here]
+                weight = 1 / pairs.propensity[here]
                 figures[WEIGHTED] = metrics.mean_interval(hit.any(axis=1), user, weight)
+            people = len(np.unique(user))
             for name, value in figures.items():
-                rows.append(Row(data.examples.name, market, system, name, *value, len(here), seed))
+                rows.append(Row(data.examples.name, market, system, name, *value, people, seed))
         if data.examples.feedback == "impressions":
             count = IMPRESSIONS_PER_QUERY * queries_per_market
             rows += _impression_rows(cascade, data, place, count=count, seed=seed)
@@ -112,8 +111,7 @@ def _rankings(cascade: Cascade, data: TrainingSet, pairs: np.ndarray) -> dict[st
     own = data.examples.pairs.content[pairs]
     history = queries.history[query].astype(np.int64)
     seen = np.where(history == own[:, None], -1, history)
-    retrieval = cascade.run["retrieval"]
-    made |= retrieval(
+    made |= cascade.retrieval(
         query_vector=made["query_vector"],
         market_index=market,
         time=time,
@@ -125,14 +123,14 @@ def _rankings(cascade: Cascade, data: TrainingSet, pairs: np.ndarray) -> dict[st
         speaks=made["speaks"],
     )
     made["recent"] = history
-    made |= cascade.run["ranking"](**{s.name: made[s.name] for s in cascade.steps[3].inputs})
+    made |= cascade.apply("ranking", made)
     value = cascade.blend(made["probabilities"], made["candidates"], market)
     value = np.where(made["candidates"] >= 0, value, -np.inf)
     by_value = np.argsort(-value, axis=1, kind="stable")
-    shelf = retrieval.shelves[market[0]]
+    shelf = cascade.retrieval.shelves[market[0]]
     eligible = shelf.eligible(time, seen)
     popular = first_eligible(shelf.by_popularity, lambda at: eligible[:, at], len(time), 20)
-    cosine = made["query_vector"] @ cascade.run["reordering"].vectors[shelf.rows].T
+    cosine = made["query_vector"] @ cascade.reordering.vectors[shelf.rows].T
     near = nearest(np.where(eligible, cosine, -np.inf), 20)
     return {
         "popularity": np.where(popular >= 0, shelf.rows[popular], -1),
@@ -146,7 +144,7 @@ def _asked(
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """Queries int64[B] through the served query graph: its tensors, and their markets and times, int64[B]."""
     raw = raw_arrays(next(query_tables(data.examples, query)))
-    made = cascade.run["query"](**{s.name: raw[s.name] for s in cascade.steps[1].inputs})
+    made = cascade.apply("query", raw)
     queries = data.examples.queries
     market = queries.market[query].astype(np.int64)
     made |= {"market_index": market, "speaks": data.speaks[queries.user[query]]}
@@ -169,11 +167,11 @@ def _impression_rows(
     if not labels:
         return
     scores, raw = _impression_scores(cascade, data, logged)
-    asked = pairs.query[logged]
-    user, number = queries.user[asked], len(np.unique(asked))
+    user = queries.user[pairs.query[logged]]
+    people = len(np.unique(user))
 
     def row(system: str, metric: str, value: metrics.Interval) -> Row:
-        return Row(examples.name, examples.markets[market], system, metric, *value, number, seed)
+        return Row(examples.name, examples.markets[market], system, metric, *value, people, seed)
 
     for name, label in labels.items():
         if name in JUDGED:
@@ -196,17 +194,16 @@ def _impression_scores(
     column[by_query] = np.arange(len(pairs)) - np.repeat(np.cumsum(count) - count, count)
     candidates = np.full((len(query), int(count.max())), -1, np.int64)
     candidates[row, column] = contents
-    retrieval = cascade.run["retrieval"]
-    vectors = cascade.run["reordering"].vectors
+    vectors = cascade.reordering.vectors
     parts = []
     size = max(1, BATCH_PAIRS // candidates.shape[1])
     for start in range(0, len(query), size):
         some = candidates[start : start + size]
         made, market, time = _asked(cascade, data, query[start : start + size])
         history = data.examples.queries.history[query[start : start + size]].astype(np.int64)
-        made |= retrieval.describe(some, market, time, history, made["speaks"])
+        made |= cascade.retrieval.describe(some, market, time, history, made["speaks"])
         made["recent"] = history
-        made |= cascade.run["ranking"](**{s.name: made[s.name] for s in cascade.steps[3].inputs})
+        made |= cascade.apply("ranking", made)
         cosine = np.einsum("bd,bcd->bc", made["query_vector"], vectors[np.maximum(some, 0)])
         said = (cosine[..., None], made["probabilities"], made["ranker_probabilities"])
         parts.append(np.concatenate(said, axis=-1))

@@ -11,7 +11,7 @@ import numpy as np
 
 from evaluation.metrics import interval
 from evaluation.published import figures
-from evaluation.tasks import Benchmark, Progress, System
+from evaluation.tasks import Benchmark, ProgressLog, System
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Row:
         value: the figure.
         low: lower end of its interval; NaN where there is one user.
         high: upper end.
-        users: queries behind the figure.
+        users: different people behind the figure, however often each was asked.
         seed: of the system's training.
     """
 
@@ -45,7 +45,7 @@ def evaluate(
     benchmark: Benchmark,
     systems: Iterable[System],
     seeds: Sequence[int] = (0,),
-    progress: Progress | None = None,
+    progress: ProgressLog | None = None,
 ) -> Iterator[Row]:
     """Fits every system under every seed and yields each figure as soon as it is known.
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from evaluation.baselines import EASE, Baseline, Blended, GraphFilter, ItemKNN, Popularity
-from evaluation.tasks import Progress, Task
+from evaluation.tasks import ProgressLog, Task
 
 EASE_ITEMS = 12_000
 EASE_REGULARISATION = {"taobao": 30.0, "tiktok": 50.0}
@@ -31,7 +31,7 @@ class Collaborative:
         self.build = build
         self.auxiliary = auxiliary
 
-    def fit(self, task: Task, *, seed: int, progress: Progress | None = None) -> None:
+    def fit(self, task: Task, *, seed: int, progress: ProgressLog | None = None) -> None:
         """Fits the baseline to the task's training pairs."""
         interactions = task.matrix(task.target, *(task.auxiliary if self.auxiliary else ()))
         self.baseline = self.build(task).fit(interactions)
@@ -48,7 +48,7 @@ class ValidationKnown(Collaborative):
     The model is that of the training rows. Contents of validation rows are not listed again.
     """
 
-    def fit(self, task: Task, *, seed: int, progress: Progress | None = None) -> None:
+    def fit(self, task: Task, *, seed: int, progress: ProgressLog | None = None) -> None:
         """Fits the baseline to the task's training pairs, then tells it the validation pairs."""
         super().fit(task, seed=seed, progress=progress)
         self.wanted = task.validation()
@@ -74,7 +74,7 @@ class ItemRate:
     def __init__(self, prior: float = 10.0):
         self.prior = prior
 
-    def fit(self, task: Task, *, seed: int, progress: Progress | None = None) -> None:
+    def fit(self, task: Task, *, seed: int, progress: ProgressLog | None = None) -> None:
         """Counts rows and outcomes per item."""
         happened = task.train.positive(task.target)
         rows = np.bincount(task.train.item, minlength=task.items)
@@ -97,7 +97,7 @@ class MedianAmount:
         self.bins = bins
         self.name = "median" if bins == 1 else "median by duration"
 
-    def fit(self, task: Task, *, seed: int, progress: Progress | None = None) -> None:
+    def fit(self, task: Task, *, seed: int, progress: ProgressLog | None = None) -> None:
         """Takes the medians per bin; a bin without rows takes the median of all."""
         amount = task.train.outcomes[str(task.target)]
         duration = task.tables.contents["duration_s"].to_numpy()

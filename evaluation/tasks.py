@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from evaluation import metrics
 from market.tables import Tables
 
-Progress = Callable[[str], None]
+ProgressLog = Callable[[str], None]
 """Called with one line of text now and then while a system fits."""
 
 BLOCK_ENTRIES = 2**22
@@ -132,17 +132,17 @@ class System(Protocol):
 
     name: str
 
-    def fit(self, task: Task, *, seed: int, progress: Progress | None = None) -> None: ...
+    def fit(self, task: Task, *, seed: int, progress: ProgressLog | None = None) -> None: ...
 
     def score(self, users: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray: ...
 
 
 class Measure(NamedTuple):
-    """One metric of one exam: the figure, its 95 % interval and the number of queries behind it."""
+    """One metric of one exam: the figure, its 95 % interval and the number of different users behind it."""
 
     metric: str
     interval: metrics.Interval
-    queries: int
+    users: int
 
 
 @dataclass(frozen=True)
@@ -195,8 +195,8 @@ class Labelled:
         users: int64[Q], one query each; a user may have several.
         candidates: int64[Q, C].
         labels: float32[Q, C]: relevance 0 or 1, or an amount.
-        metrics: ranking metrics, averaged over queries, or pooled ones ("auc", "logloss", "ece", "mae"),
-            whose intervals are over users.
+        metrics: ranking metrics, averaged over queries, or pooled ones ("auc", "mae"), whose intervals are
+            over users.
         remark: added to the names of the metrics, such as "99 negatives".
     """
 
@@ -214,18 +214,19 @@ class Labelled:
         for start, stop in _blocks(shape[0], shape[1]):
             users, candidates = self.users[start:stop], self.candidates[start:stop]
             scores[start:stop] = _checked(system, system.score(users, candidates), candidates.shape)
+        people = len(np.unique(self.users))
         for name in self.metrics:
             if name == "mae":
-                people = np.repeat(self.users, shape[1])
-                value = metrics.absolute_error_interval(self.labels, scores, people)
-            elif name in metrics.POOLED:
-                value = metrics.bootstrap(metrics.POOLED[name], self.labels, scores, self.users, seed=0)
+                each = np.repeat(self.users, shape[1])
+                value = metrics.absolute_error_interval(self.labels, scores, each)
+            elif name == "auc":
+                value = metrics.bootstrap(metrics.auc, self.labels, scores, self.users, seed=0)
             else:
                 function, k = metrics.ranking_metric(name)
                 relevant = sp.csr_matrix(self.labels > 0)
                 hit = metrics.hits(metrics.top_k(scores, k), relevant)
                 value = metrics.interval(function(hit, np.diff(relevant.indptr)))
-            yield Measure(f"{name} ({self.remark})" if self.remark else name, value, shape[0])
+            yield Measure(f"{name} ({self.remark})" if self.remark else name, value, people)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from ensemble.build import BuildConfig
-from evaluation import metrics
 from evaluation.cascade import FullCascade, Released
 from evaluation.tasks import Benchmark
 
@@ -111,11 +110,11 @@ def tune(
 
 
 def judge(benchmark: Benchmark, cascade: FullCascade) -> float:
-    """The mean over the exams of each one's first metric; of errors and losses, what is least is highest."""
+    """The mean over the exams of each one's first metric; of errors, what is least is highest."""
     found = []
     for exam in benchmark.exams:
         measure = next(iter(exam.measure(cascade)))
-        falls = measure.metric.split()[0] in metrics.LOWER_IS_BETTER
+        falls = measure.metric.split()[0] == "mae"
         found.append(-measure.interval.mean if falls else measure.interval.mean)
     return float(np.mean(found))
 

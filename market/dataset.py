@@ -26,7 +26,7 @@ from market.tables import (
     Feedback,
     Problem,
     Split,
-    arrow_schema,
+    stored_schema,
     validate_entities,
     validate_impressions,
     validate_moments,
@@ -300,7 +300,7 @@ def _expect_later(ended: int | None, part: pd.DataFrame) -> int:
 
 
 def _write(file: Path, table: str, frame: pd.DataFrame) -> None:
-    schema = arrow_schema(table, frame)
+    schema = stored_schema(table, frame)
     parquet.write_table(arrow.Table.from_pandas(frame, schema, preserve_index=False), file)
 
 

@@ -256,7 +256,7 @@ def columns_of(table: str, frame: pd.DataFrame) -> dict[str, Column]:
     return declared | extras
 
 
-def arrow_schema(table: str, frame: pd.DataFrame) -> arrow.Schema:
+def stored_schema(table: str, frame: pd.DataFrame) -> arrow.Schema:
     """The types on disk of a validated `frame`."""
     return arrow.schema([(name, _ARROW[column.dtype]) for name, column in columns_of(table, frame).items()])
 

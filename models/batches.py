@@ -28,7 +28,7 @@ FORGOTTEN = ("user_id", "content_id")
 
 
 @dataclass(frozen=True)
-class Popularity:
+class PairPopularity:
     """Wanted outcomes of each content as a training pair may know them.
 
     With one cut by time, what happened in the trailing window before the query; otherwise the count over the
@@ -89,7 +89,7 @@ class TrainingSet:
 
     examples: Examples
     features: Features
-    popularity: Popularity
+    popularity: PairPopularity
     latest: np.ndarray
     created_at: np.ndarray | None
     graph: FittedGraph
@@ -202,7 +202,7 @@ def make_training_set(
         latest = np.stack(
             [events(np.full(n, market), np.arange(n), np.full(n, end + 1))[0] for market in range(markets)]
         )
-    popularity = Popularity(examples.popularity, events)
+    popularity = PairPopularity(examples.popularity, events)
     speaks = language_codes(examples)[2]
     seasons = Seasons.of(examples, season_s) if season_s else None
     if market_graphs is None:

@@ -74,7 +74,7 @@ class ItemGraphConfig:
 
 
 @dataclass(frozen=True)
-class Events:
+class InteractionMatrix:
     """What users wanted.
 
     Attributes:
@@ -87,7 +87,7 @@ class Events:
     day: np.ndarray | None = None
 
 
-def training_events(examples: Examples, events: int, last: int = TRAIN) -> Events:
+def training_events(examples: Examples, events: int, last: int = TRAIN) -> InteractionMatrix:
     """The last `events` contents that each user wanted in the parts up to `last`."""
     pairs = examples.pairs
     rows = np.flatnonzero(pairs.positive[: pairs.rows(last).stop])
@@ -106,7 +106,7 @@ def training_events(examples: Examples, events: int, last: int = TRAIN) -> Event
     starts = np.searchsorted(user[latest], np.arange(shape[0] + 1))
     ones = np.ones(int(latest.sum()), np.float32)
     matrix = sp.csr_matrix((ones, content[latest], starts), shape=shape)
-    return Events(matrix, time[latest] / 86400.0 if examples.has_time else None)
+    return InteractionMatrix(matrix, time[latest] / 86400.0 if examples.has_time else None)
 
 
 class FittedGraph(ABC):
@@ -298,7 +298,7 @@ class CoVisitation(FittedGraph):
     fits.
     """
 
-    def __init__(self, events: Events, config: ItemGraphConfig) -> None:
+    def __init__(self, events: InteractionMatrix, config: ItemGraphConfig) -> None:
         self.config, self.matrix, self.days = config, events.matrix, config.together_days
         count = np.maximum(np.diff(self.matrix.indptr), 1)
         self.share = (count.astype(np.float64) ** -config.exponents[0]).astype(np.float32)
@@ -381,7 +381,7 @@ class CoVisitation(FittedGraph):
         return np.where(common > 1e-6, edges, 0)
 
 
-class Blend(FittedGraph):
+class BlendedGraph(FittedGraph):
     """EASE, of all contents or of the most popular ones, and co-visitation beside it.
 
     Args:
@@ -450,12 +450,12 @@ def fit_item_graph(examples: Examples, config: ItemGraphConfig, last: int = TRAI
         ease = Ease(events.matrix, likeness(examples.contents), config)
         if not config.co_visitation:
             return ease
-        return Blend(ease, np.arange(contents), CoVisitation(events, config), config)
+        return BlendedGraph(ease, np.arange(contents), CoVisitation(events, config), config)
     visits = CoVisitation(events, config)
     if not config.popular:
         return visits
     chosen = np.sort(np.argsort(-visits.wanted, kind="stable")[: config.popular])
-    return Blend(Ease(events.matrix[:, chosen], None, config), chosen, visits, config)
+    return BlendedGraph(Ease(events.matrix[:, chosen], None, config), chosen, visits, config)
 
 
 def fit_market_graphs(examples: Examples, config: ItemGraphConfig, last: int = TRAIN) -> MarketGraphs:

@@ -383,12 +383,7 @@ def _train_one(
         predicted, truth = predict(model, valid)
         if drawn:
             return {"ndcg@20": _ndcg(predicted[:, 0], valid.content, len(judged))}
-        scores = {}
-        for place, task in enumerate(tasks):
-            actual = truth[:, place] > (np.median(truth[:, place]) if task == "watch" else 0)
-            if 0 < actual.sum() < len(actual):
-                scores[f"auc_{task}"] = float(roc_auc_score(actual, predicted[:, place]))
-        return scores | {"auc": float(np.mean(list(scores.values()))) if scores else 0.5}
+        return _aucs(predicted, truth, tasks)
 
     state = train(
         "ranker",
@@ -405,6 +400,17 @@ def _train_one(
     )
     fill_unseen(model, data, forgotten=FORGOTTEN if config.id_dropout else ())
     return model, state
+
+
+def _aucs(predicted: np.ndarray, truth: np.ndarray, tasks: Sequence[str]) -> dict[str, float]:
+    """AUC of each task that has both outcomes, by what was predicted [P, T] and what came [P, T], of watch
+    time whether it was above the median; and their mean, 0.5 where there is none."""
+    scores = {}
+    for place, task in enumerate(tasks):
+        actual = truth[:, place] > (np.median(truth[:, place]) if task == "watch" else 0)
+        if 0 < actual.sum() < len(actual):
+            scores[f"auc_{task}"] = float(roc_auc_score(actual, predicted[:, place]))
+    return scores | {"auc": float(np.mean(list(scores.values()))) if scores else 0.5}
 
 
 def _ndcg(score: np.ndarray, content: np.ndarray, positives: int) -> float:

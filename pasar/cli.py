@@ -11,7 +11,6 @@ import signal
 import sys
 import time as clock
 import warnings
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
@@ -213,10 +212,10 @@ def _report_table(rows: list) -> Any:
 
     systems = list(dict.fromkeys(row.system for row in rows))
     value = {(row.market, row.metric, row.system): row.value for row in rows}
-    queries = {(row.market, row.metric): row.users for row in rows}
+    users = {(row.market, row.metric): row.users for row in rows}
     return rows_table(
         "Held-out outcomes of each market",
-        ["market", "metric", "queries", *systems],
+        ["market", "metric", "users", *systems],
         [
             [
                 market,
@@ -227,7 +226,7 @@ def _report_table(rows: list) -> Any:
                     for system in systems
                 ],
             ]
-            for (market, metric), count in queries.items()
+            for (market, metric), count in users.items()
         ],
     )
 
@@ -306,85 +305,22 @@ def serve(
     """Serve a release on Triton until interrupted; a new release is taken with `pasar reload`."""
     import threading
 
+    from ensemble.serving import serve_release
     from pasar.settings import load_serve
-    from pasar.show import say
+    from pasar.show import say, warn
 
     settings = load_serve(config)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with served(release, run or release.parent / "serving", settings, state) as server, server.watch():
+    folder = run or release.parent / "serving"
+    with serve_release(release, folder, settings, state, warn=warn) as server, server.watch():
         say(
             f"serving {release} at {server.grpc_url} (gRPC), {server.http_url} (HTTP), "
             f"{server.metrics_url}/metrics; Ctrl-C stops"
         )
         server.wait(stop)
     say("stopped")
-
-
-@contextlib.contextmanager
-def served(release: Path, run: Path, settings: Any, state: Path | None = None) -> Iterator[Any]:
-    """A Triton server of a release while the context lasts; its repository is made anew under `run`.
-
-    Args:
-        state: folder of the live state, made where it does not exist; None serves without one.
-
-    Raises:
-        FolderInUse: another server works in `run`, or its `repository` is none.
-    """
-    import dataclasses
-
-    from ensemble.blending import Blend
-    from ensemble.cascade import served_steps
-    from ensemble.plan import Plan
-    from ensemble.release import Release
-    from ensemble.repository import CONFIG, write_repository
-    from ensemble.server import TritonServer
-    from ensemble.stages.events import Events
-    from ensemble.steering import without_effect
-    from ensemble.wire import WIRE_REQUEST, wire_reply
-    from market.folders import expect_own, only_user, remove, tidy
-    from pasar.show import warn
-    from supply.journal import Journal
-
-    elsewhere = "choose another folder with --run"
-    opened = Release.open(release)
-    plan, repository = Plan.of(opened), run / "repository"
-    Blend(opened)  # refuses weights under which nothing is worth showing
-    for text in without_effect(opened, settings.rules):
-        warn(text)
-    options = {"rules": json.dumps(dataclasses.asdict(settings.rules))}
-    if state is not None:
-        Journal(state).compact()
-        options["state"] = str(state.resolve())
-    cores = len(os.sched_getaffinity(0)) if settings.one_process else 1
-    with only_user(run, elsewhere):
-        tidy(repository)
-        expect_own(repository, f"*/{CONFIG}", elsewhere)
-        remove(repository)
-        write_repository(
-            repository,
-            release,
-            served_steps(plan, one_process=settings.one_process),
-            WIRE_REQUEST,
-            wire_reply(plan),
-            max_batch=settings.max_batch,
-            delay_us=settings.delay_us,
-            instances=settings.instances or cores,
-            threads=settings.threads,
-            beside=() if state is None else (Events.step(),),
-            options=options,
-        )
-        with TritonServer(
-            repository,
-            log=run / "triton.log",
-            host=settings.host,
-            grpc_port=settings.grpc_port or None,
-            http_port=settings.http_port or None,
-            metrics_port=settings.metrics_port or None,
-            startup_deadline_s=settings.startup_deadline_s,
-        ) as server:
-            yield server
 
 
 @app.command()
@@ -729,7 +665,7 @@ def cold_market(
     if json_file:
         write_rows(json_file, rows)
     played = max(row.users for row in rows)
-    console.print(_compared(f"{market}, {played:,} requests of the test days", rows, rows[0].system))
+    console.print(_compared(f"{market}, {played:,} users on the test days", rows, rows[0].system))
 
 
 @app.command("ablate-ranker")
@@ -753,7 +689,8 @@ def ablate_ranker(
     with reporter() as report:
         data = build_training_set(dataset, out / "work", settings.build, step=report.step)
         report.step("rankers")
-        rows = list(ablate_ranker(data, settings.build.ranker, seed or (1, 2, 3), report.training))
+        seeds = seed or (1, 2, 3)
+        rows = list(ablate_ranker(data, settings.build.ranker, seeds, report.training))
     if json_file:
         write_rows(json_file, rows)
     found = {(row.system, row.metric): row for row in rows}
@@ -763,7 +700,7 @@ def ablate_ranker(
         more = found[system, "auc over plain"]
         means = (f"{found[system, metric].value:.4f}" for metric in metrics)
         table.append([system, *means, f"{more.value:+.4f} ({more.low:+.4f} to {more.high:+.4f})"])
-    title = f"Validation AUC by task, mean of {rows[0].users} seeds"
+    title = f"Validation AUC by task, mean of {len(seeds)} seeds"
     console.print(rows_table(title, ["ranker", *metrics, "auc over plain"], table))
 
 
@@ -788,8 +725,9 @@ def demo(
     import dataclasses
 
     from ensemble.client import FeedRequest, connect
+    from ensemble.serving import serve_release
     from pasar.settings import load
-    from pasar.show import console, say, slate_tables
+    from pasar.show import console, say, slate_tables, warn
 
     settings = load(config)
     start = clock.monotonic()
@@ -802,7 +740,7 @@ def demo(
     users = examples.users.assign(active=active).sort_values("active", ascending=False, kind="stable")
     chosen = users.groupby("market", sort=True).head(2)
     free = dataclasses.replace(settings.serve, grpc_port=0, http_port=0, metrics_port=0)
-    with served(out / "release", out / "serving", free) as server:
+    with serve_release(out / "release", out / "serving", free, warn=warn) as server:
         say(f"Triton serves {out / 'release'} at {server.grpc_url}")
         with connect(server.grpc_url) as client:
             for market, people in chosen.groupby("market"):

@@ -9,14 +9,11 @@ import sys
 import textwrap
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-
-from market.knobs import expect
-from supply.rules import Rules
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,6 +23,7 @@ else:
 if typing.TYPE_CHECKING:
     from ensemble.build import BuildConfig
     from ensemble.plan import CascadeConfig
+    from ensemble.serving import ServeConfig
     from market.world import WorldConfig
 
 FILE = "pasar.toml"
@@ -37,48 +35,10 @@ class SettingsError(ValueError):
     """A settings file that cannot be used; the text names the knob, what it got and what it allows."""
 
 
-@dataclass(frozen=True)
-class ServeConfig:
-    """Knobs of the server.
-
-    Attributes:
-        host: address to listen on.
-        grpc_port: port of gRPC; 0 takes a free one.
-        http_port: port of HTTP; 0 takes a free one.
-        metrics_port: port of Prometheus metrics; 0 takes a free one.
-        max_batch: requests that one run of a step may hold (requests).
-        delay_us: time that a request may wait for others to share its run (microseconds).
-        one_process: run all steps of a request in one process, the fastest way on a CPU; false makes each
-            step a model of its own, as a GPU host needs, where Triton runs the graphs itself.
-        instances: processes of each Python step (processes); 0 takes one for each core where a process runs
-            all steps, else one.
-        threads: ONNX Runtime's threads for each graph that is a model of its own (threads).
-        startup_deadline_s: time until every step must be ready (seconds).
-        rules: what may not be shown where.
-    """
-
-    host: str = "127.0.0.1"
-    grpc_port: int = 8001
-    http_port: int = 8000
-    metrics_port: int = 8002
-    max_batch: int = 64
-    delay_us: int = 0
-    one_process: bool = True
-    instances: int = 0
-    threads: int = 1
-    startup_deadline_s: float = 60.0
-    rules: Rules = field(default_factory=Rules)
-
-    def __post_init__(self) -> None:
-        expect(self, "serve", "grpc_port http_port metrics_port", least=0, most=65_535)
-        expect(self, "serve", "max_batch threads", least=1)
-        expect(self, "serve", "delay_us instances", least=0)
-        expect(self, "serve", "startup_deadline_s", above=0)
-
-
 def schema() -> dict[str, type]:
     """Section name → dataclass. Importing the build imports the training stack, so it happens here."""
     from ensemble.build import BuildConfig
+    from ensemble.serving import ServeConfig
     from market.world import WorldConfig
 
     return dict(zip(SECTIONS, (WorldConfig, BuildConfig, ServeConfig)))
@@ -90,7 +50,7 @@ class Settings:
 
     world: WorldConfig
     build: BuildConfig
-    serve: ServeConfig = field(default_factory=ServeConfig)
+    serve: ServeConfig
 
 
 def load(path: Path | None = None) -> Settings:
@@ -125,6 +85,8 @@ def load_build(data_set: str, path: Path | None = None) -> BuildConfig:
 
 def load_serve(path: Path | None = None) -> ServeConfig:
     """The server's knobs alone, read without importing what builds releases."""
+    from ensemble.serving import ServeConfig
+
     content, where = _content(path)
     return _read(ServeConfig, content.get("serve", {}), where, "serve")
 

@@ -189,14 +189,13 @@ def serve(
     rules: Rules | None = None,
 ) -> AbstractContextManager[TritonServer]:
     """A Triton server of a release, on free ports."""
-    from pasar.cli import served
-    from pasar.settings import ServeConfig
+    from ensemble.serving import ServeConfig, serve_release
     from supply.rules import Rules
 
     settings = ServeConfig(
         grpc_port=0, http_port=0, metrics_port=0, one_process=one_process, rules=rules or Rules()
     )
-    return served(release.path, folder, settings, state)
+    return serve_release(release.path, folder, settings, state)
 
 
 @pytest.fixture(scope="session")

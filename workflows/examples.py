@@ -8,7 +8,7 @@ log may be larger than memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -471,34 +471,7 @@ def build_examples(
     user, market, content = np.asarray(log.user), np.asarray(log.market), np.asarray(log.content)
     available = _available(contents, markets)
     _expect_contents(markets, available, market[positive])
-
-    # One query a request; where requests were not logged every impression is a query of its own.
-    first, query_of = requests_of(log)
-    by_split = np.argsort(split_of[first], kind="stable")
-    place = np.empty(len(first), np.int64)
-    place[by_split] = np.arange(len(first))
-    first = first[by_split]
-
-    event = np.flatnonzero(positive)
-    history = build_history(
-        user[event],
-        order[event],
-        content[event],
-        user[first],
-        order[first],
-        history_length,
-        folder / "history.npy",
-    )
-    if log.time is None and log.request is None:
-        own = np.flatnonzero(split_of == TRAIN)
-        history[place[own]] = other_events(user[own], order[own], content[own], positive[own], history_length)
-    queries = Queries(
-        user=user[first],
-        market=market[first],
-        time=np.asarray(log.time)[first] if log.time is not None else np.full(len(first), NO_TIME),
-        split=split_of[first],
-        history=history,
-    )
+    queries, query_of = _queries(log, split_of, order, positive, history_length, folder / "history.npy")
 
     def latest(events: np.ndarray, length: int, name: str) -> np.ndarray:
         everyone = np.arange(len(users))
@@ -506,27 +479,12 @@ def build_examples(
         file = folder / f"latest_{name}.npy"
         return build_history(user[events], order[events], content[events], everyone, end, length, file)
 
-    # A log that is cut by time is in order already: its arrays stay mapped, which a large log needs.
-    in_order = bool((split_of[1:] >= split_of[:-1]).all())
-    by_split = np.zeros(0, np.int64) if in_order else np.argsort(split_of, kind="stable")
-
-    def ordered(values: np.ndarray) -> np.ndarray:
-        return values if in_order else values[by_split]
-
     outcomes = log.outcomes
     if live_window_s:
         if log.time is None:
             raise ValueError("live_window_s needs a `time` column in impressions; set it to 0")
         live = np.flatnonzero((contents["kind"].to_numpy() == "live")[content])
         outcomes = over_windows(outcomes, live, user, content, log.time, split_of, live_window_s)
-    pairs = Pairs(
-        query=ordered(place[query_of]),
-        content=ordered(content),
-        positive=ordered(positive),
-        outcomes={name: ordered(values) for name, values in outcomes.items()},
-        split=ordered(split_of),
-        propensity=None if log.propensity is None else ordered(log.propensity),
-    )
     train = positive & (split_of == TRAIN)
     popularity = np.zeros((len(markets), len(contents)), np.float32)
     np.add.at(popularity, (market[train], content[train]), 1.0)
@@ -538,15 +496,75 @@ def build_examples(
         users=users,
         contents=contents,
         queries=queries,
-        pairs=pairs,
+        pairs=_pairs(log, split_of, positive, query_of, outcomes),
         available=available,
         popularity=popularity,
-        latest_history=latest(event, history_length, "history"),
+        latest_history=latest(np.flatnonzero(positive), history_length, "history"),
         latest_seen=latest(np.flatnonzero(log.finished), seen_length, "seen"),
         drawn=dataset.split == "given" and not (np.asarray(log.split) == VALID).any(),
         end=int(log.time.max()) + 1 if log.time is not None and len(log.time) else 0,
         has_time=log.time is not None,
         moments=read_moments(contents, dataset.moments()),
+    )
+
+
+def _queries(
+    log: Log, split_of: np.ndarray, order: np.ndarray, positive: np.ndarray, history_length: int, file: Path
+) -> tuple[Queries, np.ndarray]:
+    """The queries, part by part, and which one each impression is of, int64[P].
+
+    One query a request; where requests were not logged every impression is a query of its own.
+
+    Args:
+        split_of, order: as of `assign_splits`.
+        positive: bool[P], which impressions are events of a history.
+        file: where the histories are mapped from.
+    """
+    user, content = np.asarray(log.user), np.asarray(log.content)
+    first, request_of = requests_of(log)
+    by_split = np.argsort(split_of[first], kind="stable")
+    place = np.empty(len(first), np.int64)
+    place[by_split] = np.arange(len(first))
+    first = first[by_split]
+    event = np.flatnonzero(positive)
+    history = build_history(
+        user[event], order[event], content[event], user[first], order[first], history_length, file
+    )
+    if log.time is None and log.request is None:
+        own = np.flatnonzero(split_of == TRAIN)
+        history[place[own]] = other_events(user[own], order[own], content[own], positive[own], history_length)
+    queries = Queries(
+        user=user[first],
+        market=np.asarray(log.market)[first],
+        time=np.asarray(log.time)[first] if log.time is not None else np.full(len(first), NO_TIME),
+        split=split_of[first],
+        history=history,
+    )
+    return queries, place[request_of]
+
+
+def _pairs(
+    log: Log,
+    split_of: np.ndarray,
+    positive: np.ndarray,
+    query_of: np.ndarray,
+    outcomes: Mapping[str, np.ndarray],
+) -> Pairs:
+    """The impressions, part by part."""
+    # A log that is cut by time is in order already: its arrays stay mapped, which a large log needs.
+    in_order = bool((split_of[1:] >= split_of[:-1]).all())
+    by_split = np.zeros(0, np.int64) if in_order else np.argsort(split_of, kind="stable")
+
+    def ordered(values: np.ndarray) -> np.ndarray:
+        return values if in_order else values[by_split]
+
+    return Pairs(
+        query=ordered(query_of),
+        content=ordered(np.asarray(log.content)),
+        positive=ordered(positive),
+        outcomes={name: ordered(values) for name, values in outcomes.items()},
+        split=ordered(split_of),
+        propensity=None if log.propensity is None else ordered(log.propensity),
     )
 
 

@@ -53,7 +53,7 @@ def fit(workflow: nvt.Workflow, tables: Iterable[pa.Table], schema: Schema | Non
         ValueError: there is no table, a table lacks a column, or a category has no value.
     """
     if schema is None:
-        schema = arrow_schema(_first(tables).schema)
+        schema = merlin_schema(_first(tables).schema)
     statistics = workflow.graph.get_nodes_by_op_type([workflow.output_node], ops.StatOperator)
     clear_stats(workflow.graph)
     workflow.fit_schema(schema)
@@ -94,7 +94,7 @@ def _fit_by_nvtabular(workflow: nvt.Workflow, tables: Iterable[pa.Table], schema
     return workflow.fit(nvt.Dataset(pa.concat_tables(tables).to_pandas(), schema=schema))
 
 
-def arrow_schema(schema: pa.Schema) -> Schema:
+def merlin_schema(schema: pa.Schema) -> Schema:
     """The Merlin schema of an Arrow table, without tags."""
     columns = []
     for field in schema:

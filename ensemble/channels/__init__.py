@@ -156,7 +156,7 @@ class Shelf:
 
 
 @dataclass(frozen=True)
-class Asked:
+class MarketQueries:
     """Requests from one market.
 
     Attributes:
@@ -179,9 +179,9 @@ class Asked:
     followed: np.ndarray
     tired: np.ndarray
 
-    def of(self, rows: np.ndarray) -> Asked:
+    def of(self, rows: np.ndarray) -> MarketQueries:
         """Some of the requests, int64[k], ascending."""
-        return Asked(
+        return MarketQueries(
             self.shelf,
             self.query_vector[rows],
             self.time[rows],
@@ -229,7 +229,7 @@ class Asked:
 class Source(Protocol):
     """A channel."""
 
-    def __call__(self, asked: Asked, count: int) -> np.ndarray:
+    def __call__(self, asked: MarketQueries, count: int) -> np.ndarray:
         """At most `count` eligible places of the shelf for each request, each once, best first: int64[b,
         <=count]; -1 fills, at the end."""
         ...

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ensemble.channels import Asked, in_turn
+from ensemble.channels import MarketQueries, in_turn
 
 
-def cart(asked: Asked, count: int) -> np.ndarray:
+def cart(asked: MarketQueries, count: int) -> np.ndarray:
     """Contents of the own history that may be shown again, newest first, as `ensemble.channels.Source` says.
 
     Of what somebody wanted only contents that are no further than a cart are not among those already seen.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ensemble.channels import Asked, in_turn
+from ensemble.channels import MarketQueries, in_turn
 
 
-def followed(asked: Asked, count: int) -> np.ndarray:
+def followed(asked: MarketQueries, count: int) -> np.ndarray:
     """Contents of followed sellers, newest first, as `ensemble.channels.Source` says."""
     shelf = asked.shelf
     row, place = shelf.of(asked.followed)

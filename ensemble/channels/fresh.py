@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ensemble.channels import Asked, first_eligible
+from ensemble.channels import MarketQueries, first_eligible
 
 
-def fresh(asked: Asked, count: int) -> np.ndarray:
+def fresh(asked: MarketQueries, count: int) -> np.ndarray:
     """The newest of the little exposed contents, as `ensemble.channels.Source` says."""
     return first_eligible(asked.shelf.running(asked.time)[0], asked.may, len(asked.time), count)

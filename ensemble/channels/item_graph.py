@@ -6,10 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from ensemble.channels import NONE, Asked
+from ensemble.channels import NONE, MarketQueries
 
 
-def item_graph(asked: Asked, count: int) -> np.ndarray:
+def item_graph(asked: MarketQueries, count: int) -> np.ndarray:
     """Contents to which the edges from the latest ones add up most, as `ensemble.channels.Source` says."""
     reach = asked.affinity
     place = asked.shelf.place[reach.content]

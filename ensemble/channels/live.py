@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from ensemble.channels import NONE, Asked, first_kept, nearest
+from ensemble.channels import NONE, MarketQueries, first_kept, nearest
 
 PRIOR_S = 600
 """Seconds for which a room must have been open until its own viewers count as much as those of the others."""
 
 
-def live(asked: Asked, count: int) -> np.ndarray:
+def live(asked: MarketQueries, count: int) -> np.ndarray:
     """Open rooms by viewers, as `ensemble.channels.Source` says; of equal ones the newest first.
 
     A room that has just opened has few viewers whatever it is worth, so its number is drawn to the mean of

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ensemble.channels import Asked, first_eligible
+from ensemble.channels import MarketQueries, first_eligible
 
 
-def trending(asked: Asked, count: int) -> np.ndarray:
+def trending(asked: MarketQueries, count: int) -> np.ndarray:
     """Contents of the highest `market.statistics.trend`, as `ensemble.channels.Source` says."""
     return first_eligible(asked.shelf.by_trend, asked.may, len(asked.time), count)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from ensemble.channels import NONE, Asked, first_kept
+from ensemble.channels import NONE, MarketQueries, first_kept
 
 #: Contents that are searched for, as multiples of those wanted: some were seen, or have ended.
 SEARCHED = 1.5
 
 
-def two_tower(asked: Asked, count: int) -> np.ndarray:
+def two_tower(asked: MarketQueries, count: int) -> np.ndarray:
     """Contents of the highest cosine with the query, as `ensemble.channels.Source` says."""
     index = asked.shelf.index
     if index.tuning is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic_ns
 from typing import Any
 
@@ -92,13 +92,19 @@ class Reordering:
 
     The rules are in `ensemble.rules`, their order in `CascadeConfig.rules`. What weighs against difference is
     the value scaled to [0, 1] within a request's pool.
+
+    Args:
+        config: other knobs than the release's own, such as fewer rules.
     """
 
     name = "reordering"
 
-    def __init__(self, release: Release, steering: Steering = NOTHING) -> None:
-        self.plan = Plan.of(release)
-        config = self.plan.config
+    def __init__(
+        self, release: Release, steering: Steering = NOTHING, config: CascadeConfig | None = None
+    ) -> None:
+        own = Plan.of(release)
+        config = config or own.config
+        self.plan = replace(own, config=config)
         self.eligibility = eligibility(release, steering)
         self.content_id = release.array("text_content_id.npy")
         self.vectors = release.array("content_vectors.npy")

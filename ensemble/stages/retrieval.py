@@ -7,7 +7,7 @@ from time import monotonic_ns
 
 import numpy as np
 
-from ensemble.channels import NONE, Asked, Channel, Shelf, Source
+from ensemble.channels import NONE, Channel, MarketQueries, Shelf, Source
 from ensemble.channels.cart import cart
 from ensemble.channels.followed import followed as followed_sellers
 from ensemble.channels.fresh import fresh
@@ -68,7 +68,7 @@ class Retrieval:
             )
             for m in range(len(self.plan.markets))
         ]
-        self._update(np.arange(len(self.created_at)))
+        self.update_shelves(np.arange(len(self.created_at)))
         self.moments: Moments = CurrentMoments(self.eligibility, release.array("text_kind.npy") == "live")
         # A market without a log has its neighbours' popularity, which is no event of its own.
         self.popularity, self.world = popularity, release.array("popularity_world.npy")
@@ -238,7 +238,7 @@ class Retrieval:
             ranker reads them, and what `_beside` says.
         """
         if len(changed := self.eligibility.refresh()):
-            self._update(changed)
+            self.update_shelves(changed)
         size = self.plan.config.retrieved
         candidates = np.full((len(query_vector), size), NONE, np.int64)
         score = np.zeros((len(query_vector), size), np.float32)
@@ -249,7 +249,7 @@ class Retrieval:
             shelf = self.shelves[market]
             if not len(shelf.rows):
                 continue
-            asked = Asked(
+            asked = MarketQueries(
                 shelf,
                 query_vector[here],
                 time[here],
@@ -291,7 +291,9 @@ class Retrieval:
             made["conversion"] = np.where(candidates >= 0, of_content, np.float32(0))
         return made
 
-    def _found(self, asked: Asked, size: int, *, first: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def _found(
+        self, asked: MarketQueries, size: int, *, first: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """What the channels bring, merged; as `merge` says.
 
         Args:
@@ -303,7 +305,8 @@ class Retrieval:
         proposed = [source(asked, min(n, size)) for source, n in zip(self.channels.values(), counts)]
         return merge(proposed, quotas, tuple(self.channels), size)
 
-    def _update(self, changed: np.ndarray) -> None:
+    def update_shelves(self, changed: np.ndarray) -> None:
+        """Take over what the eligibility says of contents int64[*], which may have changed."""
         now = self.eligibility
         for market, shelf in enumerate(self.shelves):
             # The index is of all that is sold in the market; what its rules forbid is there, but never open.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.plan import DIVERSITIES, FILE, KINDS, LIMITS, QUOTAS, CascadeConfig, Column, Plan, Slot
+from ensemble.plan import DIVERSITIES, FILE, KINDS, LIMITS, QUOTAS, CascadeConfig, Plan, QueryColumn, Slot
 from ensemble.preranking import BIAS, CONTENTS, HIDDEN, OUT, QUERY
 from ensemble.release import Release, ReleaseWriter
 from ensemble.search import MarketIndex, write_indexes
@@ -23,16 +23,16 @@ START, END = 1_772_400_000, 1_772_500_000
 DIM, HISTORY, NEIGHBOURS = 3, 5, 4
 NEVER = np.iinfo(np.int64).max
 COLUMNS = (
-    Column("user_id", "string", "request"),
-    Column("language", "string", "user"),
-    Column("age", "integer", "user"),
-    Column("spend", "number", "user"),
-    Column("market", "string", "request"),
-    Column("hour", "integer", "context"),
-    Column("days_to_payday", "number", "context"),
-    Column("hist_content_id", "string", "history"),
-    Column("hist_seller_id", "string", "history"),
-    Column("history_length", "number", "request"),
+    QueryColumn("user_id", "string", "request"),
+    QueryColumn("language", "string", "user"),
+    QueryColumn("age", "integer", "user"),
+    QueryColumn("spend", "number", "user"),
+    QueryColumn("market", "string", "request"),
+    QueryColumn("hour", "integer", "context"),
+    QueryColumn("days_to_payday", "number", "context"),
+    QueryColumn("hist_content_id", "string", "history"),
+    QueryColumn("hist_seller_id", "string", "history"),
+    QueryColumn("history_length", "number", "request"),
 )
 
 

@@ -36,6 +36,22 @@ def test_a_reply_is_as_declared(cascade, small_release):
         assert made[spec.name].shape == (5, *spec.shape)
 
 
+def test_steps_one_by_one_make_the_reply_of_all(cascade, small_release):
+    request = requests(small_release, 5)
+    made = cascade.up_to("query", request)
+    assert "query_vector" in made
+    assert "candidates" not in made
+    for name in ("retrieval", "ranking", "reordering"):
+        made |= cascade.apply(name, made)
+    for name, array in cascade(request).items():
+        np.testing.assert_array_equal(made[name], array, err_msg=name)
+
+
+def test_a_step_that_is_not_there_is_told_with_those_that_are(cascade, small_release):
+    with pytest.raises(ValueError, match="no step is named 'rank'; there are user_state, query, retrieval"):
+        cascade.up_to("rank", requests(small_release, 5))
+
+
 def test_only_eligible_contents_are_served_and_none_twice(cascade, small_release):
     request = requests(small_release, 64, seed=1)
     served = cascade(request)["content_id"]
@@ -164,7 +180,7 @@ def test_the_funnel_loses_nothing_on_its_way(cascade, small_release):
             assert min(stage.dropped.values(), default=1) > 0
         assert [stage.kept for stage in funnel[:-1]] == [stage.took for stage in funnel[1:]]
         market, time = cascade.plan.markets.index(request["market"][row]), request["time"][row]
-        shelf = cascade.run["retrieval"].shelves[market]
+        shelf = cascade.retrieval.shelves[market]
         assert funnel[0].took == len(shelf.rows)
         stocked = small_release.array("stock.npy")[shelf.rows] != 0
         assert funnel[0].dropped.get("sold out", 0) == (~stocked).sum()

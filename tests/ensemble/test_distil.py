@@ -81,7 +81,7 @@ def test_the_weights_are_in_the_release_and_the_graph_reads_what_they_need(stack
 
 
 def test_drawn_candidates_are_of_the_market_unknown_to_the_user_and_hold_what_is_wanted(stacked):
-    retrieval, random = Cascade(stacked).run["retrieval"], np.random.default_rng(0)
+    retrieval, random = Cascade(stacked).retrieval, np.random.default_rng(0)
     contents, queries = len(stacked.array("created_at.npy")), 12
     market = random.integers(0, len(retrieval.shelves), queries)
     seen = random.integers(-1, contents, (queries, 30))

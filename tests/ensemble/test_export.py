@@ -29,7 +29,7 @@ from models.ranker import predict, task_labels, train_ranker
 from models.seasons import Seasons
 from models.two_tower import encode, train_two_tower
 from tests.ensemble.asking import requests
-from workflows.examples import TEST, TRAIN, query_tables, user_frame
+from workflows.examples import TEST, TRAIN, content_frame, query_tables, user_frame
 
 pytestmark = pytest.mark.slow
 
@@ -55,14 +55,10 @@ def test_pairs(small_build):
     return rows, raw_arrays(next(query_tables(examples, examples.pairs.query[rows])))
 
 
-def query_step(cascade, raw):
-    return cascade.run["query"](**{spec.name: raw[spec.name] for spec in cascade.steps[1].inputs})
-
-
 def test_the_query_graph_says_what_the_query_tower_says(small_build, small_release, models, test_pairs):
     rows, raw = test_pairs
     data = small_build.built.data
-    made = query_step(Cascade(small_release), raw)["query_vector"]
+    made = Cascade(small_release).apply("query", raw)["query_vector"]
     expected = encode(models[0].query_encoder, data.query_arrays(data.examples.pairs.query[rows]))
     np.testing.assert_allclose(made, expected, atol=1e-5)
 
@@ -76,9 +72,9 @@ def test_the_graphs_say_what_the_ranker_says_from_raw_columns_on(
     batches = RankingBatches(data, rows, labels, batch_size=64, shuffle=False)
     expected, _ = predict(ranker, batches)
     cascade = Cascade(small_release)
-    made = query_step(cascade, raw)
+    made = cascade.apply("query", raw)
     query, content = data.examples.pairs.query[rows], data.examples.pairs.content[rows]
-    retrieval = cascade.run["retrieval"]
+    retrieval = cascade.retrieval
     served = retrieval.describe(
         content[:, None].astype(np.int64),
         data.examples.queries.market[query].astype(np.int64),
@@ -133,7 +129,7 @@ def test_the_content_graph_reproduces_the_vectors_and_the_content_tower(small_bu
 def test_a_served_user_is_the_user_of_the_examples(small_build, small_release):
     """What user-state writes for a stored user equals the raw columns that training would read."""
     examples = small_build.built.data.examples
-    stage, plan = Cascade(small_release).run["user_state"], Plan.of(small_release)
+    stage, plan = Cascade(small_release).user_state, Plan.of(small_release)
     users = examples.users.head(20)
     made = stage(
         user_id=users["user_id"].to_numpy(object),
@@ -172,8 +168,16 @@ def test_moments_and_groups_that_are_unknown_have_their_own_codes():
     contents = pd.DataFrame({"ended_at": pd.array([5, None], "Int64"), "seller_id": ["b", None]})
     assert ensemble.export.whole_numbers(contents, "ended_at", 99).tolist() == [5, 99]
     assert ensemble.export.whole_numbers(contents, "created_at", 0).tolist() == [0, 0]
-    assert ensemble.export._codes(contents, "seller_id").tolist() == [0, -1]
-    assert ensemble.export._codes(contents, "category").tolist() == [-1, -1]
+    assert ensemble.export._seller_codes(contents).tolist() == [0, -1]
+    assert ensemble.export._seller_codes(contents.drop(columns="seller_id")).tolist() == [-1, -1]
+
+
+def test_prices_and_categories_of_a_release_are_those_of_the_catalogue(small_build, small_release):
+    contents = content_frame(small_build.built.data.examples.contents)
+    price, category = (small_release.array(f"{name}.npy") for name in ("price_usd", "category_code"))
+    assert (price.dtype, category.dtype) == (np.float32, np.int32)
+    np.testing.assert_array_equal(price, contents["price_usd"])
+    np.testing.assert_array_equal(category, pd.factorize(contents["category"], sort=True)[0])
 
 
 def test_every_market_is_indexed_with_its_contents_and_tuned_with_queries_logged_there(
@@ -393,7 +397,7 @@ def test_a_release_that_knows_seasons_counts_as_training_does(small_build, model
     cascade, (rows, _) = Cascade(release), test_pairs
     query, content = examples.pairs.query[rows], examples.pairs.content[rows]
     queries = examples.queries
-    served = cascade.run["retrieval"].describe(
+    served = cascade.retrieval.describe(
         content[:, None].astype(np.int64),
         queries.market[query].astype(np.int64),
         queries.time[query],
@@ -414,9 +418,7 @@ def test_a_release_that_knows_seasons_counts_as_training_does(small_build, model
     asking = requests(release, 40, seed=3)
     asking["history"][::2] = ""
     assert (cascade(asking)["content_id"] != "").any()
-    names = [spec.name for spec in cascade.steps[0].inputs]
-    state = cascade.run["user_state"]
-    made = state(**{name: asking[name] for name in names})["since"]
+    state, made = cascade.user_state, cascade.apply("user_state", asking)["since"]
     row = state.users(asking["user_id"])
     stays = (row >= 0) & (state.contents(asking["history"]) < 0).all(axis=1)
     stored = np.minimum(seasons.latest[row], asking["time"])

@@ -26,8 +26,8 @@ def test_a_graph_says_on_the_gpu_what_it_says_on_the_cpu(name, small_release: Re
     cascade = Cascade(small_release)
     made = requests(small_release, ROWS)
     for step in cascade.steps:
-        inputs = {column: made[column] for column in cascade.inputs[step.name]}
-        expected = cascade.run[step.name](**inputs)
+        inputs = cascade.read(step.name, made)
+        expected = cascade.apply(step.name, made)
         if step.name == name:
             break
         made |= expected

@@ -1,8 +1,11 @@
 """Each ablation takes away what its name says, and nothing else."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from ensemble.adjust import adjust
 from ensemble.channels import Channel
 from evaluation.ablations import ABLATIONS, FULL, ablate, blind_to_moments
 from evaluation.closed_loop import ALL, EXPECTED, Asked, Player, held_out_requests
@@ -65,13 +68,10 @@ def test_a_channel_left_out_brings_nothing(player, small_build, channel):
 
 def test_without_calibration_probabilities_are_those_of_the_ranker(player, small_build):
     made = retrieved(player, small_build)
-    ranking = player.cascade.run["ranking"]
-    (step,) = (step for step in player.cascade.steps if step.name == "ranking")
-    inputs = {spec.name: made[spec.name] for spec in step.inputs}
-    ranker = ranking_and_ranker(player.release, threads=1)(**inputs)
-    calibrated = ranking(**inputs)["probabilities"]
+    ranker = ranking_and_ranker(player.release, threads=1)(**player.cascade.read("ranking", made))
+    calibrated = player.cascade.apply("ranking", made)["probabilities"]
     ABLATIONS["no calibration"](player)
-    said = player.cascade.run["ranking"](**inputs)
+    said = player.cascade.apply("ranking", made)
     assert list(said) == ["probabilities"]
     np.testing.assert_allclose(said["probabilities"], ranker["ranker_probabilities"], rtol=1e-5)
     np.testing.assert_allclose(calibrated, ranker["probabilities"], rtol=1e-5)
@@ -95,7 +95,6 @@ def test_with_caps_alone_slates_are_those_of_who_asks_for_no_diversity(player, s
 
 def test_without_caps_and_diversity_a_slate_is_the_best_by_value(player, small_build):
     ABLATIONS["no re-ordering diversity"](player)
-    reordering = player.cascade.run["reordering"]
     made = retrieved(player, small_build)
     count = len(made["candidates"])
     random = np.random.default_rng(0)
@@ -105,11 +104,24 @@ def test_without_caps_and_diversity_a_slate_is_the_best_by_value(player, small_b
         "exposed": np.repeat(made["candidates"][:, :3], 3, axis=1),
         "diversity": np.full(count, 0.5, np.float32),
     }
-    names = [spec.name for spec in reordering.step(player.cascade.plan).inputs]
-    value = reordering(**{name: asked[name] for name in names})
+    value = player.cascade.apply("reordering", asked)
     greedy = value["slate_propensity"] == 1
     for row in range(count):
         assert (np.diff(value["slate_value"][row][greedy[row] & (value["content_id"][row] != "")]) <= 0).all()
+
+
+def test_without_caps_and_diversity_slates_are_those_of_a_release_without_such_rules(
+    player, small_build, small_release, world, tmp_path
+):
+    config = replace(player.cascade.plan.config, rules=("exploration",))
+    adjusted = adjust(small_release.path, tmp_path / "release", config).release
+    begin = held_out_requests(small_build.built.data.examples, 50, seed=1).begin
+    other = Player(adjusted, small_build.built.data.examples, world, begin, seed=1)
+    asked = visits(small_build)
+    whole = player.cascade_slate(asked)
+    ABLATIONS["no re-ordering diversity"](player)
+    np.testing.assert_array_equal(player.cascade_slate(asked), other.cascade_slate(asked))
+    assert (player.cascade_slate(asked) != whole).any()
 
 
 def test_every_ablation_is_played_beside_the_whole_cascade(small_build, small_release, world):

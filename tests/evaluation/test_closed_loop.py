@@ -92,6 +92,7 @@ class TestPlay:
         rows = play(world, {"popularity": player.popularity}, requests, data_set="small", seed=5)
         found = {(row.market, row.metric): row for row in rows}
         assert set(found) == {(m, k) for m in ("GB", "ID", ALL) for k in MEASURES}
+        assert found[ALL, EXPECTED].users == len(np.unique(requests.user)) < len(requests)
         assert found["GB", EXPECTED].users + found["ID", EXPECTED].users == found[ALL, EXPECTED].users
         assert all(row.low <= row.value <= row.high for row in rows)
         assert {(row.data_set, row.seed) for row in rows} == {("small", 5)}

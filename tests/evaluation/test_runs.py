@@ -57,7 +57,7 @@ def two_markets() -> Benchmark:
     )
     (benchmark,) = benchmarks(validate(tables))
     return replace(
-        benchmark, exams=tuple(replace(e, metrics=("recall@1", "ndcg@2", "mrr@4")) for e in benchmark.exams)
+        benchmark, exams=tuple(replace(e, metrics=("recall@1", "ndcg@2", "hr@4")) for e in benchmark.exams)
     )
 
 
@@ -70,10 +70,10 @@ def test_figures_are_those_of_lists_without_known_contents_and_other_markets(two
         {
             ("DE", "recall@1"): 0,
             ("DE", "ndcg@2"): (1 / math.log2(3)) / ideal,
-            ("DE", "mrr@4"): 1 / 2,
+            ("DE", "hr@4"): 1,
             ("ID", "recall@1"): 0,
             ("ID", "ndcg@2"): 1 / math.log2(3),
-            ("ID", "mrr@4"): 1 / 2,
+            ("ID", "hr@4"): 1,
         }
     )
     assert {(row.data_set, row.system, row.users, row.seed) for row in rows} == {("small", "fixed", 1, 0)}
@@ -166,7 +166,7 @@ def test_the_interval_of_an_amount_is_over_people_however_many_rows_they_have(tw
     exam = Labelled("DE", users, items, labels, ("mae",))
     (measure,) = exam.measure(Fixed(np.zeros(6)))
     assert measure.interval == pytest.approx(interval(np.array([3.0, 9.0])))
-    assert measure.queries == 100
+    assert measure.users == 2
 
 
 def test_the_median_by_duration_follows_the_duration(two_markets):

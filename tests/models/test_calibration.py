@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from scipy.special import expit, logit
 
-from evaluation.metrics import calibration_error
+from evaluation.metrics import calibration_interval
 from market.profiles import UnknownMarket
 from models.calibration import Calibration, CalibrationConfig, calibrate, fit_calibration
 from models.ranker import RankerConfig
@@ -72,10 +72,11 @@ def test_probabilities_that_are_off_become_calibrated_in_every_market():
     made = served(calibration, probabilities[:, None], market, kind[:, None], price[:, None])[:, 0]
     for place in range(5):
         here = market == place
-        after = calibration_error(labels[here], made[here])
+        alone = np.arange(here.sum())
+        after = calibration_interval(labels[here], made[here], alone).mean
         assert after < 0.015
         if place < 4:
-            assert calibration_error(labels[here], probabilities[here]) > 3 * after
+            assert calibration_interval(labels[here], probabilities[here], alone).mean > 3 * after
 
 
 def test_a_kind_that_is_underrated_and_dear_things_that_are_overrated_are_mended():

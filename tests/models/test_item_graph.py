@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from evaluation.baselines import EASE
 from models import item_graph
 from models.item_graph import (
-    Blend,
+    BlendedGraph,
     CoVisitation,
     Ease,
-    Events,
+    InteractionMatrix,
     ItemGraphConfig,
     fit_item_graph,
     fit_market_graphs,
@@ -59,11 +59,11 @@ def test_co_visitation_adds_to_the_edges_of_ease():
     events = events_of(2, timed=True)
     config = ItemGraphConfig(neighbours=14, regularisation=3.0, co_visitation=0.5)
     visits = CoVisitation(events, config)
-    whole = Blend(Ease(events.matrix, None, config), np.arange(14), visits, config).graph
+    whole = BlendedGraph(Ease(events.matrix, None, config), np.arange(14), visits, config).graph
     weights = np.maximum(EASE(3.0).fit(events.matrix).weights, 0) + 0.5 * filtered(events)
     np.testing.assert_allclose(dense(whole), weights, atol=1e-5)
     some = np.array([1, 4, 5, 9])
-    part = Blend(Ease(events.matrix[:, some], None, config), some, visits, config).graph
+    part = BlendedGraph(Ease(events.matrix[:, some], None, config), some, visits, config).graph
     weights = 0.5 * filtered(events)
     weights[np.ix_(some, some)] += np.maximum(EASE(3.0).fit(events.matrix[:, some]).weights, 0)
     np.testing.assert_allclose(dense(part), weights, atol=1e-5)
@@ -71,7 +71,9 @@ def test_co_visitation_adds_to_the_edges_of_ease():
 
 def events_of(seed, timed):
     matrix = matrix_of(seed)
-    return Events(matrix, np.random.default_rng(seed).uniform(0, 900, matrix.nnz) if timed else None)
+    return InteractionMatrix(
+        matrix, np.random.default_rng(seed).uniform(0, 900, matrix.nnz) if timed else None
+    )
 
 
 def without(events, user):
@@ -79,7 +81,7 @@ def without(events, user):
     kept = np.repeat(np.arange(events.matrix.shape[0]) != user, np.diff(events.matrix.indptr))
     rows, columns = (part[kept] for part in events.matrix.nonzero())
     others = sp.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=events.matrix.shape)
-    return Events(others, None if events.day is None else events.day[kept])
+    return InteractionMatrix(others, None if events.day is None else events.day[kept])
 
 
 def filtered(events, days=180.0):
@@ -127,7 +129,7 @@ def test_leaving_a_user_out_equals_a_fit_without_the_user(seed, neighbours, time
         return weights + (0 if kind == "ease" else 1 if kind == "visits" else 0.5) * filtered(events)
 
     ease, visits = Ease(matrix[:, some], None, config), CoVisitation(events, config)
-    fitted = {"ease": ease, "visits": visits}.get(kind, Blend(ease, some, visits, config))
+    fitted = {"ease": ease, "visits": visits}.get(kind, BlendedGraph(ease, some, visits, config))
     edges = dense(fitted.graph) > 0
     for user in np.flatnonzero(np.diff(matrix.indptr) >= 2)[:6]:
         past = matrix[user].indices[:3]
@@ -164,7 +166,7 @@ def test_a_large_catalogue_gets_co_visitation(small_examples):
     few = ItemGraphConfig(items=contents - 1)
     assert isinstance(fit_item_graph(small_examples, few), CoVisitation)
     popular = fit_item_graph(small_examples, replace(few, popular=7, co_visitation=1.0))
-    assert isinstance(popular, Blend)
+    assert isinstance(popular, BlendedGraph)
     assert len(popular.chosen) == 7
     assert popular.visits.wanted[popular.chosen].min() >= np.sort(popular.visits.wanted)[-7]
 

@@ -17,7 +17,7 @@ import pytest
 from rich.progress import Progress
 
 import ensemble.repository
-import ensemble.server
+import ensemble.serving
 from ensemble.cascade import Cascade
 from ensemble.client import FeedClient, FeedRequest, connect, pack
 from ensemble.errors import RequestError
@@ -294,7 +294,7 @@ def test_a_rule_for_what_no_content_has_is_told_when_a_release_is_served_and_whe
         def wait(self, stop):
             pass
 
-    monkeypatch.setattr(ensemble.server, "TritonServer", NoServer)
+    monkeypatch.setattr(ensemble.serving, "TritonServer", NoServer)
     monkeypatch.setattr(ensemble.repository, "add_version", lambda *_, **__: 2)
     release, settings = synthetic.release(tmp_path, 3).path, tmp_path / "mine.toml"
     command = ["--run", tmp_path / "run", "--release", release]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pasar.settings import FILE, ServeConfig, SettingsError, load, load_build, load_serve, render, schema
+from ensemble.serving import ServeConfig
+from pasar.settings import FILE, SettingsError, load, load_build, load_serve, render, schema
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -29,6 +29,7 @@ from workflows.examples import (
     build_history,
     content_frame,
     followed,
+    offers,
     query_tables,
     read_log,
     requests_of,
@@ -609,3 +610,12 @@ def test_positives_in_a_market_without_contents_are_refused_with_the_remedy():
 def test_prices_without_a_currency_are_no_prices():
     contents = pd.DataFrame({"content_id": ["a"], "kind": "product", "price": np.array([np.nan], np.float32)})
     assert "price_usd" not in content_frame(contents)
+
+
+def test_a_catalogue_without_categories_and_prices_has_neither():
+    log = pd.DataFrame(
+        {"user_id": "u0", "content_id": "c0", "market": ["ID"] * 3, "time": [7, 8, 9], "click": 1}
+    )
+    found = offers(built(log, "time"))
+    assert found.category.tolist() == [-1] * CONTENTS
+    assert np.isnan(found.price_usd).all()

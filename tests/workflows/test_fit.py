@@ -14,7 +14,7 @@ import pytest
 from nvtabular import ops
 
 from workflows.bulk import BulkTransform
-from workflows.fit import arrow_schema, fit
+from workflows.fit import fit, merlin_schema
 
 ROWS = 400
 Make = Callable[[Path], object]
@@ -117,7 +117,7 @@ def test_vocabularies_and_statistics_are_those_of_nvtabular(
 ) -> None:
     frame = as_pandas(table)
     theirs = nvt.Workflow(make(tmp_path / "theirs"))
-    theirs.fit(nvt.Dataset(frame, schema=arrow_schema(table.schema)))
+    theirs.fit(nvt.Dataset(frame, schema=merlin_schema(table.schema)))
     ours = fit(nvt.Workflow(make(tmp_path / "ours")), [table])
 
     expected = vocabularies(tmp_path / "theirs")

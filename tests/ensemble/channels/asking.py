@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ensemble.channels import Asked, Shelf
+from ensemble.channels import MarketQueries, Shelf
 from ensemble.search import MarketIndex
 from market.item_graph import ItemGraph
 
@@ -37,7 +37,7 @@ def asked(
     followed: object = ((),),
     tired: object = ((),),
     time: int = NOW,
-) -> Asked:
+) -> MarketQueries:
     """Requests of a market at one moment, as many as one of the tables has rows."""
     rows = max(len(recent), len(seen), len(followed), len(tired))
 
@@ -45,7 +45,7 @@ def asked(
         return np.broadcast_to(np.array(values, np.int64), (rows, len(values[0])))
 
     nothing = ItemGraph(np.full((len(of.rows), 1), -1), np.zeros((len(of.rows), 1), np.float32))
-    return Asked(
+    return MarketQueries(
         of,
         np.zeros((rows, 2), np.float32),
         np.full(rows, time),

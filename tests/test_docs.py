@@ -1,0 +1,88 @@
+"""The documents' Python samples: what they import is there, and those of serving and evaluation run whole."""
+
+import ast
+import importlib
+import re
+import shutil
+
+import pytest
+
+from tests.conftest import REPOSITORY, SMALL_SETTINGS
+
+DOCUMENTS = sorted(path for path in REPOSITORY.rglob("*.md") if ".venv" not in path.parts)
+SMALL_WORLD = """
+[world]
+users = 400
+contents = 300
+sellers = 30
+impressions = 8000
+days = 6
+markets = ["ID", "GB"]
+images = true
+"""
+
+
+def samples(path):
+    """The Python samples of a document, in its order."""
+    return re.findall(r"^```python\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def run(code):
+    exec(compile(code, "sample", "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize(
+    ("document", "code"),
+    [
+        pytest.param(path, code, id=f"{path.relative_to(REPOSITORY)}, {turn}")
+        for path in DOCUMENTS
+        for turn, code in enumerate(samples(path))
+    ],
+)
+def test_a_sample_imports_what_is_there(document, code):
+    for line in ast.walk(ast.parse(code)):
+        if isinstance(line, ast.ImportFrom):
+            module = importlib.import_module(line.module)
+            for one in line.names:
+                assert hasattr(module, one.name), f"{document.name}: {line.module} has no {one.name}"
+        elif isinstance(line, ast.Import):
+            for one in line.names:
+                importlib.import_module(one.name)
+
+
+@pytest.fixture
+def workplace(small_build, small_world_dataset, tmp_path, monkeypatch):
+    """A folder in which `pasar demo`, and the commands before a sample, have made a small world's build."""
+    for data, build in (("runs/demo/data", "runs/demo"), ("runs/million", "runs/million-build")):
+        shutil.copytree(small_build.folder / "build", tmp_path / build)
+        shutil.copytree(small_world_dataset.path, tmp_path / data)
+    for name in ("pasar.toml", "million.toml"):
+        (tmp_path / name).write_text(SMALL_WORLD + SMALL_SETTINGS)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("turn", [0, 1], ids=["calibration", "play"])
+def test_the_samples_of_evaluation_run_and_train_nothing_anew(workplace, monkeypatch, capsys, turn):
+    every = samples(REPOSITORY / "docs" / "evaluation.md")
+    assert len(every) == 2
+
+    def trains(*_, **__):
+        raise AssertionError("a model is trained again")
+
+    monkeypatch.setattr("models.training.TrainingLoop.run", trains)
+    run(every[turn])
+    assert "| data set | market | metric | system |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_samples_of_serving_run(feed_server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    every = samples(REPOSITORY / "docs" / "serving.md")
+    assert len(every) == 2
+    asks, serves = every
+    assert "127.0.0.1:8001" in asks
+    run(asks.replace("127.0.0.1:8001", feed_server.grpc_url))
+    run(serves)
+    assert (tmp_path / "repository" / "scoring" / "2").is_dir()
+    assert not (tmp_path / "repository" / "scoring" / "1").exists()
