@@ -206,7 +206,7 @@ class FeedClient:
     def infer(self, request: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The reply's tensors to a request's, as the in-process cascade gives them; text as UTF-8."""
         reply = self._ask(self._server.ModelInfer, infer_message(request))
-        return read_slates(_tensors(reply))
+        return read_slates(_tensors(reply, "text", "slate"))
 
     def send_events(self, events: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
         """Tell the server what happens to contents and sellers; the next feed that is asked for knows it.
@@ -224,13 +224,14 @@ class FeedClient:
         """
         texts = np.array([[json.dumps(event) for event in events]], object).reshape(1, -1)
         try:
-            result = _tensors(self._ask(self._server.ModelInfer, _message(EVENTS, "event", texts)))
+            reply = self._ask(self._server.ModelInfer, _message(EVENTS, "event", texts))
         except RequestError as error:
             if "unknown model" in error.message:
                 raise RequestError(
                     Code.NOT_FOUND, "the server has no live state; start it with `pasar serve --state DIR`"
                 ) from None
             raise
+        result = _tensors(reply, "written", "unknown")
         return int(result["written"][0, 0]), int(result["unknown"][0, 0])
 
     def _ask(self, call: Callable[..., Any], message: Any) -> Any:
@@ -267,12 +268,17 @@ def connect(url: str) -> Iterator[FeedClient]:
         yield client
 
 
-def _tensors(reply: messages.ModelInferResponse) -> dict[str, np.ndarray]:
-    """The tensors of a reply by name."""
-    return {
+def _tensors(reply: messages.ModelInferResponse, *wanted: str) -> dict[str, np.ndarray]:
+    """The tensors of a reply by name; Triton passes on a step's reply that lacks some as a success."""
+    tensors = {
         output.name: _array(raw, output.datatype, output.shape)
         for output, raw in zip(reply.outputs, reply.raw_output_contents)
     }
+    if missing := [name for name in wanted if name not in tensors]:
+        raise RequestError(
+            Code.INTERNAL, f"the reply lacks {', '.join(missing)}; see the server log, ask again"
+        )
+    return tensors
 
 
 def _array(raw: bytes, datatype: str, shape: Sequence[int]) -> np.ndarray:

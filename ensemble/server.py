@@ -332,7 +332,10 @@ def find_server() -> Path:
         )
     found = importlib.util.find_spec("pytriton")
     if found is None or not found.submodule_search_locations:
-        raise ServerError("nvidia-pytriton is not installed; run `make setup`")
+        raise ServerError(
+            "nvidia-pytriton is not installed; run `make setup`, in a conda environment "
+            "`uv pip install --no-deps -r locks/server.txt`"
+        )
     wheel = Path(found.submodule_search_locations[0]) / "tritonserver"
     stub = _stub(wheel)
     if not stub.is_file():

@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -139,6 +141,42 @@ def _join(specs: Sequence[TensorSpec], requests: Sequence[Arrays]) -> dict[str, 
     return joint
 
 
+class DeadMansSwitch:
+    """Has the kernel end this process when it stands still for so long that Triton may take it for dead.
+
+    Triton gives up a process that shows no sign of life for a second, such as a starved or swapped one: it
+    fails the requests, frees their memory and yet goes on with the process. Once that runs again its answer
+    is taken for the next request's: people get each other's slates, a reply lacks a tensor or the server
+    falls.
+    A process that has ended answers nothing; `TritonServer.watch` loads it anew. Only the kernel is in time:
+    a thread of the process that looks at a clock runs when the others do.
+
+    Args:
+        limit_s: before the process ends with SIGALRM. Its own sign of life comes every 0.3 s, so a halt that
+            Triton notices lasts 0.7 s or more.
+        every_s: seconds between two turns of the thread that keeps the switch from going off.
+    """
+
+    def __init__(self, limit_s: float = 0.7, every_s: float = 0.1) -> None:
+        self._ended = threading.Event()
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+        signal.setitimer(signal.ITIMER_REAL, limit_s)
+
+        def hold() -> None:
+            while not self._ended.wait(every_s):
+                signal.setitimer(signal.ITIMER_REAL, limit_s)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+        self._thread = threading.Thread(target=hold, name="dead-mans-switch", daemon=True)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Let the process stand still as it likes."""
+        self._ended.set()
+        self._thread.join()
+
+
 class StageModel:
     """A Triton Python model that serves the stage of its own name from the release beside it.
 
@@ -166,6 +204,11 @@ class StageModel:
             raise pb.TritonModelException(f"step '{config['name']}' cannot start: {error}") from error
         self._inputs = inputs
         self._stage = BatchedStage(config["name"], stage, inputs, self._outputs, pb.Logger.log_error)
+        self._switch = DeadMansSwitch()
+
+    def finalize(self) -> None:
+        """Triton is about to end the process."""
+        self._switch.release()
 
     def build(self, config: Mapping[str, Any], parameters: Mapping[str, str], folder: Path) -> Stage:
         """The stage to run; `folder` is the model's version folder."""

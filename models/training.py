@@ -53,7 +53,12 @@ class TrainingState:
 
 
 def set_seed(seed: int) -> None:
-    """Make TensorFlow, numpy and Python repeatable on this machine, kernels included."""
+    """Make TensorFlow, numpy and Python repeatable on this machine, kernels included.
+
+    All but one kind: on a GPU, deterministic scatter ops copy the whole table to the CPU and back for each
+    batch. Optimisers scatter only to rows that are all different, where the GPU's own are deterministic.
+    """
+    os.environ.setdefault("TF_DISABLE_SCATTER_OP_DETERMINISM", "1")  # read when the first one runs
     tf.keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
 

@@ -15,6 +15,13 @@ PATIENCE_S = 20.0
 """Seconds that `nvidia-smi` has to answer."""
 
 
+def install() -> str:
+    """How this environment gets what it lacks; `make` knows nothing of a conda one."""
+    if (Path(sys.prefix) / "conda-meta").is_dir():
+        return 'run `uv pip install -e ".[gpu,dev]"` in this conda environment; see environment.yml'
+    return "run `make setup`"
+
+
 class Finding(NamedTuple):
     """One line of the report; `remedy` is empty where nothing is missing."""
 
@@ -56,11 +63,9 @@ def _package(name: str, wanted: str, gpu: bool = False) -> Finding:
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        remedy = "only for GPUs: conda env create -f environment.yml" if gpu else "run `make setup`"
+        remedy = "only for GPUs: conda env create -f environment.yml" if gpu else install()
         return Finding(name, "not installed", remedy)
-    return Finding(
-        name, version, "" if version.startswith(wanted) else f"pinned at {wanted}: run `make setup`"
-    )
+    return Finding(name, version, "" if version.startswith(wanted) else f"pinned at {wanted}: {install()}")
 
 
 def _training() -> list[Finding]:
@@ -73,7 +78,7 @@ def _training() -> list[Finding]:
 
         found.append(Finding("Merlin imports", "yes", ""))
     except Exception as error:
-        found.append(Finding("Merlin imports", f"no: {error}", "run `make setup`"))
+        found.append(Finding("Merlin imports", f"no: {error}", install()))
     return found
 
 

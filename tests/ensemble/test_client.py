@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from tritonclient.grpc import service_pb2
 
 from ensemble.cascade import Cascade
 from ensemble.client import FeedClient, FeedRequest, Slate, connect, pack, unpack
@@ -99,6 +100,16 @@ def test_a_dtype_that_no_server_reads_is_refused_before_it_is_sent():
     request = pack([FeedRequest("ana", "BR", 10)]) | {"time": np.array([1], "datetime64[s]")}
     with FeedClient("127.0.0.1:1") as client, pytest.raises(RequestError, match="'time' has dtype datetime"):
         client.infer(request)
+
+
+def test_a_reply_that_lacks_a_tensor_is_an_error_of_the_server(monkeypatch):
+    reply = service_pb2.ModelInferResponse()
+    reply.outputs.add(name="slate", datatype="FP32", shape=[1, 1, 6])
+    reply.raw_output_contents.append(bytes(24))
+    monkeypatch.setattr(FeedClient, "_ask", lambda client, call, message: reply)
+    with FeedClient("127.0.0.1:1") as client, pytest.raises(RequestError, match="lacks text;") as caught:
+        client.infer(pack([FeedRequest("ana", "BR", 10)]))
+    assert caught.value.code is Code.INTERNAL
 
 
 @pytest.mark.slow

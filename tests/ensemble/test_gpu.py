@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 from pathlib import Path
 
@@ -16,13 +17,19 @@ from tests.ensemble.asking import requests
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
 CUDA = "CUDAExecutionProvider"
+CUDNN = "libcudnn.so.9"
 ROWS = 64
 
 
 @pytest.mark.parametrize("name", ["query", "ranking"])
 def test_a_graph_says_on_the_gpu_what_it_says_on_the_cpu(name, small_release: Release, tmp_path):
     if CUDA not in onnxruntime.get_available_providers():
-        pytest.skip("this ONNX Runtime has no CUDA provider")
+        pytest.skip("this ONNX Runtime has no CUDA provider; see deploy/gpu-server.md")
+    try:
+        ctypes.CDLL(CUDNN)
+    except OSError:
+        pytest.skip(f"ONNX Runtime needs {CUDNN}, TensorFlow brings version 8; see deploy/gpu-server.md")
+    onnxruntime.preload_dlls(cudnn=False)  # CUDA's, which come with TensorFlow
     cascade = Cascade(small_release)
     made = requests(small_release, ROWS)
     for step in cascade.steps:

@@ -316,6 +316,26 @@ def test_a_killed_step_is_back_while_somebody_watches(feed, step):
     assert feed.server.revive() == []
 
 
+def test_after_a_step_stood_still_everybody_gets_what_they_asked_for(feed):
+    users = ["a", "bb", "ccc", "dddd"]
+    wanted = {user: feed.ask(user)["score"].tolist() for user in users}
+    with feed.server.watch(every_s=0.1), load(feed) as (replies, _):
+        pid = processes(feed.server)["pick"]
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(1.5)  # Triton gives the process up after one
+        os.kill(pid, signal.SIGCONT)
+        got, deadline = [], time.monotonic() + 20
+        while len(got) < 3 * len(users) and time.monotonic() < deadline:
+            user = users[len(got) % len(users)]
+            try:
+                got.append((user, feed.ask(user)["score"].tolist()))
+            except InferenceServerException:
+                time.sleep(0.05)
+    assert got == [(user, wanted[user]) for user in users * 3]
+    assert set(replies) == {(feed.number, feed.number)}
+    assert processes(feed.server)["pick"] != pid
+
+
 def test_a_sign_of_life_does_not_reach_the_stage(feed):
     before = feed.log()
     assert feed.server.revive() == []

@@ -1,3 +1,8 @@
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -133,3 +138,37 @@ def test_what_a_stage_returns_is_checked(result, why):
     [reply] = batched(lambda **_: result, log).run([request("x")])
     assert reply.code is Code.INTERNAL
     assert why in log[0]
+
+
+@contextmanager
+def echoing(code):
+    """A process that holds a dead man's switch, runs `code`, and says what it is told."""
+    program = (
+        f"from ensemble.triton import DeadMansSwitch; s = DeadMansSwitch(); {code}; print('up', flush=True)"
+    )
+    command = [sys.executable, "-c", f"{program}; print(input())"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "up\n"
+        yield process
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "status"),
+    [("...", "", -signal.SIGALRM), ("s.release()", "answer\n", 0)],
+    ids=["is ended before it says more", "is not once its switch is released"],
+)
+def test_a_process_that_stood_still(code, said, status):
+    with echoing(code) as process:
+        process.send_signal(signal.SIGSTOP)
+        process.stdin.write("answer\n")
+        process.stdin.flush()
+        time.sleep(1)
+        process.send_signal(signal.SIGCONT)
+        assert (process.stdout.read(), process.wait()) == (said, status)
+
+
+def test_a_process_that_works_or_waits_goes_on():
+    busy = "import time; end = time.monotonic() + 1; any(time.monotonic() > end for _ in iter(int, 1))"
+    with echoing(busy) as process:
+        time.sleep(1)
+        assert process.communicate("answer\n")[0] == "answer\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import sys
 import numpy as np
 import pytest
 
-from models.batches import RankingBatches
+from models import two_tower
+from models.batches import RankingBatches, RetrievalBatches
 from models.ranker import RankerConfig, build_ranker, losses, task_labels, train_ranker
 from models.training import TrainingLoop, set_seed
 from models.two_tower import train_two_tower
@@ -113,6 +115,25 @@ def test_a_seed_gives_a_bitwise_equal_ranker(small_ranker: Trained, small_traini
     assert tasks == small_ranker.tasks
     assert same(model.get_weights(), small_ranker.model.get_weights())
     assert state == small_ranker.state
+
+
+@pytest.mark.parametrize("side", ["small_two_tower", "small_ranker"])
+def test_a_step_scatters_to_rows_that_differ_alone(side, small_training_set, request):
+    """On a GPU no other scatter is deterministic as `set_seed` leaves them."""
+    model = request.getfixturevalue(side).model
+    sizes = {"batch_size": 64, "seed": SEED}
+    if side == "small_ranker":
+        labels = task_labels(small_training_set.examples, 60)
+        batches, of = RankingBatches(small_training_set, np.arange(64), labels, **sizes), losses
+    else:
+        batches, of = RetrievalBatches(small_training_set, np.arange(64), **sizes), two_tower.losses
+    loop = TrainingLoop(model, of, batches[0], 2)
+    operations = loop.step.get_concrete_function().graph.get_operations()
+    assert not {op.type for op in operations if "Scatter" in op.type and "Resource" not in op.type}
+    scatters = [op for op in operations if "Scatter" in op.type]
+    assert scatters
+    assert {op.inputs[1].op.type for op in scatters} == {"Unique"}
+    assert os.environ["TF_DISABLE_SCATTER_OP_DETERMINISM"] == "1"
 
 
 def test_a_step_in_parts_is_a_step(small_training_set):

@@ -25,9 +25,13 @@ def test_versions_are_those_that_are_installed(findings):
     assert findings["onnxruntime"].found == importlib.metadata.version("onnxruntime")
 
 
-def test_a_package_of_another_version_is_told_with_the_pin():
-    assert "pinned at 99.1" in doctor._package("numpy", "99.1").remedy
-    assert doctor._package("no-such-package", "1").remedy == "run `make setup`"
+@pytest.mark.parametrize(("conda", "remedy"), [(False, "run `make setup`"), (True, "run `uv pip install ")])
+def test_a_package_of_another_version_is_told_with_the_pin(conda, remedy, monkeypatch, tmp_path):
+    if conda:
+        (tmp_path / "conda-meta").mkdir()
+    monkeypatch.setattr(doctor.sys, "prefix", str(tmp_path))
+    assert f"pinned at 99.1: {remedy}" in doctor._package("numpy", "99.1").remedy
+    assert doctor._package("no-such-package", "1").remedy.startswith(remedy)
     assert "environment.yml" in doctor._package("no-such-package", "1", gpu=True).remedy
 
 
