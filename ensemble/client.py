@@ -43,6 +43,7 @@ class FeedRequest:
         diversity: 0 (value alone) to 1 (difference alone).
         seed: of what exploration draws; by default another one for each user and second.
         explain: whether the slate comes with what became of all candidates.
+        exclude_sellers: sellers none of whose contents are to be shown; unknown ones do no harm.
     """
 
     user: str
@@ -54,6 +55,7 @@ class FeedRequest:
     diversity: float = DIVERSITY
     seed: int | None = None
     explain: bool = False
+    exclude_sellers: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def pack(requests: Sequence[FeedRequest]) -> dict[str, np.ndarray]:
         "diversity": np.array([r.diversity for r in requests], np.float32),
         "seed": np.array([_seed(r) for r in requests], np.int64),
         "explain": np.array([r.explain for r in requests], np.bool_),
+        "exclude_sellers": texts([r.exclude_sellers for r in requests]),
     }
 
 

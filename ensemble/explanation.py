@@ -12,7 +12,8 @@ import numpy as np
 from supply.eligibility import BARRED
 
 LOW = "low in value"
-INELIGIBLE = (*BARRED, "seen or excluded", "seller shown too often")
+EXCLUDED = "of an excluded seller"
+INELIGIBLE = (*BARRED, "seen or excluded", EXCLUDED, "seller shown too often")
 """Why a content of the market is no candidate; the first that holds."""
 FUNNEL = ("contents", *INELIGIBLE, "retrieved", "kept", "began", "ended_at")
 """Columns of the tensor `funnel`: counts of one request, and the clock of the retrieval stage (ns)."""
@@ -91,6 +92,7 @@ def explanation_text(
     others: Sequence[Mapping[str, Any]],
     below: Sequence[str],
     barred: Sequence[int],
+    excluded: int,
 ) -> str:
     """One request's explanation as the JSON that a reply carries.
 
@@ -101,6 +103,7 @@ def explanation_text(
         items, others: fields of `ItemReport` and `OtherReport`.
         below: of each candidate that was not among the pool, why.
         barred: candidates that might no longer be shown when they were ranked, by `BARRED`.
+        excluded: candidates of sellers that the request excludes.
     """
     count = dict(zip(FUNNEL, funnel.tolist()))
     hidden = {reason: count[reason] for reason in INELIGIBLE}
@@ -108,6 +111,7 @@ def explanation_text(
     reasons = [*below] + [other["reason"] for other in others]
     for reason, number in zip(BARRED, barred):
         reasons += [f"{reason} meanwhile"] * number
+    reasons += [EXCLUDED] * excluded
     dropped = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
     moments = [*clock.tolist(), count["began"], count["ended_at"], began, now]
     user, query, retrieval, ranking, reordering = (np.diff(moments) / 1e6).round(3).tolist()

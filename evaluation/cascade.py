@@ -16,6 +16,7 @@ from ensemble.distil import ranked
 from ensemble.release import Release
 from ensemble.stages.retrieval import Retrieval
 from ensemble.stages.user_state import UserState
+from ensemble.steps import check_inputs
 from evaluation.systems import KNOWN
 from evaluation.tasks import Progress, Task
 from market.dataset import write_dataset
@@ -103,15 +104,15 @@ class Released:
         """
         state = self.user_state
         state.history, state.seen, state.since = self.known if known else self.trained
-        made: dict[str, np.ndarray] = {
+        request = {
             "user_id": self.user_id[users],
             "market": self.market[users],
             "time": np.full(len(users), self.cascade.plan.as_of, np.int64),
             "history": np.full((len(users), 0), "", object),
             "exclude": np.full((len(users), 0), "", object),
             "shown": np.full((len(users), 0), "", object),
-            "explain": np.zeros(len(users), bool),
         }
+        made = check_inputs(self.cascade.steps[0].inputs, request) | {"explain": np.zeros(len(users), bool)}
         for step in self.cascade.steps[:2]:
             made |= self.cascade.run[step.name](**{spec.name: made[spec.name] for spec in step.inputs})
         return made

@@ -20,7 +20,8 @@ from ensemble.export import tired
 from ensemble.release import Release
 from ensemble.stages.reordering import Reordering
 from ensemble.stages.retrieval import Retrieval
-from ensemble.stages.user_state import UserState
+from ensemble.stages.user_state import REQUEST, UserState
+from ensemble.steps import check_inputs
 from evaluation.metrics import mean_interval
 from evaluation.runs import Row
 from market.moments import UNKNOWN, LoggedMoments, Timeline
@@ -304,7 +305,7 @@ class Player:
         return self._best(self.world.expected_value(asked.user, candidates, asked.time).value, candidates)
 
     def _request(self, asked: Asked) -> dict[str, np.ndarray]:
-        return {
+        request = {
             "user_id": self.user_id[asked.user],
             "market": asked.market,
             "time": asked.time,
@@ -315,6 +316,7 @@ class Player:
             "seed": self.seed + (asked.user << 32) + asked.time,
             "explain": np.zeros(len(asked.user), bool),
         }
+        return check_inputs(REQUEST, request)
 
     def _retrieved(self, asked: Asked) -> dict[str, np.ndarray]:
         """The cascade's tensors up to its candidates."""

@@ -453,6 +453,9 @@ def feed(
     ] = None,
     history: Annotated[list[str] | None, typer.Option(help="Content wanted in this session.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Content never to be shown.")] = None,
+    exclude_seller: Annotated[
+        list[str] | None, typer.Option(help="Seller none of whose contents are to be shown.")
+    ] = None,
     shown: Annotated[
         list[str] | None, typer.Option(help="Content shown lately; again for each exposure.")
     ] = None,
@@ -480,6 +483,7 @@ def feed(
         DIVERSITY if diversity is None else diversity,
         seed,
         explain,
+        tuple(exclude_seller or ()),
     )
     requests = [dataclasses.replace(asked, user=name) for name in user]
     with connect(url) as client:

@@ -122,36 +122,40 @@ class Shelf:
         within = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length)
         return row, self.of_sellers[np.repeat(first, length) + within]
 
-    def eligible(self, time: np.ndarray, seen: np.ndarray, tired: np.ndarray | None = None) -> np.ndarray:
-        """bool[b, n]: published, not ended, not seen, not of a seller that the user is tired of.
+    def eligible(self, time: np.ndarray, seen: np.ndarray, spared: np.ndarray | None = None) -> np.ndarray:
+        """bool[b, n]: published, not ended, not seen, not of a seller that the user is spared.
 
         Args:
-            time: int64[b]; seen: int64[b, S], rows of the contents table, -1 fills; tired: int64[b, T], codes
-                of sellers, -1 fills.
+            time: int64[b]; seen: int64[b, S], rows of the contents table, -1 fills; spared: int64[b, T],
+                codes of sellers, -1 fills.
         """
         at = time[:, None]
-        return (self.opens <= at) & (at < self.ends) & ~self.hidden(seen, tired)[:, :-1]
+        return (self.opens <= at) & (at < self.ends) & ~self.hidden(seen, spared)[:, :-1]
 
-    def hidden(self, seen: np.ndarray, tired: np.ndarray | None) -> np.ndarray:
-        """bool[b, n + 1]: seen, or of a seller that the user is tired of; arguments as of `eligible`.
+    def hidden(self, seen: np.ndarray, spared: np.ndarray | None) -> np.ndarray:
+        """bool[b, n + 1]: seen, or of a seller that the user is spared; arguments as of `eligible`.
 
         The last place stands for contents that are not sold here, which everyone is spared.
         """
         hidden = np.zeros((len(seen), len(self.rows) + 1), bool)
         place = np.where(seen >= 0, self.place[seen], len(self.rows))
         hidden[np.arange(len(seen))[:, None], place] = True
-        if tired is not None and (tired >= 0).any():
-            hidden[self.of(tired)] = True
+        if spared is not None and (spared >= 0).any():
+            hidden[self.of(spared)] = True
         hidden[:, -1] = True
         return hidden
 
-    def withheld(self, time: np.ndarray, seen: np.ndarray, tired: np.ndarray) -> list[int]:
-        """How many open contents one request may not get: seen; of a seller that its user is tired of.
+    def withheld(
+        self, time: np.ndarray, seen: np.ndarray, excluded: np.ndarray, tired: np.ndarray
+    ) -> list[int]:
+        """How many open contents one request may not get: seen; of a seller that it excludes; of one that its
+        user was shown too often.
 
         Each counts for the first that holds; arguments as of `eligible`, of one row.
         """
-        left = [(self.opens <= time[0]) & (time[0] < self.ends)]
-        left += [self.eligible(time, seen), self.eligible(time, seen, tired)]
+        left = [(self.opens <= time[0]) & (time[0] < self.ends), self.eligible(time, seen)]
+        left += [self.eligible(time, seen, excluded)]
+        left += [self.eligible(time, seen, np.concatenate([excluded, tired], axis=1))]
         return (-np.diff([each.sum() for each in left])).tolist()
 
 
@@ -167,7 +171,7 @@ class Asked:
         affinity: what the item graph says of contents after these.
         seen: int64[b, S], contents not to be shown again, rows of the contents table, -1 fills.
         followed: int64[b, F], sellers that the user follows or bought from, each once, -1 fills.
-        tired: int64[b, T], sellers that the user has been shown too often, -1 fills.
+        spared: int64[b, T], sellers that the user has been shown too often or excludes, -1 fills.
     """
 
     shelf: Shelf
@@ -177,7 +181,7 @@ class Asked:
     affinity: Reach
     seen: np.ndarray
     followed: np.ndarray
-    tired: np.ndarray
+    spared: np.ndarray
 
     def of(self, rows: np.ndarray) -> Asked:
         """Some of the requests, int64[k], ascending."""
@@ -189,7 +193,7 @@ class Asked:
             self.affinity.of(rows),
             self.seen[rows],
             self.followed[rows],
-            self.tired[rows],
+            self.spared[rows],
         )
 
     def cosine(self, places: np.ndarray) -> np.ndarray:
@@ -218,12 +222,12 @@ class Asked:
 
     @cached_property
     def _hidden(self) -> np.ndarray:
-        return self.shelf.hidden(self.seen, self.tired)
+        return self.shelf.hidden(self.seen, self.spared)
 
     @cached_property
     def eligible(self) -> np.ndarray:
         """bool[b, n], of every content of the market; see `Shelf.eligible`."""
-        return self.shelf.eligible(self.time, self.seen, self.tired)
+        return self.shelf.eligible(self.time, self.seen, self.spared)
 
 
 class Source(Protocol):

@@ -100,7 +100,7 @@ class Reordering:
         self.plan = Plan.of(release)
         config = self.plan.config
         self.eligibility = eligibility(release, steering)
-        self.content_id = release.array("text_content_id.npy")
+        self.content_id, self.seller = release.array("text_content_id.npy"), release.array("seller_code.npy")
         self.vectors = release.array("content_vectors.npy")
         # A market without a log has its neighbours' popularity, which is no outcome of its own.
         self.wanted = release.array("popularity_world.npy")
@@ -152,6 +152,7 @@ class Reordering:
                 TensorSpec("preranking_score", np.float32, (size,)),
                 TensorSpec("clock", np.int64, (2,)),
                 TensorSpec("funnel", np.int64, (len(FUNNEL),)),
+                TensorSpec("excluded_sellers", np.int64, (-1,), pad=NONE),
             ),
             (
                 TensorSpec("content_id", object, (slate,)),
@@ -181,6 +182,7 @@ class Reordering:
         preranking_score: np.ndarray,
         clock: np.ndarray,
         funnel: np.ndarray,
+        excluded_sellers: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """The slate of each request; places without an item have id "" and zeros.
 
@@ -189,6 +191,7 @@ class Reordering:
             seed: int64[B], of what exploration draws.
             explain: bool[B], who gets an `ensemble.explanation.Explanation`, as JSON; the others get "".
             clock, funnel: of the stages before, for that.
+            excluded_sellers: int64[B, X], codes, -1 fills: none of theirs is in the slate.
 
         Raises:
             RequestError: `diversity` outside [0, 1].
@@ -203,7 +206,13 @@ class Reordering:
         # Ranking takes a while, and a room may have ended meanwhile.
         self.eligibility.refresh()
         came = candidates
-        candidates = np.where(self.eligibility.allows(candidates, market_index, time), candidates, NONE)
+        allowed = self.eligibility.allows(candidates, market_index, time)
+        excluded = np.zeros(len(candidates), np.int64)
+        if excluded_sellers is not None and excluded_sellers.shape[1]:
+            seller = self.seller[candidates][..., None]
+            theirs = allowed & ((seller == excluded_sellers[:, None]) & (seller >= 0)).any(axis=2)
+            allowed, excluded = allowed & ~theirs, theirs.sum(axis=1)
+        candidates = np.where(allowed, candidates, NONE)
         each = np.arange(len(candidates))[:, None]
         value = np.where(candidates >= 0, self.blend(probabilities, candidates, market_index), -np.inf)
         # Of equal values the lower row of the contents table goes first, in whatever order they came.
@@ -225,7 +234,15 @@ class Reordering:
             items, others, below = self._explain(ranked, chosen, row, preranking_score[row, order[row]])
             barred = self.eligibility.barred(came[row], market_index[row], time[row])
             explanation[row, 0] = explanation_text(
-                funnel[row], clock[row], began, monotonic_ns(), items, others, below, barred
+                funnel[row],
+                clock[row],
+                began,
+                monotonic_ns(),
+                items,
+                others,
+                below,
+                barred,
+                int(excluded[row]),
             )
         ids = self.content_id[slate(candidates)]
         return {

@@ -124,6 +124,7 @@ class Retrieval:
                 TensorSpec("seen", np.int64, (-1,), pad=NONE),
                 TensorSpec("followed", np.int64, (-1,), pad=NONE),
                 TensorSpec("tired_sellers", np.int64, (-1,), pad=NONE),
+                TensorSpec("excluded_sellers", np.int64, (-1,), pad=NONE),
                 TensorSpec("speaks", np.int64),
                 TensorSpec("explain", np.bool_),
                 *((TensorSpec("since", np.int64),) if plan.season_s else ()),
@@ -154,6 +155,7 @@ class Retrieval:
         speaks: np.ndarray,
         explain: np.ndarray | None = None,
         since: np.ndarray | None = None,
+        excluded_sellers: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """The candidates that pre-ranking leaves of those retrieved, best first; see `retrieve`.
 
@@ -164,7 +166,16 @@ class Retrieval:
         """
         began = monotonic_ns()
         made = self.retrieve(
-            query_vector, market_index, time, recent, seen, followed, tired_sellers, speaks, since=since
+            query_vector,
+            market_index,
+            time,
+            recent,
+            seen,
+            followed,
+            tired_sellers,
+            speaks,
+            since=since,
+            excluded_sellers=excluded_sellers,
         )
         kept = self._pre_rank(query_vector, made)
         kept = self.read_last(kept, market_index, recent)
@@ -172,7 +183,8 @@ class Retrieval:
         for row in np.flatnonzero(explain) if explain is not None else ():
             shelf, one = self.shelves[market_index[row]], slice(row, row + 1)
             barred = self.eligibility.barred(shelf.rows, market_index[row], time[row])
-            withheld = shelf.withheld(time[one], seen[one], tired_sellers[one])
+            excluded = tired_sellers[one, :0] if excluded_sellers is None else excluded_sellers[one]
+            withheld = shelf.withheld(time[one], seen[one], excluded, tired_sellers[one])
             retrieved, left = ((table["candidates"][row] >= 0).sum() for table in (made, kept))
             funnel[row] = len(shelf.rows), *barred, *withheld, retrieved, left, began, monotonic_ns()
         return kept | {"funnel": funnel}
@@ -224,6 +236,7 @@ class Retrieval:
         speaks: np.ndarray,
         explain: np.ndarray | None = None,
         since: np.ndarray | None = None,
+        excluded_sellers: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """All that the channels bring, in the order of the merge, with what pre-ranking reads of them.
 
@@ -231,6 +244,7 @@ class Retrieval:
             speaks: int64[B], codes of the users' languages, -1 where unknown.
             explain: taken so that the stage's tensors may be passed as they are; nothing here depends on it.
             since: int64[B], when the users' latest events were; read where the release knows seasons.
+            excluded_sellers: int64[B, X], codes, -1 fills: none of theirs is found.
 
         Returns:
             candidates int64[B, R] (rows of the contents table, -1 fills), retrieval_score float32[B, R]
@@ -244,6 +258,9 @@ class Retrieval:
         score = np.zeros((len(query_vector), size), np.float32)
         channel = np.zeros((len(query_vector), size), np.int32)
         affinity = self.graph.reach(recent)
+        spared = tired_sellers
+        if excluded_sellers is not None and excluded_sellers.shape[1]:
+            spared = np.concatenate([tired_sellers, excluded_sellers], axis=1)
         for market in sorted(set(market_index.tolist())):
             here = np.flatnonzero(market_index == market)
             shelf = self.shelves[market]
@@ -257,7 +274,7 @@ class Retrieval:
                 affinity.of(here),
                 seen[here],
                 followed[here],
-                tired_sellers[here],
+                spared[here],
             )
             found, bits = self._found(asked, size, first=True)
             short = np.flatnonzero(found[:, -1] == NONE)

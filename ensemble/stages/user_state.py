@@ -28,12 +28,14 @@ REQUEST = (
     TensorSpec("diversity", np.float32),
     TensorSpec("seed", np.int64),
     TensorSpec("explain", np.bool_),
+    TensorSpec("exclude_sellers", object, (-1,), optional=True),
 )
 """What a client sends: ids as text; `time` in s since the epoch; `history`, ids wanted in this session that
 the stored state does not know yet, oldest first, "" fills; `exclude`, ids never to be shown, "" fills;
 `shown`, ids shown lately, one entry an exposure, "" fills; `diversity` from 0 (value alone) to 1 (difference
 alone); `seed`, of what exploration draws: the same request gives the same slate; `explain`, whether the reply
-says what became of all candidates."""
+says what became of all candidates; `exclude_sellers`, ids of sellers none of whose contents are to be shown,
+"" fills."""
 _FOR_LATER = ("diversity", "seed", "explain")
 """What other stages read."""
 
@@ -53,6 +55,7 @@ class UserState:
         self.plan = Plan.of(release)
         self.users = IdIndex(release.array("user_id.npy"))
         self.contents = IdIndex(release.array("text_content_id.npy"))
+        self.seller_codes = IdIndex(release.array("seller_ids.npy"))
         self.markets = {market: place for place, market in enumerate(self.plan.markets)}
         self.history = release.array("user_history.npy")
         self.seen = release.array("user_seen.npy")
@@ -91,6 +94,7 @@ class UserState:
             TensorSpec("followed", np.int64, (-1,), pad=-1),
             TensorSpec("exposed", np.int64, (-1,), pad=-1),
             TensorSpec("tired_sellers", np.int64, (-1,), pad=-1),
+            TensorSpec("excluded_sellers", np.int64, (-1,), pad=-1),
             TensorSpec("speaks", np.int64),
             TensorSpec("clock", np.int64, (2,)),
             *((TensorSpec("since", np.int64),) if plan.season_s else ()),
@@ -106,11 +110,13 @@ class UserState:
         history: np.ndarray,
         exclude: np.ndarray,
         shown: np.ndarray,
+        exclude_sellers: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """Raw query columns by name (`raw_…`), market_index int64[B], and rows of the contents table with -1
         fills: recent int64[B, L], the latest wanted ones, seen int64[B, S], not to be shown again, and
         exposed int64[B, H], shown lately. Codes of sellers: followed int64[B, F], those that the user follows
-        or bought from, and tired_sellers int64[B, T], those that the user has been shown too often. Also
+        or bought from, tired_sellers int64[B, T], those that the user has been shown too often, and
+        excluded_sellers int64[B, X], those that the request excludes, -1 for one that is not known. Also
         speaks int64[B], the code of the user's language, -1 where unknown; and, where the release knows
         seasons, since int64[B], when the user's latest event was.
 
@@ -169,6 +175,9 @@ class UserState:
             "followed": _stored(self.sellers, row),
             "exposed": exposed,
             "tired_sellers": self._tired("sellers", row, time),
+            "excluded_sellers": np.empty((len(row), 0), np.int64)
+            if exclude_sellers is None
+            else self.seller_codes(exclude_sellers),
             "speaks": _stored(self.language[:, None], row)[:, 0],
             "clock": clock,
         }

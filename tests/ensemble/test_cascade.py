@@ -189,3 +189,49 @@ def test_a_broken_request_is_told_what_is_wrong(cascade, small_release, wrong):
     assert caught.value.code is code
     assert "\n" not in caught.value.message
     assert "/" not in caught.value.message
+
+
+def test_a_request_gets_nothing_of_sellers_that_it_excludes_and_a_full_slate_all_the_same(
+    cascade, small_release
+):
+    sellers, seller = small_release.array("seller_ids.npy"), small_release.array("seller_code.npy")
+    request = requests(small_release, 8, seed=8) | {"explain": np.ones(8, bool)}
+    request["exclude"][:] = request["exclude_sellers"][:] = ""
+    before = cascade(request)
+    codes = [seller[places(small_release, ids)] for ids in before["content_id"]]
+    said = np.array([[str(sellers[code]) for code in own[:3]] + ["unknown", ""] for own in codes], object)
+    made = cascade(request | {"exclude_sellers": said})
+    for row, ids in enumerate(made["content_id"]):
+        assert (ids != "").all()
+        assert not set(seller[places(small_release, ids)]) & set(codes[row][:3])
+        funnel = Explanation.of(made["explanation"][row, 0]).stages[2]
+        assert funnel.dropped["of an excluded seller"] > 0
+        assert funnel.took == funnel.kept + sum(funnel.dropped.values())
+    # What retrieval found no more of them is filled up by the channels.
+    kept = [Explanation.of(told).stages[2].kept for told in made["explanation"][:, 0]]
+    assert kept == [Explanation.of(told).stages[2].kept for told in before["explanation"][:, 0]]
+
+
+def test_excluding_every_seller_but_one_leaves_what_that_one_may_show(cascade, small_release):
+    sellers, seller = small_release.array("seller_ids.npy"), small_release.array("seller_code.npy")
+    request = {name: array[:1] for name, array in requests(small_release, 1, seed=9).items()}
+    market, time = cascade.plan.markets.index(request["market"][0]), request["time"]
+    shelf = cascade.run["retrieval"].shelves[market]
+    request["exclude"][:] = request["history"][:] = ""
+    request["user_id"][:] = "nobody"
+    may = shelf.rows[shelf.eligible(time, np.full((1, 0), -1))[0]]
+    left = seller[may][seller[may] >= 0][0]
+    made = cascade(request | {"exclude_sellers": np.delete(sellers, left).astype(object)[None]})
+    found = [text for text in made["content_id"][0] if text]
+    size = min(cascade.plan.config.slate, int(np.isin(seller[may], [left, -1]).sum()))
+    assert len(found) == size > 0
+    assert set(seller[places(small_release, np.array(found, object))]) <= {left, -1}
+
+
+def test_a_request_without_what_is_optional_is_answered_as_one_that_says_nothing(cascade, small_release):
+    request = requests(small_release, 4, seed=10)
+    request["exclude_sellers"][:] = ""
+    silent = {name: array for name, array in request.items() if name != "exclude_sellers"}
+    with_it, without = cascade(request), cascade(silent)
+    for name, array in with_it.items():
+        np.testing.assert_array_equal(array, without[name], name)

@@ -463,6 +463,27 @@ def test_what_may_not_be_shown_is_dropped_however_it_became_a_candidate(worlds, 
         assert len(shown) == min(len(may), plan_of(release).config.slate)
 
 
+@given(SEEDS, NUMBERS)
+@settings(max_examples=30, deadline=None)
+def test_a_candidate_of_an_excluded_seller_is_dropped_for_its_own_reason(worlds, world, seed):
+    release = worlds(world)
+    request, seller = ask(release, seed, 4), release.array("seller_code.npy")
+    excluded = np.random.default_rng(seed).integers(-1, 6, (4, 2))
+    made = stage_of(release)(**request, excluded_sellers=excluded)
+    theirs = [
+        sum(c >= 0 and seller[c] >= 0 and seller[c] in excluded[row] for c in contents)
+        for row, contents in enumerate(request["candidates"])
+    ]
+    left = request["candidates"].copy()
+    left[((seller[left][..., None] == excluded[:, None]) & (seller[left] >= 0)[..., None]).any(axis=2)] = -1
+    without = stage_of(release)(**request | {"candidates": left})
+    np.testing.assert_array_equal(made["content_id"], without["content_id"])
+    for row in (1, 3):
+        last = Explanation.of(made["explanation"][row, 0]).stages[-1]
+        assert last.dropped.get("of an excluded seller", 0) == theirs[row]
+        assert last.took == last.kept + sum(last.dropped.values())
+
+
 def remade(release, folder, contents=None, **knobs):
     """The release with other knobs, and with arrays of its contents from `contents`."""
     plan = plan_of(release)

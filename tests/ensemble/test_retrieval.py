@@ -42,7 +42,13 @@ def ask(release, seed, rows):
         ),
         "tired_sellers": random.choice(sellers, (rows, 2)),
         "speaks": random.integers(-1, 2, rows),
+        "excluded_sellers": np.where(random.random((rows, 2)) < 0.2, random.choice(sellers, (rows, 2)), -1),
     }
+
+
+def spared(request, row):
+    """Sellers none of whose contents a request may get."""
+    return [*request["tired_sellers"][row].tolist(), *request["excluded_sellers"][row].tolist()]
 
 
 def everywhere(graph, history):
@@ -81,7 +87,7 @@ def test_candidates_are_what_a_search_one_by_one_finds(worlds, world, seed, rows
     affinity = everywhere(graph, request["recent"])
     for row in range(rows):
         market, time = request["market_index"][row], request["time"][row]
-        may = eligible(release, market, time, request["seen"][row], request["tired_sellers"][row])
+        may = eligible(release, market, time, request["seen"][row], spared(request, row))
         near = sorted(may, key=lambda c: (-float(vectors[c] @ request["query_vector"][row]), c))[:size]
         related = sorted((c for c in may if affinity[row, c] > 0), key=lambda c: (-affinity[row, c], c))[
             :size
@@ -129,6 +135,7 @@ def test_no_ineligible_and_no_repeated_content_is_a_candidate(worlds, world, see
     assert (release.array("stock.npy")[found] != 0).all(), "sold out"
     seller = release.array("seller_code.npy")[found, None]
     assert not ((request["tired_sellers"][rows] == seller) & (seller >= 0)).any(), "of a tiring seller"
+    assert not ((request["excluded_sellers"][rows] == seller) & (seller >= 0)).any(), "of an excluded seller"
     assert not (request["seen"][rows] == found[:, None]).any(), "seen or excluded"
     assert len(np.unique(np.stack([rows, found]), axis=1).T) == len(found), "twice"
 

@@ -26,7 +26,7 @@ def world(worlds):
     return worlds(5)
 
 
-def ask(stage, user="nobody", market="ID", time=synthetic.START, history=(), exclude=(), shown=()):
+def ask(stage, user="nobody", market="ID", time=synthetic.START, history=(), exclude=(), shown=(), **more):
     """The stage's tensors of one request."""
     made = stage(
         user_id=np.array([user], object),
@@ -35,6 +35,7 @@ def ask(stage, user="nobody", market="ID", time=synthetic.START, history=(), exc
         history=np.array([list(history)], object).reshape(1, -1),
         exclude=np.array([list(exclude)], object).reshape(1, -1),
         shown=np.array([list(shown)], object).reshape(1, -1),
+        **{name: np.array([list(texts)], object).reshape(1, -1) for name, texts in more.items()},
     )
     return {name: array[0] for name, array in made.items()}
 
@@ -159,3 +160,10 @@ def test_followed_sellers_are_the_users_own_and_tired_ones_rest_in_time(world):
     assert ask(stage, user, time=end)["tired_sellers"][place] == -1
     for name in ("followed", "tired_sellers"):
         assert (ask(stage, "nobody")[name] == -1).all()
+
+
+def test_excluded_sellers_are_found_by_id_and_unknown_ones_are_nobody(world):
+    sellers = world.array("seller_ids.npy").tolist()
+    made = ask(UserState(world), exclude_sellers=[sellers[2], "unknown", "", sellers[0]])
+    assert made["excluded_sellers"].tolist() == [2, -1, -1, 0]
+    assert ask(UserState(world))["excluded_sellers"].tolist() == []
