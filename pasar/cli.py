@@ -456,6 +456,10 @@ def feed(
     exclude_seller: Annotated[
         list[str] | None, typer.Option(help="Seller none of whose contents are to be shown.")
     ] = None,
+    language: Annotated[
+        list[str] | None,
+        typer.Option(help="Language that the person reads now, the own one first; by default all."),
+    ] = None,
     shown: Annotated[
         list[str] | None, typer.Option(help="Content shown lately; again for each exposure.")
     ] = None,
@@ -484,6 +488,7 @@ def feed(
         seed,
         explain,
         tuple(exclude_seller or ()),
+        tuple(language or ()),
     )
     requests = [dataclasses.replace(asked, user=name) for name in user]
     with connect(url) as client:

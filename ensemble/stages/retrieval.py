@@ -16,6 +16,7 @@ from ensemble.channels.live import live
 from ensemble.channels.trending import trending
 from ensemble.channels.two_tower import two_tower
 from ensemble.explanation import FUNNEL
+from ensemble.lookup import spoken
 from ensemble.plan import Plan
 from ensemble.preranking import NO_CANDIDATE, PreRanker, spread
 from ensemble.release import Release
@@ -53,7 +54,7 @@ class Retrieval:
         popularity, self.created_at = release.array("popularity.npy"), release.array("created_at.npy")
         available = release.array("available.npy")
         trend, few = release.array("trend.npy"), self.plan.config.fresh_exposures
-        exposures = release.array("exposures.npy")
+        exposures, language = release.array("exposures.npy"), spoken(release)[1]
         self.shelves = [
             Shelf(
                 available[m],
@@ -65,6 +66,7 @@ class Retrieval:
                 fresh=exposures[m] <= few,
                 live=release.array("text_kind.npy") == "live",
                 seller=release.array("seller_code.npy"),
+                language=language,
             )
             for m in range(len(self.plan.markets))
         ]
@@ -126,6 +128,7 @@ class Retrieval:
                 TensorSpec("tired_sellers", np.int64, (-1,), pad=NONE),
                 TensorSpec("excluded_sellers", np.int64, (-1,), pad=NONE),
                 TensorSpec("speaks", np.int64),
+                TensorSpec("reads", np.int64, (-1,), pad=NONE),
                 TensorSpec("explain", np.bool_),
                 *((TensorSpec("since", np.int64),) if plan.season_s else ()),
             ),
@@ -156,6 +159,7 @@ class Retrieval:
         explain: np.ndarray | None = None,
         since: np.ndarray | None = None,
         excluded_sellers: np.ndarray | None = None,
+        reads: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """The candidates that pre-ranking leaves of those retrieved, best first; see `retrieve`.
 
@@ -176,6 +180,7 @@ class Retrieval:
             speaks,
             since=since,
             excluded_sellers=excluded_sellers,
+            reads=reads,
         )
         kept = self._pre_rank(query_vector, made)
         kept = self.read_last(kept, market_index, recent)
@@ -184,7 +189,8 @@ class Retrieval:
             shelf, one = self.shelves[market_index[row]], slice(row, row + 1)
             barred = self.eligibility.barred(shelf.rows, market_index[row], time[row])
             excluded = tired_sellers[one, :0] if excluded_sellers is None else excluded_sellers[one]
-            withheld = shelf.withheld(time[one], seen[one], excluded, tired_sellers[one])
+            said = None if reads is None else reads[one]
+            withheld = shelf.withheld(time[one], seen[one], excluded, tired_sellers[one], said)
             retrieved, left = ((table["candidates"][row] >= 0).sum() for table in (made, kept))
             funnel[row] = len(shelf.rows), *barred, *withheld, retrieved, left, began, monotonic_ns()
         return kept | {"funnel": funnel}
@@ -237,6 +243,7 @@ class Retrieval:
         explain: np.ndarray | None = None,
         since: np.ndarray | None = None,
         excluded_sellers: np.ndarray | None = None,
+        reads: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """All that the channels bring, in the order of the merge, with what pre-ranking reads of them.
 
@@ -245,6 +252,7 @@ class Retrieval:
             explain: taken so that the stage's tensors may be passed as they are; nothing here depends on it.
             since: int64[B], when the users' latest events were; read where the release knows seasons.
             excluded_sellers: int64[B, X], codes, -1 fills: none of theirs is found.
+            reads: int64[B, K], codes of languages, -1 fills, as of `Shelf.eligible`.
 
         Returns:
             candidates int64[B, R] (rows of the contents table, -1 fills), retrieval_score float32[B, R]
@@ -275,6 +283,7 @@ class Retrieval:
                 seen[here],
                 followed[here],
                 spared[here],
+                None if reads is None else reads[here],
             )
             found, bits = self._found(asked, size, first=True)
             short = np.flatnonzero(found[:, -1] == NONE)
@@ -289,7 +298,7 @@ class Retrieval:
             "candidates": candidates,
             "retrieval_score": score,
             "channel": channel,
-            "content_numbers": self.numbers(candidates, market_index, time, affinity, speaks, since),
+            "content_numbers": self.numbers(candidates, market_index, time, affinity, speaks, since, reads),
             **self._beside(candidates, recent),
         }
 
@@ -391,6 +400,7 @@ class Retrieval:
         reach: Reach,
         speaks: np.ndarray,
         since: np.ndarray | None = None,
+        reads: np.ndarray | None = None,
     ) -> np.ndarray:
         """Numbers of candidates int64[B, C], the pair features last, float32[B, C, Gi].
 
@@ -398,6 +408,7 @@ class Retrieval:
             reach: what the item graph says of all contents.
             speaks: int64[B], codes of the users' languages, -1 where unknown.
             since: int64[B], as of `retrieve`.
+            reads: int64[B, K], codes of other languages that they read, -1 fills.
         """
         rows = np.maximum(candidates, 0)
         known = self.plan.as_of > 0
@@ -412,7 +423,9 @@ class Retrieval:
             self.created_at[rows] if known else None,
             time[:, None] if known else None,
             reach.at(candidates),
-            self.offers(market_index[:, None], rows, speaks[:, None]),
+            self.offers(
+                market_index[:, None], rows, speaks[:, None], None if reads is None else reads[:, None]
+            ),
             moment_features(
                 self.moments, rows, np.broadcast_to(time[:, None] if known else 0, rows.shape), reach.at
             ),

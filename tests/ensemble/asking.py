@@ -27,6 +27,7 @@ def requests(release: Release, rows: int, seed: int = 0) -> dict[str, np.ndarray
         "exclude_sellers": random.choice([*release.array("seller_ids.npy"), "nobody", ""], (rows, 2)).astype(
             object
         ),
+        "languages": random.choice(["", "", "", "", "", "id", "en", "pt-PT", "xx"], (rows, 2)).astype(object),
     }
 
 

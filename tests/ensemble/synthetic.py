@@ -110,7 +110,6 @@ def release(folder: Path, seed: int) -> Release:
         "text_content_id": np.array([f"content-{i}" for i in random.permutation(contents)], str),
         "text_kind": np.where(random.random(contents) < 0.4, "live", "video"),
         "text_category": np.full(contents, "toys"),
-        "text_content_language": np.full(contents, ""),
         "seller_ids": np.array([f"seller-{code}" for code in range(6)]),
         "stock": random.choice([-1, 0, 5], contents, p=[0.6, 0.1, 0.3]),
         "text_seller_id": np.array(["" if code < 0 else f"seller-{code}" for code in seller], str),
@@ -129,10 +128,11 @@ def release(folder: Path, seed: int) -> Release:
         "market_graph_weights": np.zeros((0, 1), np.float32),
         "low_rank_source": others.normal(size=(contents, 3 * (seed % 3 == 0))).astype(np.float32),
         "low_rank_target": others.normal(size=(contents, 3 * (seed % 3 == 0))).astype(np.float32),
-        "attribute_language": random.choice(np.array(["", "en", "pt"]), users),
         "attribute_age": random.integers(18, 60, users),
         "attribute_spend": random.normal(size=users).astype(np.float32),
     }
+    arrays["attribute_language"] = np.array(["en", "pt", ""])[arrays["user_language"]]
+    arrays["text_content_language"] = np.array(["en", "pt-BR", ""])[arrays["language_code"]]
     arrays["conversion"] = others.normal(size=contents).astype(np.float32) * (seed % 5 == 0)
     if seed % 2:  # half of the worlds have a pre-ranker
         numbers = 1 + len(PAIR_FEATURES) + bool(arrays["low_rank_source"].size) + arrays["conversion"].any()

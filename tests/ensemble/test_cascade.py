@@ -105,6 +105,8 @@ def test_unknown_users_of_a_market_share_its_cold_feed(cascade, small_release):
         "diversity": np.zeros(4, np.float32),
         "seed": np.zeros(4, np.int64),
         "explain": np.zeros(4, bool),
+        "exclude_sellers": np.full((4, 0), "", object),
+        "languages": np.full((4, 0), "", object),
     }
     made = cascade(request)["content_id"]
     assert (made != "").all()
@@ -196,7 +198,7 @@ def test_a_request_gets_nothing_of_sellers_that_it_excludes_and_a_full_slate_all
 ):
     sellers, seller = small_release.array("seller_ids.npy"), small_release.array("seller_code.npy")
     request = requests(small_release, 8, seed=8) | {"explain": np.ones(8, bool)}
-    request["exclude"][:] = request["exclude_sellers"][:] = ""
+    request["exclude"][:] = request["exclude_sellers"][:] = request["languages"][:] = ""
     before = cascade(request)
     codes = [seller[places(small_release, ids)] for ids in before["content_id"]]
     said = np.array([[str(sellers[code]) for code in own[:3]] + ["unknown", ""] for own in codes], object)
@@ -217,7 +219,7 @@ def test_excluding_every_seller_but_one_leaves_what_that_one_may_show(cascade, s
     request = {name: array[:1] for name, array in requests(small_release, 1, seed=9).items()}
     market, time = cascade.plan.markets.index(request["market"][0]), request["time"]
     shelf = cascade.run["retrieval"].shelves[market]
-    request["exclude"][:] = request["history"][:] = ""
+    request["exclude"][:] = request["history"][:] = request["languages"][:] = ""
     request["user_id"][:] = "nobody"
     may = shelf.rows[shelf.eligible(time, np.full((1, 0), -1))[0]]
     left = seller[may][seller[may] >= 0][0]
@@ -230,8 +232,40 @@ def test_excluding_every_seller_but_one_leaves_what_that_one_may_show(cascade, s
 
 def test_a_request_without_what_is_optional_is_answered_as_one_that_says_nothing(cascade, small_release):
     request = requests(small_release, 4, seed=10)
-    request["exclude_sellers"][:] = ""
-    silent = {name: array for name, array in request.items() if name != "exclude_sellers"}
+    request["exclude_sellers"][:] = request["languages"][:] = ""
+    optional = {"exclude_sellers", "languages"}
+    silent = {name: array for name, array in request.items() if name not in optional}
     with_it, without = cascade(request), cascade(silent)
     for name, array in with_it.items():
         np.testing.assert_array_equal(array, without[name], name)
+
+
+def test_a_request_that_says_its_languages_gets_contents_in_these_or_in_none(cascade, small_release):
+    texts = small_release.array("text_content_language.npy")
+    request = requests(small_release, 8, seed=11) | {"explain": np.ones(8, bool)}
+    request["exclude"][:] = request["exclude_sellers"][:] = request["languages"][:] = ""
+    shelves = cascade.run["retrieval"].shelves
+    said = np.full((8, 2), "", object)
+    for row, market in enumerate(request["market"]):
+        here, count = np.unique(texts[shelves[cascade.plan.markets.index(market)].rows], return_counts=True)
+        said[row] = "xx", str(here[here != ""][count[here != ""].argsort()[-1 - row % 2]])
+    usual, made = cascade(request), cascade(request | {"languages": said})
+    stems = np.array([text.split("-")[0] for text in texts])
+    others = 0
+    for row, ids in enumerate(made["content_id"]):
+        found = stems[places(small_release, ids[ids != ""])]
+        assert set(found) <= {said[row, 1].split("-")[0], ""}
+        others += len(set(stems[places(small_release, usual["content_id"][row])]) - set(found))
+        funnel = Explanation.of(made["explanation"][row, 0]).stages[2]
+        assert funnel.dropped["in a language not read"] > 0
+        assert funnel.took == funnel.kept + sum(funnel.dropped.values())
+    assert others
+
+
+def test_languages_in_which_nothing_is_sold_filter_nothing(cascade, small_release):
+    request = requests(small_release, 4, seed=12)
+    request["languages"][:] = ""
+    usual = cascade(request)["content_id"]
+    np.testing.assert_array_equal(
+        usual, cascade(request | {"languages": np.full((4, 1), "xx", object)})["content_id"]
+    )

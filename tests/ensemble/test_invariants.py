@@ -84,6 +84,7 @@ def test_every_slate_is_eligible_distinct_full_and_accounted_for(feeds):
                 request["time"],
                 request["seen"].tolist(),
                 spared(feed.request, row),
+                reads=request["reads"].tolist(),
             )
             slate = [ids.index(content) for content in made["content_id"][row] if content]
             assert set(slate) <= set(may), "what may not be shown is never shown"

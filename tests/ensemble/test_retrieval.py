@@ -43,6 +43,7 @@ def ask(release, seed, rows):
         "tired_sellers": random.choice(sellers, (rows, 2)),
         "speaks": random.integers(-1, 2, rows),
         "excluded_sellers": np.where(random.random((rows, 2)) < 0.2, random.choice(sellers, (rows, 2)), -1),
+        "reads": np.where(random.random((rows, 2)) < 0.2, random.integers(0, 2, (rows, 2)), -1),
     }
 
 
@@ -60,8 +61,11 @@ def everywhere(graph, history):
     return made.astype(np.float32)
 
 
-def eligible(release, market, time, seen, tired=(), refilled=()):
+def eligible(release, market, time, seen, tired=(), refilled=(), reads=()):
     """Places of contents that may be shown, by their rules one at a time; `refilled` have stock again."""
+    language = release.array("language_code.npy").tolist()
+    sold = {language[c] for c in np.flatnonzero(release.array("available.npy")[market])} - {-1}
+    read = {-1, *reads} if sold & set(reads) else {-1, *language}
     available, opens, ends = (release.array(f"{n}.npy") for n in ("available", "created_at", "ended_at"))
     stock, seller = release.array("stock.npy"), release.array("seller_code.npy")
     return [
@@ -69,6 +73,7 @@ def eligible(release, market, time, seen, tired=(), refilled=()):
         for c in range(available.shape[1])
         if available[market, c] and opens[c] <= time < ends[c] and c not in seen
         if (stock[c] != 0 or c in refilled) and (seller[c] < 0 or seller[c] not in tired)
+        if language[c] in read
     ]
 
 
@@ -87,7 +92,8 @@ def test_candidates_are_what_a_search_one_by_one_finds(worlds, world, seed, rows
     affinity = everywhere(graph, request["recent"])
     for row in range(rows):
         market, time = request["market_index"][row], request["time"][row]
-        may = eligible(release, market, time, request["seen"][row], spared(request, row))
+        reads = request["reads"][row].tolist()
+        may = eligible(release, market, time, request["seen"][row], spared(request, row), reads=reads)
         near = sorted(may, key=lambda c: (-float(vectors[c] @ request["query_vector"][row]), c))[:size]
         related = sorted((c for c in may if affinity[row, c] > 0), key=lambda c: (-affinity[row, c], c))[
             :size
@@ -168,7 +174,9 @@ def test_candidates_carry_their_stored_features_and_the_pairs(worlds):
         opens[[content]],
         request["time"][[row]],
         affinity[row, [content]],
-        stage.offers(np.array([market]), np.array([content]), request["speaks"][[row]]),
+        stage.offers(
+            np.array([market]), np.array([content]), request["speaks"][[row]], request["reads"][[row]]
+        ),
         moment_features(
             stage.moments,
             np.array([content]),

@@ -119,7 +119,17 @@ def test_a_slate_holds_only_what_may_be_shown_and_is_empty_only_where_nothing_ma
     size = Plan.of(release).config.slate
     for row, slate in enumerate(slates(Steering(rules, state), release, request)):
         market, time = request["market_index"][row], request["time"][row]
-        may = set(eligible(release, market, time, request["seen"][row], spared(request, row), refilled))
+        may = set(
+            eligible(
+                release,
+                market,
+                time,
+                request["seen"][row],
+                spared(request, row),
+                refilled,
+                request["reads"][row].tolist(),
+            )
+        )
         may -= shut
         if synthetic.MARKETS[market] == "GB":
             may -= {c for c in may if sellers[c] in forbidden}
@@ -172,6 +182,7 @@ def asked_once(release, market):
     request = {name: array[:1] for name, array in ask(release, 1, 1).items()}
     request["market_index"][:], request["time"][:] = market, synthetic.END
     request["seen"][:], request["tired_sellers"][:], request["excluded_sellers"][:] = -1, -1, -1
+    request["reads"][:] = -1
     return request
 
 

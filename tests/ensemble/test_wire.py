@@ -42,9 +42,13 @@ def test_lists_of_different_lengths_are_filled():
 
 
 def test_what_is_optional_and_says_nothing_is_not_on_the_wire():
-    silent, told = FeedRequest("ana", "BR", 10), FeedRequest("ana", "BR", 10, exclude_sellers=("s", "t"))
+    silent, told = (
+        FeedRequest("ana", "BR", 10),
+        FeedRequest("ana", "BR", 10, exclude_sellers=("s", "t"), languages=("pt-BR",)),
+    )
     assert set(json.loads(write_requests(pack([silent]))[0])) == set(SOUND)
     assert json.loads(write_requests(pack([told]))[0])["exclude_sellers"] == ["s", "t"]
+    assert json.loads(write_requests(pack([told]))[0])["languages"] == ["pt-BR"]
     read = read_requests(write_requests(pack([silent])))
     assert read["exclude_sellers"].shape == (1, 0)
     texts = np.concatenate([write_requests(pack([one])) for one in (silent, told)])
@@ -92,6 +96,7 @@ SOUND = {
         ({"explain": 1}, "'explain' of request 1 is '1'; send true or false"),
         ({"exclude_sellers": "s"}, "'exclude_sellers' of request 1 is 's'; send a list of text"),
         ({"exclude_sellers": None}, "'exclude_sellers'"),
+        ({"languages": ["en", 1]}, "'languages'"),
         ({"colour": 1}, "request 1 is not an object of user_id, market,"),
     ],
 )
