@@ -65,12 +65,21 @@ class OtherReport:
 
 
 @dataclass(frozen=True)
+class SlotReport:
+    """A slot that did not get the least that it asks for, in words, and what kept it from that."""
+
+    slot: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Explanation:
-    """The funnel of a request, its items from the top, and the rest of the pool by value."""
+    """The funnel of a request, its items from the top, the rest of the pool by value, and slots given up."""
 
     stages: tuple[StageReport, ...] = field(default_factory=tuple)
     items: tuple[ItemReport, ...] = field(default_factory=tuple)
     others: tuple[OtherReport, ...] = field(default_factory=tuple)
+    given_up: tuple[SlotReport, ...] = field(default_factory=tuple)
 
     @classmethod
     def of(cls, text: str) -> Explanation:
@@ -80,6 +89,7 @@ class Explanation:
             tuple(StageReport(**stage) for stage in body["stages"]),
             tuple(ItemReport(**{**item, "rules": tuple(item["rules"])}) for item in body["items"]),
             tuple(OtherReport(**other) for other in body["others"]),
+            tuple(SlotReport(**slot) for slot in body.get("given_up", ())),
         )
 
 
@@ -90,6 +100,7 @@ def explanation_text(
     now: int,
     items: Sequence[Mapping[str, Any]],
     others: Sequence[Mapping[str, Any]],
+    given_up: Sequence[Mapping[str, str]],
     below: Sequence[str],
     barred: Sequence[int],
     excluded: int,
@@ -100,7 +111,7 @@ def explanation_text(
         funnel: int64[F], columns as in `FUNNEL`.
         clock: int64[2], when the user-state stage began and ended (ns).
         began, now: of the re-ordering stage (ns).
-        items, others: fields of `ItemReport` and `OtherReport`.
+        items, others, given_up: fields of `ItemReport`, `OtherReport` and `SlotReport`.
         below: of each candidate that was not among the pool, why.
         barred: candidates that might no longer be shown when they were ranked, by `BARRED`.
         excluded: candidates of sellers that the request excludes.
@@ -140,4 +151,5 @@ def explanation_text(
         }
         for stage, took, left, lost, ms in stages
     ]
-    return json.dumps({"stages": told, "items": list(items), "others": list(others)})
+    body: dict[str, Any] = {"stages": told, "items": list(items), "others": list(others)}
+    return json.dumps(body | ({"given_up": list(given_up)} if given_up else {}))

@@ -13,7 +13,7 @@ from ensemble.blending import Blend
 from ensemble.channels import NONE
 from ensemble.errors import Code, RequestError
 from ensemble.explanation import FUNNEL, explanation_text
-from ensemble.plan import DIVERSITIES, LIMITS, CascadeConfig, Plan
+from ensemble.plan import DIVERSITIES, KINDS, LIMITS, CascadeConfig, Plan
 from ensemble.release import Release
 from ensemble.rules import Gain, Limit, Reason
 from ensemble.rules.category_cap import category_cap
@@ -35,6 +35,7 @@ CAPS: dict[str, Callable[[Release, CascadeConfig], list[Limit]]] = {
 GAINS: dict[str, Callable[..., Gain]] = {"mmr": Mmr, "dpp": Dpp}
 
 CROWDED = "enough of its seller, category or kind in the pool"
+NO_MORE = "no more of it among the candidates"
 GONE = np.uint16(0xFFFF)
 """Above all broken limits: what is in the slate already, or is no content."""
 FAR = 32.0
@@ -122,6 +123,7 @@ class Reordering:
             limits += reversed(made)
             bits += [bit << turn for turn in range(len(made))]
             self.why += [Reason[name.upper()]] * len(made)
+        self.kind, self.reserved = release.array("kind_code.npy"), config.reserved()
         self.codes, self.bits = np.array(self.why), np.array(bits, np.uint16)
         self.pool = Pool(limits, self.bits, config.pool, config.slate)
         none = np.zeros((0, len(self.content_id)), np.int32)
@@ -231,18 +233,10 @@ class Reordering:
 
         explanation = np.full((len(candidates), 1), "", object)
         for row in np.flatnonzero(explain):
-            items, others, below = self._explain(ranked, chosen, row, preranking_score[row, order[row]])
+            told = self._explain(ranked, chosen, row, preranking_score[row, order[row]])
             barred = self.eligibility.barred(came[row], market_index[row], time[row])
             explanation[row, 0] = explanation_text(
-                funnel[row],
-                clock[row],
-                began,
-                monotonic_ns(),
-                items,
-                others,
-                below,
-                barred,
-                int(excluded[row]),
+                funnel[row], clock[row], began, monotonic_ns(), *told, barred, int(excluded[row])
             )
         ids = self.content_id[slate(candidates)]
         return {
@@ -270,7 +264,7 @@ class Reordering:
         behind, kept, cut = tired, np.arange(size)[None].repeat(len(contents), axis=0), False
         if present[:, size:].any():
             groups = self.groups[:, contents]
-            behind = self.pool.behind(groups if present.all() else np.where(present, groups, -1), tired)
+            behind = self.pool.behind(groups if present.all() else np.where(present, groups, -2), tired)
             if cut := bool(behind.any()):
                 last = np.where(present, behind, GONE)
                 kept = np.sort(np.argsort(last, axis=1, kind="stable")[:, :size], axis=1)
@@ -365,15 +359,15 @@ class Reordering:
         row = np.arange(len(out))
         group = self.groups[:, ranked.contents[row, out]][:, None]
         same = (self.groups[:, ranked.pool(ranked.contents)[row, best]] == group) & (group >= 0)
-        over = same.cumsum(axis=1) - same >= self.most[..., 0].transpose(1, 0, 2)
+        over = (same.cumsum(axis=1) - same >= self.most[..., 0].transpose(1, 0, 2)) & (group >= 0)
         broken = self._broken(over, np.broadcast_to(ranked.tired[row, out], own.shape))
         return np.where(broken == own, broken | ranked.behind[row, out], broken)
 
     def _explain(
         self, ranked: Ranked, chosen: Chosen, row: int, preranked: np.ndarray
-    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
-        """The items and the others of one request, fields of `ItemReport` and `OtherReport`; and why each
-        candidate outside the pool is there.
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, str]], list[str]]:
+        """The items, the others and the slots given up of one request, fields of `ItemReport`, `OtherReport`
+        and `SlotReport`; and why each candidate outside the pool is there.
 
         Args:
             preranked: [C], of the row's candidates by value.
@@ -431,7 +425,27 @@ class Reordering:
             one.lost if one in tired else CROWDED if behind[place] > most else Reason.VALUE.lost
             for one, place in zip(why, outside)
         ]
-        return items, others, below
+        kind = np.where(contents >= 0, self.kind[contents], NONE)
+        slate = [rank[place] for place in places]
+        given_up = []
+        for slot in self.plan.config.slots if self.reserved else ():
+            code, within = KINDS.index(slot.kind), slot.within or self.plan.config.slate
+            of_kind = (kind[slate[:within]] == code).tolist()
+            if sum(of_kind) >= (slot.least or 0):
+                continue
+            # Where the first of the kind that is missing should have stood, and what was left of the kind.
+            due = self.reserved[slot.kind]
+            turn = next(at for count, at in enumerate(due) if sum(of_kind[: at + 1]) <= count)
+            left = [at for at in np.flatnonzero(kind == code).tolist() if at not in slate[:turn]]
+            inside = [against(turn, rank.index(at)).lost for at in left if at in rank]
+            left_out = [below[outside.index(at)] for at in left if at not in rank]
+            given_up.append(
+                {
+                    "slot": f"at least {slot.least} {slot.kind} among the first {within}",
+                    "reason": [*inside, *left_out, NO_MORE][0],
+                }
+            )
+        return items, others, given_up, below
 
 
 def _scaled(value: np.ndarray, present: np.ndarray) -> np.ndarray:

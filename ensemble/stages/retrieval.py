@@ -17,7 +17,7 @@ from ensemble.channels.trending import trending
 from ensemble.channels.two_tower import two_tower
 from ensemble.explanation import FUNNEL
 from ensemble.lookup import spoken
-from ensemble.plan import Plan
+from ensemble.plan import KINDS, Plan
 from ensemble.preranking import NO_CANDIDATE, PreRanker, spread
 from ensemble.release import Release
 from ensemble.search import read_index
@@ -107,6 +107,7 @@ class Retrieval:
         )
         self.channels = CHANNELS
         self.quotas = {channel: self.plan.config.quotas[str(channel.name).lower()] for channel in CHANNELS}
+        self.kind, self.reserved = release.array("kind_code.npy"), self.plan.config.reserved()
         self.content_ids = release.array("content_ids.npy")
         stand_ins = release.array("stand_in_ids.npy")
         self.stand_ins = stand_ins if stand_ins.any() else None
@@ -199,6 +200,10 @@ class Retrieval:
         size = self.plan.config.candidates
         if self.preranker is None:
             kept = {name: array[:, :size] for name, array in made.items()}
+            if self.reserved:
+                every = np.arange(made["candidates"].shape[1])[None].repeat(len(query_vector), axis=0)
+                first = self._with_kinds(every, made["candidates"])
+                kept = {name: array[np.arange(len(first))[:, None], first] for name, array in made.items()}
             return kept | {"preranking_score": np.zeros(kept["candidates"].shape, np.float32)}
         score = self.preranker(
             query_vector, made["candidates"], self.preranking_numbers(made), made["retrieval_score"]
@@ -210,14 +215,31 @@ class Retrieval:
 
     def let_through(self, candidates: np.ndarray, score: np.ndarray) -> np.ndarray:
         """Columns of the candidates int64[B, R] that pre-ranking leaves under its scores float32[B, R], best
-        first, with no category above its share while there are others: int64[B, C]."""
+        first, with no category above its share while there are others, and with room for the kinds that slots
+        ask for: int64[B, C]."""
         size = self.plan.config.candidates
         order = np.argsort(-score, axis=1, kind="stable")
         ordered = candidates[np.arange(len(order))[:, None], order]
         category = self.offers.category.take(ordered, mode="clip")
         category[ordered < 0] = NO_CANDIDATE
         most = max(round(size * self.plan.config.category_share), 1)
-        return spread(order, category, most)[:, :size]
+        return self._with_kinds(spread(order, category, most), candidates)
+
+    def _with_kinds(self, order: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """The first columns int64[B, C] of an order int64[B, R] of candidates int64[B, R].
+
+        Of a kind that slots ask for the best are among them, as large a part as its places are of a slate.
+        """
+        size, slate = self.plan.config.candidates, self.plan.config.slate
+        if not self.reserved:
+            return order[:, :size]
+        each = np.arange(len(order))[:, None]
+        ordered = candidates[each, order]
+        kept = np.zeros(order.shape, bool)
+        for kind, places in self.reserved.items():
+            of_kind = (self.kind[ordered] == KINDS.index(kind)) & (ordered >= 0)
+            kept |= of_kind & (of_kind.cumsum(axis=1) <= size * len(places) // slate)
+        return order[each, np.sort(np.argsort(~kept, axis=1, kind="stable")[:, :size], axis=1)]
 
     def preranking_numbers(self, made: dict[str, np.ndarray]) -> np.ndarray:
         """The numbers that pre-ranking reads of candidates as `retrieve` makes them, float32[B, C, G]: the

@@ -56,7 +56,7 @@ def release(folder: Path, seed: int) -> Release:
         seller_cap=int(random.integers(1, 4)),
         category_cap=int(random.integers(1, 4)),
         weights=WEIGHTS,
-        **_rules(np.random.default_rng([seed, 1]), slate),
+        **_with_least(_rules(np.random.default_rng([seed, 1]), slate), seed, slate),
     )
     plan = Plan(
         markets=MARKETS,
@@ -176,6 +176,21 @@ def _rules(random: np.random.Generator, slate: int) -> dict[str, Any]:
         },
         "price_usd": 10.0,
     }
+
+
+def _with_least(rules: dict[str, Any], seed: int, slate: int) -> dict[str, Any]:
+    """Rules with slots that ask for kinds too, in two thirds of the worlds and as far as they fit."""
+    random, free = np.random.default_rng([seed, 4]), slate - int(rules["explore"] * slate + 1e-9)
+    slots, last = list(rules["slots"]), 0
+    for kind in random.permutation(KINDS)[: int(random.integers(0, 3))].tolist():
+        least = int(random.integers(1, 3))
+        if last + least > free:
+            break
+        last = int(random.integers(last + least, free + 1))
+        within = 0 if last == free and random.random() < 0.5 else last
+        most = least + 1 if random.random() < 0.3 else None
+        slots.insert(int(random.integers(0, len(slots) + 1)), Slot(kind, most, within, least))
+    return rules | {"slots": tuple(slots)}
 
 
 class Worlds:

@@ -130,6 +130,7 @@ class Row:
         capped = "frequency_cap" in config.rules
         tired = {c: [whether for _, whether in self.tired(c) if capped] for c in self.ranked}
         flags = {c: [] for c in self.ranked}
+        asks = bool(config.reserved())
         for rule in config.rules:
             if rule == "frequency_cap":
                 for c in self.ranked:
@@ -140,22 +141,37 @@ class Row:
                 shares = [({c: group[c] for c in self.ranked}, size * cap // config.slate, cap, config.slate)]
             elif rule == "slots":
                 for slot in config.slots:
-                    group = {c: 0 if KINDS[self.kind[c]] == slot.kind else -1 for c in self.ranked}
-                    whole = slot.within in (0, config.slate)
-                    share = size * slot.most // config.slate if whole else size
-                    shares.append((group, share, slot.most, slot.within or config.slate))
-            for group, share, most, within in shares:
-                share = min(share, size - max(min(within, config.slate) - most, 0))
-                taken = {}
+                    if slot.most is not None:
+                        group = {c: 0 if KINDS[self.kind[c]] == slot.kind else -1 for c in self.ranked}
+                        whole = slot.within in (0, config.slate)
+                        share = size * slot.most // config.slate if whole else size
+                        shares.append((group, share, slot.most, slot.within or config.slate))
+                    if slot.least and asks:  # all kinds that slots ask for have their room at once
+                        shares.append(None)
+                        asks = False
+            for one in shares:
                 # What is tired counts after the rest, and so does what is past a stricter limit's share.
-                past = set()
-                for c in sorted(self.ranked, key=lambda c: (tired[c], flags[c])):
-                    taken[group[c]] = taken.get(group[c], 0) + 1
-                    if group[c] >= 0 and taken[group[c]] > share:
-                        past.add(c)
+                order = sorted(self.ranked, key=lambda c: (tired[c], flags[c]))
+                past = self.in_the_room_of_kinds(order) if one is None else set()
+                if one is not None:
+                    group, share, most, within = one
+                    share = min(share, size - max(min(within, config.slate) - most, 0))
+                    taken = {}
+                    for c in order:
+                        taken[group[c]] = taken.get(group[c], 0) + 1
+                        if group[c] >= 0 and taken[group[c]] > share:
+                            past.add(c)
                 for c in self.ranked:
                     flags[c] = [*flags[c], c in past]
         return flags
+
+    def in_the_room_of_kinds(self, order):
+        """Of contents in an order, those without a place beside the best of the kinds asked for."""
+        config, own = self.config, []
+        for kind, places in config.reserved().items():
+            part = config.pool * len(places) // config.slate
+            own += [c for c in order if KINDS[self.kind[c]] == kind][:part]
+        return set([c for c in order if c not in own][config.pool - len(own) :])
 
     def tired(self, content):
         """Whether the content and whether its seller was shown too often."""
@@ -177,10 +193,16 @@ class Row:
                 taken = sum(group[c] == group[content] for c in above)
                 found.append((rule, group[content] >= 0 and taken >= cap))
             elif rule == "slots":
+                reserved = config.reserved()
                 for slot in config.slots:
                     taken = sum(KINDS[self.kind[c]] == slot.kind for c in above)
-                    held = KINDS[self.kind[content]] == slot.kind and taken >= slot.most
-                    found.append((rule, held and place < (slot.within or config.slate)))
+                    is_one = KINDS[self.kind[content]] == slot.kind
+                    if slot.most is not None:
+                        held = is_one and taken >= slot.most
+                        found.append((rule, held and place < (slot.within or config.slate)))
+                    if slot.least and (due := reserved.pop(slot.kind, None)):
+                        late = place in due and taken <= due.index(place)
+                        found.append((rule, not is_one and late))
         return found
 
     def flags(self, content, above, place):
@@ -595,6 +617,103 @@ def test_a_cap_is_kept_where_the_candidates_can_though_the_best_of_them_are_alik
         alike, most = alike[:3], 1
     assert len(slate) == 10
     assert sum(alike) <= most
+
+
+def kinds(**rows):
+    """Kinds of a hundred contents: those of rows, the others videos."""
+    code = np.full(100, KINDS.index("video"), np.int8)
+    for kind, places in rows.items():
+        code[places] = KINDS.index(kind)
+    return code
+
+
+@pytest.mark.parametrize("order", [LIMITS, LIMITS[::-1]], ids=["usual", "reversed"])
+@pytest.mark.parametrize("explore", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("slots", "places"),
+    [
+        ((Slot("live", least=2, within=5),), {"live": [3, 4]}),
+        (
+            (Slot("live", least=1, within=3), Slot("product", least=1, within=3)),
+            {"live": [1], "product": [2]},
+        ),
+        (
+            (Slot("product", least=2, within=4), Slot("live", least=1, within=2)),
+            {"product": [2, 3], "live": [1]},
+        ),
+        ((Slot("live", least=1, within=2), Slot("live", least=3, within=6)), {"live": [1, 4, 5]}),
+        ((Slot("live", least=2, most=2),), {"live": [-2, -1]}),
+        ((Slot("live", least=2, within=99), Slot("product", least=1)), {"live": [-3, -2], "product": [-1]}),
+    ],
+)
+def test_slots_that_ask_for_a_kind_get_the_best_of_it_where_it_has_not_come_before(
+    worlds, tmp_path, slots, places, order, explore
+):
+    code = kinds(live=np.s_[70:80], product=np.s_[90:])
+    rules = (*order, "dpp", "exploration")
+    release = hundred(
+        worlds(4), tmp_path / "least", rules=rules, slots=slots, kind_code=code, explore=explore
+    )
+    stage, one = Reordering(release), all_hundred(release)
+    one["diversity"][:] = 0  # by value alone
+    made = stage(**one)
+    slate, greedy = slate_of(made), 10 - round(10 * explore)
+    expected = list(range(greedy))
+    for kind, own in places.items():
+        for content, place in zip(
+            np.flatnonzero(code == KINDS.index(kind)).tolist(), sorted(p % greedy for p in own)
+        ):
+            expected[place] = content
+    taken = iter(range(greedy))
+    expected = [c if code[c] != 0 else next(taken) for c in expected]
+    assert slate[:greedy] == expected
+    assert len(set(slate)) == 10
+    assert (made["slate_reason"][0, greedy:] == Reason.EXPLORATION).all()
+    assert not Explanation.of(made["explanation"][0, 0]).given_up
+
+
+def test_of_a_kind_that_comes_by_its_own_value_slots_ask_for_no_more(worlds, tmp_path):
+    code, knobs = kinds(live=np.s_[:100:4]), {"slots": (Slot("live", least=2, within=5),)}
+    with_it = hundred(worlds(4), tmp_path / "with", kind_code=code, **knobs)
+    without = hundred(worlds(4), tmp_path / "without", kind_code=code)
+    request = all_hundred(with_it)
+    request["diversity"][:] = 0
+    assert slate_of(Reordering(with_it)(**request)) == slate_of(Reordering(without)(**request))
+
+
+@pytest.mark.parametrize("explore", [0.0, 0.1, 0.3])
+def test_a_slot_for_a_kind_that_there_is_not_is_given_up_and_says_so(worlds, tmp_path, explore):
+    slots = (Slot("live", least=2, within=5), Slot("product", least=1))
+    code = kinds(product=np.s_[60:61])
+    release = hundred(worlds(4), tmp_path / "none", kind_code=code, slots=slots, explore=explore)
+    alone = hundred(worlds(4), tmp_path / "alone", kind_code=code, slots=slots[1:], explore=explore)
+    request = all_hundred(release)
+    made, other = Reordering(release)(**request), Reordering(alone)(**request)
+    assert len(slate_of(made)) == 10
+    assert slate_of(made) == slate_of(other)
+    np.testing.assert_array_equal(made["slate_propensity"], other["slate_propensity"])
+    (told,) = Explanation.of(made["explanation"][0, 0]).given_up
+    assert (told.slot, told.reason) == (
+        "at least 2 live among the first 5",
+        "no more of it among the candidates",
+    )
+
+
+def test_a_slot_yields_to_a_rule_that_is_declared_before_it(worlds, tmp_path):
+    code = kinds(live=np.s_[80:90])
+    seller = np.where(code == KINDS.index("live"), 7, 100 + np.arange(100)).astype(np.int32)
+    slots = (Slot("live", least=3, within=5),)
+    release = hundred(
+        worlds(4), tmp_path / "yields", kind_code=code, seller_code=seller, seller_cap=1, slots=slots
+    )
+    shown = [content for content in range(80, 88) for _ in range(2)]
+    for tired, count, why in (((), 1, "seller at its cap"), (shown, 0, "seller shown too often")):
+        made = Reordering(release)(**all_hundred(release, tired))
+        slate = slate_of(made)
+        assert len(slate) == 10
+        assert sum(80 <= content < 90 for content in slate) == count
+        (told,) = Explanation.of(made["explanation"][0, 0]).given_up
+        assert told.reason == why
 
 
 def test_a_seller_and_a_category_beyond_their_share_leave_the_pool_what_keeps_both_caps(worlds, tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble.channels import Channel, first_eligible, nearest
-from ensemble.plan import Plan
+from ensemble.plan import KINDS, Plan
 from ensemble.preranking import PreRanker
 from ensemble.stages.retrieval import CHANNELS, Retrieval, merge
 from market.item_graph import ItemGraph
@@ -229,6 +229,14 @@ def test_pre_ranking_keeps_the_best_of_what_was_retrieved_and_a_share_of_each_ca
                     late.append(place)
             there = [place for place in order[row] if contents[place] >= 0 and place not in late]
             order[row] = [*there, *late, *np.flatnonzero(contents < 0)]
+    config, kind = Plan.of(release).config, release.array("kind_code.npy")
+    for row, contents in enumerate(every["candidates"]):
+        own = set()
+        for name, places in config.reserved().items():
+            of_kind = [p for p in order[row] if contents[p] >= 0 and KINDS[kind[contents[p]]] == name]
+            own |= set(of_kind[: size * len(places) // config.slate])
+        first = [*[p for p in order[row] if p in own], *[p for p in order[row] if p not in own]][:size]
+        order[row, :size] = [p for p in order[row] if p in first]
     said = (
         np.zeros(every["candidates"].shape) if preranker is None else np.where(np.isfinite(score), score, 0)
     )
