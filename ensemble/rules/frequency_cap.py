@@ -19,15 +19,21 @@ class FrequencyCap:
         self.seller = release.array("seller_code.npy")
         self.content_most, self.seller_most = config.content_frequency, config.seller_frequency
 
-    def __call__(self, contents: np.ndarray, exposed: np.ndarray) -> np.ndarray:
-        """uint16[B, C]: `CONTENT` and `SELLER` where that was shown as often as its cap allows, or more.
+    def __call__(self, contents: np.ndarray, exposed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Who was shown too often, and how often.
 
         Args:
             contents: int64[B, C], rows of the contents table.
             exposed: int64[B, H], contents shown lately, one entry an exposure, -1 fills.
+
+        Returns:
+            uint16[B, C]: `CONTENT` and `SELLER` where that was shown as often as its cap allows, or more.
+            int64[B, C]: times that such a content was shown, 0 for others.
         """
         known = exposed[:, None, :] >= 0
         times = ((contents[:, :, None] == exposed[:, None, :]) & known).sum(axis=2)
         own, others = self.seller[contents], self.seller[exposed]
         same = (own[:, :, None] == others[:, None, :]) & known & (own >= 0)[:, :, None]
-        return CONTENT * (times >= self.content_most) + SELLER * (same.sum(axis=2) >= self.seller_most)
+        tired = times >= self.content_most
+        bits = CONTENT * tired + SELLER * (same.sum(axis=2) >= self.seller_most)
+        return bits, times * tired

@@ -42,28 +42,31 @@ class Pool:
         self.kinds_bit = max((bits[r] for r, _ in self.kinds), default=np.uint16(0))
         self.size = size
 
-    def behind(self, groups: np.ndarray, tired: np.ndarray) -> np.ndarray:
+    def behind(self, groups: np.ndarray, tired: np.ndarray, often: np.ndarray | None = None) -> np.ndarray:
         """Bits of the limits for which each candidate stands behind others, uint16[B, C].
 
         Args:
             groups: int32[R, B, C], of candidates sorted by value; -1 where a limit does not concern one, -2
                 where there is none.
             tired: uint16[B, C], bits of what was shown too often: it is counted after the rest of its group.
+            often: int64[B, C], times that such contents were shown, the most often counted last; None where
+                there are none.
         """
         size = groups.shape[2]
         behind = np.zeros_like(tired)
+        last = [] if often is None else [often]
         alike = np.sort(groups, axis=2)
         beside = bool(self.kinds)
         for limit, share, bit in self.shares:
             if beside and bit < self.kinds_bit:
-                behind |= self._beside_kinds(groups, tired, behind)
+                behind |= self._beside_kinds(groups, (*last, behind, tired))
                 beside = False
             if share >= size:
                 continue
-            last = alike[limit, :, share:]
-            if not ((last == alike[limit, :, : size - share]) & (last >= 0)).any():
+            late = alike[limit, :, share:]
+            if not ((late == alike[limit, :, : size - share]) & (late >= 0)).any():
                 continue
-            order = np.lexsort((behind, tired, groups[limit]))
+            order = np.lexsort((*last, behind, tired, groups[limit]))
             group = np.take_along_axis(groups[limit], order, axis=1)
             # Of the same group as the content so many places before: past the share.
             past = np.zeros(group.shape, bool)
@@ -71,17 +74,21 @@ class Pool:
             np.put_along_axis(past, order, past.copy(), axis=1)
             behind |= past * bit
         if beside:
-            behind |= self._beside_kinds(groups, tired, behind)
+            behind |= self._beside_kinds(groups, (*last, behind, tired))
         return behind | tired
 
-    def _beside_kinds(self, groups: np.ndarray, tired: np.ndarray, behind: np.ndarray) -> np.ndarray:
-        """The bit of kinds that slots ask for, where a content would take the room of the best of these."""
-        own = np.zeros(tired.shape, bool)
+    def _beside_kinds(self, groups: np.ndarray, keys: Sequence[np.ndarray]) -> np.ndarray:
+        """The bit of kinds that slots ask for, where a content would take the room of the best of these.
+
+        Args:
+            keys: [B, C], by which contents stand behind others, the last key counting most.
+        """
+        own = np.zeros(groups.shape[1:], bool)
         for limit, part in self.kinds:
             of_kind = groups[limit] == -1
-            order = np.lexsort((behind, tired, ~of_kind))[:, :part]
+            order = np.lexsort((*keys, ~of_kind))[:, :part]
             np.put_along_axis(own, order, np.take_along_axis(of_kind, order, axis=1), axis=1)
         # Behind them all, whatever is in their room; what is `own` itself comes last here and is not meant.
-        order = np.lexsort((behind, tired, own | (groups[0] == -2)))
+        order = np.lexsort((*keys, own | (groups[0] == -2)))
         turn = np.argsort(order, axis=1)
         return (~own & (turn >= self.size - own.sum(axis=1, keepdims=True))) * self.kinds_bit

@@ -38,6 +38,8 @@ CROWDED = "enough of its seller, category or kind in the pool"
 NO_MORE = "no more of it among the candidates"
 GONE = np.uint16(0xFFFF)
 """Above all broken limits: what is in the slate already, or is no content."""
+NEVER = np.iinfo(np.int64).max
+"""More than a content can have been shown."""
 FAR = 32.0
 """More than two gains lie apart; as float64 it keeps their order within equal limits to the last bit."""
 
@@ -50,6 +52,7 @@ class Ranked:
         contents: int64[B, C], rows of the contents table, -1 fills.
         value: float32[B, C], -inf where there is none.
         tired: uint16[B, C], bits of what was shown too often.
+        often: int64[B, C], times that a content beyond its cap was shown, 0 for others; None where none is.
         behind: uint16[B, C], bits of the limits for which each stood behind others when the pool was cut.
         kept: int64[B, P], places of the pool's contents among these, ascending.
         cut: whether any pool is another than the first P.
@@ -58,6 +61,7 @@ class Ranked:
     contents: np.ndarray
     value: np.ndarray
     tired: np.ndarray
+    often: np.ndarray | None
     behind: np.ndarray
     kept: np.ndarray
     cut: bool
@@ -254,27 +258,34 @@ class Reordering:
     def _ranked(self, contents: np.ndarray, value: np.ndarray, exposed: np.ndarray) -> Ranked:
         """Cut the pool from candidates sorted by value, int64[B, C] and float32[B, C].
 
-        Behind the others stand those shown too often and those past their group's share; what is kept is in
-        the order of value again.
+        Behind the others stand those shown too often, the most shown last, and those past their group's
+        share; what is kept is in the order of value again.
         """
         present, size = contents >= 0, self.plan.config.pool
-        tired = np.zeros(contents.shape, np.uint16)
+        tired, often = np.zeros(contents.shape, np.uint16), None
         if self.tired and exposed.shape[1]:
-            tired = self.tired_bit * self.tired(contents, exposed)
+            bits, often = self.tired(contents, exposed)
+            tired, often = self.tired_bit * bits, often if often.any() else None
         behind, kept, cut = tired, np.arange(size)[None].repeat(len(contents), axis=0), False
         if present[:, size:].any():
             groups = self.groups[:, contents]
-            behind = self.pool.behind(groups if present.all() else np.where(present, groups, -2), tired)
+            behind = self.pool.behind(
+                groups if present.all() else np.where(present, groups, -2), tired, often
+            )
             if cut := bool(behind.any()):
                 last = np.where(present, behind, GONE)
-                kept = np.sort(np.argsort(last, axis=1, kind="stable")[:, :size], axis=1)
-        return Ranked(contents, value, tired, behind, kept, cut)
+                order = (
+                    np.argsort(last, axis=1, kind="stable") if often is None else np.lexsort((often, last))
+                )
+                kept = np.sort(order[:, :size], axis=1)
+        return Ranked(contents, value, tired, often, behind, kept, cut)
 
     def _choose(self, ranked: Ranked, diversity: np.ndarray, seed: np.ndarray) -> Chosen:
         """Greedy choice from the pools.
 
         At each place the contents that break the least limits, the sooner declared counting more than all
-        later ones, stand for choice, and the highest gain of these is taken.
+        later ones, stand for choice, and the highest gain of these is taken; where all were shown too often,
+        of those shown least.
         """
         candidates, value = ranked.pool(ranked.contents), ranked.pool(ranked.value)
         batch, size = candidates.shape
@@ -291,13 +302,23 @@ class Reordering:
         count = np.where(groups >= 0, np.int16(0), np.int16(-2 * slate))
         best = np.empty((slate, batch), np.int64)
         broken = np.empty((slate, batch, size), np.uint16)
+        often = None if ranked.often is None else ranked.pool(ranked.often)
+        #: Requests in which some content was shown too often.
+        weary = np.empty(0, np.int64) if often is None else np.flatnonzero(often.any(axis=1))
         allowed, room = gone == 0, count
         for place in range(slate):
             if explored and place == slate - explored:
                 room = self.most[place:].min(axis=0) - count
                 allowed = self._broken(room < 1, gone) == 0
             broken[place] = over = self._broken(count >= self.most[place], gone)
-            best[place] = one = (gain - np.multiply(over, FAR, dtype=np.float64)).argmax(axis=1)
+            one = (gain - np.multiply(over, FAR, dtype=np.float64)).argmax(axis=1)
+            if len(weary):
+                assert often is not None
+                # Equal where nothing that stands for choice was shown too often.
+                times = np.where(over[weary] == over[weary, one[weary]][:, None], often[weary], NEVER)
+                least = times == times.min(axis=1, keepdims=True)
+                one[weary] = np.where(least, gain[weary], -np.inf).argmax(axis=1)
+            best[place] = one
             if place == slate - 1:
                 break
             gone[each, one] = GONE
@@ -336,16 +357,21 @@ class Reordering:
         place, row = np.arange(best.shape[0])[:, None], np.arange(best.shape[1])
         own, first = broken[place, row, best], broken[place, row, by_value]
         highest = best == by_value
+        other = ranked.kept[row, by_value]
         if ranked.cut:
             # Of higher value than all that is left of the pool may be what the pool did not take.
             missing = ranked.kept != np.arange(ranked.kept.shape[1])
             out = np.where(missing.any(axis=1), missing.argmax(axis=1), -1)
             above = (out >= 0) & (out < ranked.kept[row, by_value])
             first = np.where(above, self._broken_outside(ranked, out, best, own), first)
+            other = np.where(above, out, other)
             highest &= ~above
         # The strictest limit that the content of the highest value breaks and the chosen one does not.
         decided = np.frexp((own ^ first).astype(np.float32))[1]
         why = self.codes.take(decided, mode="clip")
+        if ranked.often is not None:
+            more = ranked.often[row, other] > ranked.often[row, ranked.kept[row, best]]
+            why = np.where((decided == 0) & more, Reason.FREQUENCY_CAP, why)
         reasons = np.where(highest, Reason.VALUE, why)
         return np.where(left.any(axis=2), best, NONE).T, reasons.T
 
@@ -376,6 +402,7 @@ class Reordering:
         drawn = [reason == Reason.EXPLORATION for reason in chosen.reasons[row].tolist()]
         broken, behind = chosen.broken[:, row].astype(int), ranked.behind[row].astype(int)
         contents, value, rank = ranked.contents[row], ranked.value[row], ranked.kept[row].tolist()
+        often = np.zeros(len(contents), np.int64) if ranked.often is None else ranked.often[row]
         outside = [place for place in np.flatnonzero(contents >= 0).tolist() if place not in set(rank)]
 
         def against(turn: int, other: int) -> Reason:
@@ -383,6 +410,8 @@ class Reordering:
             one = places[turn]
             if broken[turn, other] > broken[turn, one]:
                 return self.why[(broken[turn, other] ^ broken[turn, one]).item().bit_length()]
+            if often[rank[other]] > often[rank[one]]:
+                return Reason.FREQUENCY_CAP
             return Reason.DIVERSITY if other < one else Reason.VALUE
 
         def held(turn: int) -> list[Reason]:
@@ -416,8 +445,13 @@ class Reordering:
             if contents[rank[place]] >= 0 and place not in places
         ]
         most = int(behind[rank].max())
+        shown = int(often[rank][behind[rank] == most].max())
         why = [
-            self.why[(behind[place] ^ most).item().bit_length() if behind[place] > most else 0]
+            self.why[(behind[place] ^ most).item().bit_length()]
+            if behind[place] > most
+            else Reason.FREQUENCY_CAP
+            if often[place] > shown
+            else Reason.DIVERSITY
             for place in outside
         ]
         tired = (Reason.FREQUENCY_CAP, Reason.SELLER_FREQUENCY)

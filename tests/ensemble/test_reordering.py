@@ -110,7 +110,7 @@ class Row:
         self.vectors = release.array("content_vectors.npy")
         self.ranked = sorted(present, key=lambda c: (-self.value[c], c))
         self.behind = self.stand_behind()
-        kept = sorted(self.ranked, key=lambda c: self.behind[c])[: self.config.pool]
+        kept = sorted(self.ranked, key=lambda c: (self.behind[c], self.often(c)))[: self.config.pool]
         self.pool = [c for c in self.ranked if c in kept]
         self.slate = [ids.index(c) for c in made["content_id"][row] if c]
         self.reasons = [Reason(int(r)) for r in made["slate_reason"][row][: len(self.slate)]]
@@ -151,7 +151,7 @@ class Row:
                         asks = False
             for one in shares:
                 # What is tired counts after the rest, and so does what is past a stricter limit's share.
-                order = sorted(self.ranked, key=lambda c: (tired[c], flags[c]))
+                order = sorted(self.ranked, key=lambda c: (tired[c], flags[c], self.often(c)))
                 past = self.in_the_room_of_kinds(order) if one is None else set()
                 if one is not None:
                     group, share, most, within = one
@@ -172,6 +172,12 @@ class Row:
             part = config.pool * len(places) // config.slate
             own += [c for c in order if KINDS[self.kind[c]] == kind][:part]
         return set([c for c in order if c not in own][config.pool - len(own) :])
+
+    def often(self, content):
+        """How often a content was shown that was shown too often."""
+        times = self.exposed.count(content)
+        too_often = "frequency_cap" in self.config.rules and times >= self.config.content_frequency
+        return times if too_often else 0
 
     def tired(self, content):
         """Whether the content and whether its seller was shown too often."""
@@ -209,8 +215,8 @@ class Row:
         return [whether for _, whether in self.broken(content, above, place)]
 
     def open(self, left, above, place):
-        """What is left of the pool and breaks the least limits."""
-        flags = {c: self.flags(c, above, place) for c in left}
+        """What is left of the pool and breaks the least limits; if shown too often, the least shown."""
+        flags = {c: (self.flags(c, above, place), self.often(c)) for c in left}
         return [c for c in left if flags[c] == min(flags.values())]
 
     def gain(self, content, above):
@@ -281,6 +287,8 @@ def test_reasons_are_true(worlds, world, seed, diversity):
                 assert reason is Reason.VALUE
             elif differs:
                 assert reason is Reason[differs[0].upper()]
+            elif row.often(first) > row.often(item):
+                assert reason is Reason.FREQUENCY_CAP
             elif first in row.pool:
                 assert reason is Reason.DIVERSITY
             else:
@@ -376,6 +384,8 @@ def test_each_candidate_is_kept_or_dropped_for_one_true_reason(worlds, world, se
                 assert row.explored
             elif differs:
                 assert other.reason == Reason[differs[0].upper()].lost
+            elif row.often(content) > row.often(item):
+                assert other.reason == Reason.FREQUENCY_CAP.lost
             else:
                 assert (other.reason == LOW) == (row.pool.index(content) > row.pool.index(item))
 
@@ -589,6 +599,20 @@ def test_page_after_page_no_content_is_shown_beyond_its_cap_while_another_keeps_
         assert len(slate) == 10
         assert len(beyond) == max(0, 10 - len(rested)), f"page {page}: {beyond} beside {len(rested)} rested"
         shown += slate
+
+
+@pytest.mark.parametrize("sellers", [100, 20, 4, 1])
+@pytest.mark.parametrize("pool", [60, 100])
+def test_where_all_were_shown_too_often_all_take_turns(worlds, tmp_path, sellers, pool):
+    seller = np.arange(100, dtype=np.int32) % sellers
+    release = hundred(worlds(4), tmp_path / "turns", seller_code=seller, pool=pool)
+    stage, shown = Reordering(release), [content for content in range(100) for _ in range(3)]
+    for page in range(30):
+        made = stage(**all_hundred(release, shown, seed=page))
+        times = [shown.count(content) for content in slate_of(made)]
+        assert len(times) == 10
+        shown += slate_of(made)
+    assert {shown.count(content) for content in range(100)} == {6}
 
 
 @pytest.mark.parametrize("order", [LIMITS, LIMITS[::-1]], ids=["usual", "reversed"])
