@@ -39,7 +39,7 @@ NO_MORE = "no more of it among the candidates"
 GONE = np.uint16(0xFFFF)
 """Above all broken limits: what is in the slate already, or is no content."""
 NEVER = np.iinfo(np.int64).max
-"""More than a content can have been shown."""
+"""More often than anything was shown."""
 FAR = 32.0
 """More than two gains lie apart; as float64 it keeps their order within equal limits to the last bit."""
 
@@ -53,6 +53,7 @@ class Ranked:
         value: float32[B, C], -inf where there is none.
         tired: uint16[B, C], bits of what was shown too often.
         often: int64[B, C], times that a content beyond its cap was shown, 0 for others; None where none is.
+        groups: int32[R, B, C], by limit as of `ensemble.rules.Limit`.
         behind: uint16[B, C], bits of the limits for which each stood behind others when the pool was cut.
         kept: int64[B, P], places of the pool's contents among these, ascending.
         cut: whether any pool is another than the first P.
@@ -62,15 +63,16 @@ class Ranked:
     value: np.ndarray
     tired: np.ndarray
     often: np.ndarray | None
+    groups: np.ndarray
     behind: np.ndarray
     kept: np.ndarray
     cut: bool
 
     def pool(self, array: np.ndarray) -> np.ndarray:
-        """What the pool has of one of these, [B, P]."""
+        """What the pool has of one of these, [..., B, P]."""
         if not self.cut:
-            return array[:, : self.kept.shape[1]]
-        return array[np.arange(len(array))[:, None], self.kept]
+            return array[..., : self.kept.shape[1]]
+        return array[..., np.arange(len(self.kept))[:, None], self.kept]
 
 
 @dataclass(frozen=True)
@@ -229,8 +231,12 @@ class Reordering:
         filled = chosen.places >= 0
         place = pool[each, np.maximum(chosen.places, 0)]
 
+        full = filled.all()
+
         def slate(array: np.ndarray) -> np.ndarray:
             picked = array[each, place]
+            if full:
+                return picked
             return np.where(filled.reshape(filled.shape + (1,) * (array.ndim - 2)), picked, 0).astype(
                 array.dtype, copy=False
             )
@@ -244,7 +250,7 @@ class Reordering:
             )
         ids = self.content_id[slate(candidates)]
         return {
-            "content_id": np.where(filled, ids, "").astype(object),
+            "content_id": ids.astype(object) if full else np.where(filled, ids, "").astype(object),
             "slate_channel": slate(channel),
             "slate_reason": np.where(filled, chosen.reasons, 0).astype(np.int32),
             "slate_candidate_rank": np.where(filled, place + 1, 0).astype(np.int32),
@@ -267,18 +273,18 @@ class Reordering:
             bits, often = self.tired(contents, exposed)
             tired, often = self.tired_bit * bits, often if often.any() else None
         behind, kept, cut = tired, np.arange(size)[None].repeat(len(contents), axis=0), False
+        groups = self.groups.take(contents, axis=1, mode="clip")
+        if not present.all():
+            groups = np.where(present, groups, -2)
         if present[:, size:].any():
-            groups = self.groups[:, contents]
-            behind = self.pool.behind(
-                groups if present.all() else np.where(present, groups, -2), tired, often
-            )
-            if cut := bool(behind.any()):
+            behind = self.pool.behind(groups, tired, often)
+            if cut := bool(behind[:, :size].any()):
                 last = np.where(present, behind, GONE)
                 order = (
                     np.argsort(last, axis=1, kind="stable") if often is None else np.lexsort((often, last))
                 )
                 kept = np.sort(order[:, :size], axis=1)
-        return Ranked(contents, value, tired, often, behind, kept, cut)
+        return Ranked(contents, value, tired, often, groups, behind, kept, cut)
 
     def _choose(self, ranked: Ranked, diversity: np.ndarray, seed: np.ndarray) -> Chosen:
         """Greedy choice from the pools.
@@ -297,14 +303,16 @@ class Reordering:
         if self.gain and diversity.any():
             rule = self.gain(worth, self.vectors[candidates], diversity, slate)
             gain = rule.gain
-        groups = self.groups[:, candidates]
+        groups = ranked.pool(ranked.groups)
         # Contents that a limit does not concern never come near its cap.
         count = np.where(groups >= 0, np.int16(0), np.int16(-2 * slate))
         best = np.empty((slate, batch), np.int64)
         broken = np.empty((slate, batch, size), np.uint16)
         often = None if ranked.often is None else ranked.pool(ranked.often)
-        #: Requests in which some content was shown too often.
-        weary = np.empty(0, np.int64) if often is None else np.flatnonzero(often.any(axis=1))
+        if often is not None and self.why[-1] is Reason.FREQUENCY_CAP:
+            # Under the strictest limit those of others that fill a slate are all taken before.
+            rested = (often == 0) & (candidates >= 0)
+            often = often if (rested.sum(axis=1) < slate).any() else None
         allowed, room = gone == 0, count
         for place in range(slate):
             if explored and place == slate - explored:
@@ -312,9 +320,7 @@ class Reordering:
                 allowed = self._broken(room < 1, gone) == 0
             broken[place] = over = self._broken(count >= self.most[place], gone)
             one = (gain - np.multiply(over, FAR, dtype=np.float64)).argmax(axis=1)
-            if len(weary):
-                assert often is not None
-                # Equal where nothing that stands for choice was shown too often.
+            if often is not None and (weary := np.flatnonzero(often[each, one])).size:
                 times = np.where(over[weary] == over[weary, one[weary]][:, None], often[weary], NEVER)
                 least = times == times.min(axis=1, keepdims=True)
                 one[weary] = np.where(least, gain[weary], -np.inf).argmax(axis=1)
@@ -363,9 +369,10 @@ class Reordering:
             missing = ranked.kept != np.arange(ranked.kept.shape[1])
             out = np.where(missing.any(axis=1), missing.argmax(axis=1), -1)
             above = (out >= 0) & (out < ranked.kept[row, by_value])
-            first = np.where(above, self._broken_outside(ranked, out, best, own), first)
-            other = np.where(above, out, other)
-            highest &= ~above
+            if above.any():
+                first = np.where(above, self._broken_outside(ranked, out, best, own), first)
+                other = np.where(above, out, other)
+                highest &= ~above
         # The strictest limit that the content of the highest value breaks and the chosen one does not.
         decided = np.frexp((own ^ first).astype(np.float32))[1]
         why = self.codes.take(decided, mode="clip")
@@ -383,8 +390,8 @@ class Reordering:
         Those for which it stood behind count where it broke no others than the one taken there.
         """
         row = np.arange(len(out))
-        group = self.groups[:, ranked.contents[row, out]][:, None]
-        same = (self.groups[:, ranked.pool(ranked.contents)[row, best]] == group) & (group >= 0)
+        group = ranked.groups[:, row, out][:, None]
+        same = (ranked.groups[:, row, ranked.kept[row, best]] == group) & (group >= 0)
         over = (same.cumsum(axis=1) - same >= self.most[..., 0].transpose(1, 0, 2)) & (group >= 0)
         broken = self._broken(over, np.broadcast_to(ranked.tired[row, out], own.shape))
         return np.where(broken == own, broken | ranked.behind[row, out], broken)
@@ -445,7 +452,7 @@ class Reordering:
             if contents[rank[place]] >= 0 and place not in places
         ]
         most = int(behind[rank].max())
-        shown = int(often[rank][behind[rank] == most].max())
+        shown = often[rank][behind[rank] == most].max()
         why = [
             self.why[(behind[place] ^ most).item().bit_length()]
             if behind[place] > most
