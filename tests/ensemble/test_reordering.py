@@ -731,7 +731,7 @@ def test_a_slot_yields_to_a_rule_that_is_declared_before_it(worlds, tmp_path):
         worlds(4), tmp_path / "yields", kind_code=code, seller_code=seller, seller_cap=1, slots=slots
     )
     shown = [content for content in range(80, 88) for _ in range(2)]
-    for tired, count, why in (((), 1, "seller at its cap"), (shown, 0, "seller shown too often")):
+    for tired, count, why in (((), 1, "seller at its cap"), (shown, 0, "shown too often")):
         made = Reordering(release)(**all_hundred(release, tired))
         slate = slate_of(made)
         assert len(slate) == 10
