@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ensemble.blending import kinds_sold
-from ensemble.plan import FILE, CascadeConfig, Plan
+from ensemble.plan import FILE, CascadeConfig, Plan, as_declared
 from ensemble.release import MANIFEST, Release, ReleaseError, ReleaseWriter
 
 INFO = "adjusted"
@@ -119,7 +119,7 @@ def adjust(source: str | os.PathLike[str], target: str | os.PathLike[str], confi
 
 def changes(old: CascadeConfig, new: CascadeConfig) -> Changes:
     """Knobs in which two configurations differ, in the order of `CascadeConfig`."""
-    before, after = (json.loads(json.dumps(asdict(config))) for config in (old, new))
+    before, after = (json.loads(json.dumps(as_declared(config))) for config in (old, new))
     return dict(_changes(before, after, ""))
 
 

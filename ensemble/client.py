@@ -43,6 +43,9 @@ class FeedRequest:
         diversity: 0 (value alone) to 1 (difference alone).
         seed: of what exploration draws; by default another one for each user and second.
         explain: whether the slate comes with what became of all candidates.
+        exclude_sellers: sellers none of whose contents are to be shown; unknown ones do no harm.
+        languages: BCP 47 codes of those that the person reads now, the own one first: nothing known to be in
+            another is shown; by default contents in others are shown too.
     """
 
     user: str
@@ -54,6 +57,8 @@ class FeedRequest:
     diversity: float = DIVERSITY
     seed: int | None = None
     explain: bool = False
+    exclude_sellers: Sequence[str] = ()
+    languages: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,8 @@ def pack(requests: Sequence[FeedRequest]) -> dict[str, np.ndarray]:
         "diversity": np.array([r.diversity for r in requests], np.float32),
         "seed": np.array([_seed(r) for r in requests], np.int64),
         "explain": np.array([r.explain for r in requests], np.bool_),
+        "exclude_sellers": texts([r.exclude_sellers for r in requests]),
+        "languages": texts([r.languages for r in requests]),
     }
 
 

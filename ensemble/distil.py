@@ -208,6 +208,8 @@ def _ranked(
         # What a release says of users is of the end of the log, which these queries do not know.
         "followed": np.full((len(rows), 0), -1),
         "tired_sellers": np.full((len(rows), 0), -1),
+        "excluded_sellers": np.full((len(rows), 0), -1),
+        "reads": np.full((len(rows), 0), -1),
         "speaks": data.speaks[examples.queries.user[rows]],
         "explain": np.zeros(len(rows), bool),
         "since": examples.queries.time[rows] if data.seasons is None else data.seasons.since[rows],

@@ -12,7 +12,8 @@ import numpy as np
 from supply.eligibility import BARRED
 
 LOW = "low in value"
-INELIGIBLE = (*BARRED, "seen or excluded", "seller shown too often")
+EXCLUDED = "of an excluded seller"
+INELIGIBLE = (*BARRED, "seen or excluded", EXCLUDED, "seller shown too often", "in a language not read")
 """Why a content of the market is no candidate; the first that holds."""
 FUNNEL = ("contents", *INELIGIBLE, "retrieved", "kept", "began", "ended_at")
 """Columns of the tensor `funnel`: counts of one request, and the clock of the retrieval stage (ns)."""
@@ -64,12 +65,21 @@ class OtherReport:
 
 
 @dataclass(frozen=True)
+class SlotReport:
+    """A slot that did not get the least that it asks for, in words, and what kept it from that."""
+
+    slot: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Explanation:
-    """The funnel of a request, its items from the top, and the rest of the pool by value."""
+    """The funnel of a request, its items from the top, the rest of the pool by value, and slots given up."""
 
     stages: tuple[StageReport, ...] = field(default_factory=tuple)
     items: tuple[ItemReport, ...] = field(default_factory=tuple)
     others: tuple[OtherReport, ...] = field(default_factory=tuple)
+    given_up: tuple[SlotReport, ...] = field(default_factory=tuple)
 
     @classmethod
     def of(cls, text: str) -> Explanation:
@@ -79,6 +89,7 @@ class Explanation:
             tuple(StageReport(**stage) for stage in body["stages"]),
             tuple(ItemReport(**{**item, "rules": tuple(item["rules"])}) for item in body["items"]),
             tuple(OtherReport(**other) for other in body["others"]),
+            tuple(SlotReport(**slot) for slot in body.get("given_up", ())),
         )
 
 
@@ -89,8 +100,10 @@ def explanation_text(
     now: int,
     items: Sequence[Mapping[str, Any]],
     others: Sequence[Mapping[str, Any]],
+    given_up: Sequence[Mapping[str, str]],
     below: Sequence[str],
     barred: Sequence[int],
+    excluded: int,
 ) -> str:
     """One request's explanation as the JSON that a reply carries.
 
@@ -98,9 +111,10 @@ def explanation_text(
         funnel: int64[F], columns as in `FUNNEL`.
         clock: int64[2], when the user-state stage began and ended (ns).
         began, now: of the re-ordering stage (ns).
-        items, others: fields of `ItemReport` and `OtherReport`.
+        items, others, given_up: fields of `ItemReport`, `OtherReport` and `SlotReport`.
         below: of each candidate that was not among the pool, why.
         barred: candidates that might no longer be shown when they were ranked, by `BARRED`.
+        excluded: candidates of sellers that the request excludes.
     """
     count = dict(zip(FUNNEL, funnel.tolist()))
     hidden = {reason: count[reason] for reason in INELIGIBLE}
@@ -108,6 +122,7 @@ def explanation_text(
     reasons = [*below] + [other["reason"] for other in others]
     for reason, number in zip(BARRED, barred):
         reasons += [f"{reason} meanwhile"] * number
+    reasons += [EXCLUDED] * excluded
     dropped = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
     moments = [*clock.tolist(), count["began"], count["ended_at"], began, now]
     user, query, retrieval, ranking, reordering = (np.diff(moments) / 1e6).round(3).tolist()
@@ -136,4 +151,5 @@ def explanation_text(
         }
         for stage, took, left, lost, ms in stages
     ]
-    return json.dumps({"stages": told, "items": list(items), "others": list(others)})
+    body: dict[str, Any] = {"stages": told, "items": list(items), "others": list(others)}
+    return json.dumps(body | ({"given_up": list(given_up)} if given_up else {}))

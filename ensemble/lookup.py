@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ensemble.release import Release
+from market.languages import base
+
 
 class IdIndex:
     """Finds rows by id.
@@ -27,3 +30,19 @@ class IdIndex:
         place = self.sorted.searchsorted(wanted)
         found = self.sorted.take(place, mode="clip") == wanted
         return np.where(found, self.order.take(place, mode="clip"), -1)
+
+
+def spoken(release: Release) -> tuple[dict[str, int], np.ndarray]:
+    """The languages of a release's contents, dialects counted as their language ("pt-BR" is "pt").
+
+    Returns:
+        The code of each, by its name; the code of each content's language, int32[N], -1 where unknown.
+    """
+    code = release.array("language_code.npy")
+    codes, first = np.unique(code[code >= 0], return_index=True)
+    texts = release.array("text_content_language.npy")[code >= 0][first].tolist()
+    names: dict[str, int] = {}
+    stands = np.full(int(code.max(initial=-1)) + 2, -1, np.int32)
+    for own, text in zip(codes.tolist(), texts):
+        stands[own] = names.setdefault(base(text), own)
+    return names, stands[code]

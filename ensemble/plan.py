@@ -58,18 +58,28 @@ bit for each in a uint16, all 16 mark what is gone."""
 
 @dataclass(frozen=True)
 class Slot:
-    """How many places of a kind a slate may hold: at most `most` among the first `within`, 0 for all."""
+    """How many places of a kind a slate holds: at most `most` and at least `least` among the first `within`,
+    0 for all; None declares nothing."""
 
     kind: str
-    most: int
+    most: int | None = None
     within: int = 0
+    least: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"cascade.slots has kind {self.kind!r}; there are {', '.join(KINDS)}")
-        if self.most < 0 or self.within < 0:
+        if self.most is None and self.least is None:
+            raise ValueError(f"cascade.slots says nothing of {self.kind}; give most, least, or both")
+        if (self.most or 0) < 0 or self.within < 0:
             raise ValueError(
                 f"cascade.slots: most {self.most} and within {self.within} of {self.kind} must be at least 0"
+            )
+        if self.least is not None and self.least < 1:
+            raise ValueError(f"cascade.slots: least {self.least} of {self.kind} must be at least 1")
+        if self.least is not None and self.most is not None and self.least > self.most:
+            raise ValueError(
+                f"cascade.slots: least {self.least} of {self.kind} must not be more than most {self.most}"
             )
 
 
@@ -98,8 +108,9 @@ class CascadeConfig:
         category_cap: places one category may take in a slate (contents).
         content_frequency: times a content may have been shown lately (exposures).
         seller_frequency: times a seller's contents may have been shown lately (exposures).
-        slots: most places of a kind within the first places of a slate, such as
-            { kind = "product", most = 1, within = 3 }; without `within`, of the whole slate.
+        slots: most or least places of a kind within the first places of a slate, such as
+            { kind = "product", most = 1, within = 3 } or { kind = "live", least = 1, within = 5 }; without
+            `within`, of the whole slate. The least must fit into the places that are not for exploration.
         explore: share of the places, the last ones, given to contents of uncertain value (0 to 0.5).
         explore_outcomes: a content wanted fewer times lately is of uncertain value (outcomes).
         weights: worth of a certain outcome, by task: US dollars; of cart and order, parts of the content's
@@ -203,13 +214,16 @@ class CascadeConfig:
         slots = tuple(slot if isinstance(slot, Slot) else Slot(**slot) for slot in self.slots)
         object.__setattr__(self, "slots", slots)
         object.__setattr__(self, "rules", tuple(self.rules))
-        made = dict.fromkeys(LIMITS, 1) | {"frequency_cap": 2, "slots": len(slots)}
+        least = len({slot.kind for slot in slots if slot.least})
+        declared = sum(slot.most is not None for slot in slots) + least
+        made = dict.fromkeys(LIMITS, 1) | {"frequency_cap": 2, "slots": declared}
         limits = sum(made.get(rule, 0) for rule in self.rules)
         if limits > MOST_LIMITS:
             raise ValueError(
                 f"cascade.slots has {len(slots)}, which makes {limits} limits with the other rules; there "
                 f"may be {MOST_LIMITS} in all, so declare at most {len(slots) - limits + MOST_LIMITS} slots"
             )
+        self.reserved()
 
     def weight(self, task: str, market: str, kind: str) -> float:
         """Worth of an outcome in a market, of a kind of content: of the narrowest declaration there is."""
@@ -239,10 +253,44 @@ class CascadeConfig:
                     "a positive weight and build again"
                 )
 
+    def reserved(self) -> dict[str, list[int]]:
+        """By kind, the places that slots with `least` keep for it, ascending; the best may stand sooner.
+
+        They are the last ones that do, none of them one for exploration and none of two kinds; where kinds
+        contend the sooner declared one has the sooner place.
+
+        Raises:
+            ValueError: there are not so many.
+        """
+        size, asked = self.slate - self.explored, [slot for slot in self.slots if slot.least]
+        due = {}
+        for kind in dict.fromkeys(slot.kind for slot in asked) if "slots" in self.rules else ():
+            own = [(slot.least or 0, min(slot.within or size, size)) for slot in asked if slot.kind == kind]
+            counts = range(1, max(least for least, _ in own) + 1)
+            due[kind] = [min(within for least, within in own if least >= count) for count in counts]
+        places: dict[str, list[int]] = {kind: [] for kind in due}
+        for place in reversed(range(size)):
+            pending = [kind for kind, places_due in due.items() if places_due and places_due[-1] > place]
+            if pending:
+                due[pending[-1]].pop()
+                places[pending[-1]].insert(0, place)
+        if lacking := {kind: len(left) for kind, left in due.items() if left}:
+            told = ", ".join(f"{count} of {kind}" for kind, count in lacking.items())
+            raise ValueError(
+                f"cascade.slots ask for more than fits: {told} lack a place among the first of {self.slate}, "
+                f"of which {self.explored} are for exploration; lower least or explore, or widen within"
+            )
+        return places
+
     @property
     def explored(self) -> int:
         """Places of a slate that exploration fills, the last ones."""
         return int(self.explore * self.slate + 1e-9) if "exploration" in self.rules else 0
+
+
+def as_declared(config: Any) -> dict[str, Any]:
+    """A dataclass as a dictionary without what is None, which declares nothing."""
+    return asdict(config, dict_factory=lambda pairs: {k: v for k, v in pairs if v is not None})
 
 
 @dataclass(frozen=True)
@@ -296,7 +344,7 @@ class Plan:
     season_s: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return as_declared(self)
 
     @classmethod
     def of(cls, release: Release) -> Plan:

@@ -54,12 +54,14 @@ class TensorSpec:
         shape: dimensions after the batch's, -1 for one that varies; () for a tensor of shape [B].
         pad: what fills a varying dimension where requests of different lengths share a batch; by default
             "", 0 or False.
+        optional: whether a request may leave it out, which says the same as one without columns.
     """
 
     name: str
     dtype: Any
     shape: tuple[int, ...] = ()
     pad: Any = None
+    optional: bool = False
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -71,6 +73,8 @@ class TensorSpec:
                 f"tensor '{self.name}' has dtype {dtype}, not one of {sorted(_TRITON)}; convert it"
             )
         shape = tuple(int(n) for n in self.shape)
+        if self.optional and shape != (-1,):
+            raise ValueError(f"tensor '{self.name}' has shape {shape}; only one of shape (-1,) is optional")
         if any(n < 1 and n != -1 for n in shape):
             raise ValueError(
                 f"tensor '{self.name}' has shape {shape}; a dimension is positive, or -1 where it varies"
@@ -198,7 +202,7 @@ def check_inputs(specs: Sequence[TensorSpec], arrays: Arrays) -> dict[str, np.nd
         arrays: tensors by name, each [B, ...]; text may be `bytes` (UTF-8) or `str`.
 
     Returns:
-        The tensors by name, text as object arrays of `str`.
+        The tensors by name, text as object arrays of `str`; an optional one that is missing as [B, 0].
 
     Raises:
         RequestError: INVALID_ARGUMENT; a tensor is missing, or has a wrong dtype or shape, or holds text that
@@ -208,6 +212,9 @@ def check_inputs(specs: Sequence[TensorSpec], arrays: Arrays) -> dict[str, np.nd
     rows = None
     for spec in specs:
         array = arrays.get(spec.name)
+        if array is None and spec.optional and rows is not None:
+            checked[spec.name] = np.empty((rows, 0), spec.dtype)
+            continue
         if array is None:
             raise _invalid(f"tensor '{spec.name}' is missing; send it as {spec}")
         if spec.dtype == STRING and array.dtype.kind in "OSU":

@@ -20,7 +20,7 @@ from ensemble.steps import STRING, TensorSpec
 
 WIRE_REQUEST = (TensorSpec("request", object),)
 """What `feed` takes: a row is a JSON object with a value for each tensor of `REQUEST`, lists for the tensors
-of two dimensions."""
+of two dimensions; it may leave out the optional ones."""
 
 _NUMBERS = {
     "slate_channel": np.int32,
@@ -44,9 +44,10 @@ def wire_reply(plan: Plan) -> tuple[TensorSpec, ...]:
 
 
 def write_requests(request: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The JSON of each row, text[B], of tensors that `check_inputs` passed."""
-    rows = zip(*(request[spec.name].tolist() for spec in REQUEST))
-    names = [spec.name for spec in REQUEST]
+    """The JSON of each row, text[B], of tensors that `check_inputs` passed; what is optional and says nothing
+    is left out."""
+    names = [spec.name for spec in REQUEST if not spec.optional or request[spec.name].size]
+    rows = zip(*(request[name].tolist() for name in names))
     texts = [json.dumps(dict(zip(names, row)), ensure_ascii=False) for row in rows]
     return np.array(texts, STRING)
 
@@ -115,6 +116,8 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bool": (_flag, "true or false"),
 }
 _KEYS = [(spec.name, *_KINDS[spec.dtype.name], bool(spec.shape)) for spec in REQUEST]
+_OPTIONAL: dict[str, list[Any]] = {spec.name: [] for spec in REQUEST if spec.optional}
+_NEEDED = len(REQUEST) - len(_OPTIONAL)
 
 
 def _row(number: int, text: str) -> list[Any]:
@@ -125,12 +128,15 @@ def _row(number: int, text: str) -> list[Any]:
             json.dumps(said, ensure_ascii=False).encode()  # half a character may be escaped, but is no text
     except (ValueError, RecursionError) as error:
         raise _invalid(f"request {number} is not JSON ({error}); send one object a row") from None
-    if not isinstance(said, dict) or len(said) != len(_KEYS):
-        names = ", ".join(name for name, *_ in _KEYS)
-        raise _invalid(f"request {number} is not an object of {names}; send all of them")
+    if not isinstance(said, dict) or (len(said) != _NEEDED and len(said.keys() - _OPTIONAL) != _NEEDED):
+        names = ", ".join(name for name, *_ in _KEYS if name not in _OPTIONAL)
+        raise _invalid(
+            f"request {number} is not an object of {names}; send all of them, and {' or '.join(_OPTIONAL)} "
+            "where there are any"
+        )
     values = []
     for name, fits, kind, many in _KEYS:
-        value = said.get(name)
+        value = said.get(name, _OPTIONAL.get(name))
         if not (isinstance(value, list) and all(map(fits, value)) if many else fits(value)):
             wanted = f"a list of {kind}" if many else kind
             raise _invalid(f"'{name}' of request {number} is {str(value)[:60]!r}; send {wanted}")

@@ -14,6 +14,7 @@ from ensemble.build import BuildConfig, build_release
 from ensemble.cascade import Cascade
 from ensemble.distil import ranked
 from ensemble.release import Release
+from ensemble.steps import check_inputs
 from evaluation.systems import KNOWN
 from evaluation.tasks import ProgressLog, Task
 from market.dataset import write_dataset
@@ -103,9 +104,9 @@ class Released:
             "history": np.full((len(users), 0), "", object),
             "exclude": np.full((len(users), 0), "", object),
             "shown": np.full((len(users), 0), "", object),
-            "explain": np.zeros(len(users), bool),
         }
-        return self.cascade.up_to("query", request)
+        made = check_inputs(self.cascade.steps[0].inputs, request) | {"explain": np.zeros(len(users), bool)}
+        return self.cascade.up_to("query", made)
 
     def rank(self, made: dict[str, np.ndarray], candidates: np.ndarray) -> np.ndarray:
         """The ranker's blended value of candidates int64[B, C], float32[B, C]; where the task asks for watch

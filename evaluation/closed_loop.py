@@ -18,6 +18,8 @@ from ensemble.channels import NONE, Shelf, first_eligible, nearest
 from ensemble.client import DIVERSITY
 from ensemble.export import tired
 from ensemble.release import Release
+from ensemble.stages.user_state import REQUEST
+from ensemble.steps import check_inputs
 from evaluation.metrics import mean_interval
 from evaluation.runs import Row
 from market.moments import UNKNOWN, LoggedMoments, Timeline
@@ -298,7 +300,7 @@ class Player:
         return self._best(self.world.expected_value(asked.user, candidates, asked.time).value, candidates)
 
     def _request(self, asked: Asked) -> dict[str, np.ndarray]:
-        return {
+        request = {
             "user_id": self.user_id[asked.user],
             "market": asked.market,
             "time": asked.time,
@@ -309,6 +311,7 @@ class Player:
             "seed": self.seed + (asked.user << 32) + asked.time,
             "explain": np.zeros(len(asked.user), bool),
         }
+        return check_inputs(REQUEST, request)
 
     def _retrieved(self, asked: Asked) -> dict[str, np.ndarray]:
         """The cascade's tensors up to its candidates."""

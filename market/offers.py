@@ -76,12 +76,15 @@ class Offers:
         power = np.array([market.purchasing_power / market.usd_per_unit for market in profiles], np.float32)
         return cls(price_usd, category, language, power, usual, fit)
 
-    def __call__(self, market: np.ndarray, content: np.ndarray, speaks: np.ndarray) -> np.ndarray:
+    def __call__(
+        self, market: np.ndarray, content: np.ndarray, speaks: np.ndarray, reads: np.ndarray | None = None
+    ) -> np.ndarray:
         """Features of contents for people, scaled to about [-2, 3]; 0 where a price is unknown.
 
         Args:
             market: int64[...]; content: int64[...], rows; speaks: int64[...], codes of languages, -1 where
                 unknown. They may have axes of length 1.
+            reads: int64[..., K], other languages that are the persons' own as well, -1 fills.
 
         Returns:
             float32[..., 3], columns as in `OFFER_FEATURES`: price in international dollars and price over
@@ -91,6 +94,9 @@ class Offers:
         usual = self.usual[market, self.category[content]]
         relative = np.log(np.maximum(price, CENT) / np.maximum(usual, CENT))
         fit = self.fit[market, speaks, self.language[content]]
+        if reads is not None and reads.shape[-1]:
+            own = np.where(reads >= 0, reads, speaks[..., None])
+            fit = self.fit[market[..., None], own, self.language[content][..., None]].max(axis=-1)
         made = np.empty((*fit.shape, len(OFFER_FEATURES)), np.float32)
         made[..., 0] = np.log1p(price * self.power[market]) / 3
         made[..., 1] = np.minimum(np.maximum(relative, -2), 2)

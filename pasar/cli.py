@@ -393,6 +393,13 @@ def feed(
     ] = None,
     history: Annotated[list[str] | None, typer.Option(help="Content wanted in this session.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Content never to be shown.")] = None,
+    exclude_seller: Annotated[
+        list[str] | None, typer.Option(help="Seller none of whose contents are to be shown.")
+    ] = None,
+    language: Annotated[
+        list[str] | None,
+        typer.Option(help="Language that the person reads now, the own one first; by default all."),
+    ] = None,
     shown: Annotated[
         list[str] | None, typer.Option(help="Content shown lately; again for each exposure.")
     ] = None,
@@ -420,6 +427,8 @@ def feed(
         DIVERSITY if diversity is None else diversity,
         seed,
         explain,
+        tuple(exclude_seller or ()),
+        tuple(language or ()),
     )
     requests = [dataclasses.replace(asked, user=name) for name in user]
     with connect(url) as client:

@@ -200,7 +200,7 @@ def _section(name: str, config: Any) -> list[str]:
 
 def _toml(value: Any) -> str:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
+        value = {k: v for k, v in dataclasses.asdict(value).items() if v is not None}  # TOML has no null
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):

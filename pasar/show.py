@@ -151,7 +151,9 @@ def explanation_tables(told: Explanation) -> list[Table]:
         ["content", "value", "reason"],
         [[other.content, f"{other.value:.2f}", other.reason] for other in told.others[:10]],
     )
-    return [funnel, items, others]
+    rows = [[slot.slot, slot.reason] for slot in told.given_up]
+    given_up = [rows_table("Slots given up", ["slot", "because"], rows)] if rows else []
+    return [funnel, items, *given_up, others]
 
 
 def rows_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -52,6 +52,7 @@ class Shelf:
         viewers: float32[n], people in each room now; NaN where that is not known.
         of_sellers: int64[*], places by seller and, of one seller, newest first; those of the seller s are
             `of_sellers[first_of[s]:first_of[s + 1]]`.
+        language: int[n], codes, -1 where unknown.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Shelf:
         fresh: np.ndarray,
         live: np.ndarray,
         seller: np.ndarray,
+        language: np.ndarray,
     ) -> None:
         """
         Args:
@@ -73,7 +75,7 @@ class Shelf:
             index: of the vectors of the contents sold here, by place.
             opens, ends: int64[N].
             popularity, trend: float32[N], how much each is wanted in this market.
-            seller: int[N], codes from 0 on, -1 where unknown.
+            seller, language: int[N], codes from 0 on, -1 where unknown.
         """
         self.rows = np.flatnonzero(available)
         self.index = index
@@ -91,6 +93,10 @@ class Shelf:
         of = seller[self.rows][newest]
         self.of_sellers = newest[np.argsort(of, kind="stable")]
         self.first_of = np.searchsorted(np.sort(of), np.arange(int(seller.max(initial=-1)) + 2))
+        self.language = language[self.rows]
+        #: Whether anything sold here is in each language; the last, of unknown ones, is False.
+        self._spoken = np.zeros(int(language.max(initial=-1)) + 2, bool)
+        self._spoken[self.language[self.language >= 0]] = True
 
     def update(self, rows: np.ndarray, opens: np.ndarray, ends: np.ndarray, viewers: np.ndarray) -> None:
         """Take over the state of contents `rows` int64[*]; arrays of that length."""
@@ -122,36 +128,63 @@ class Shelf:
         within = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length)
         return row, self.of_sellers[np.repeat(first, length) + within]
 
-    def eligible(self, time: np.ndarray, seen: np.ndarray, tired: np.ndarray | None = None) -> np.ndarray:
-        """bool[b, n]: published, not ended, not seen, not of a seller that the user is tired of.
+    def eligible(
+        self,
+        time: np.ndarray,
+        seen: np.ndarray,
+        spared: np.ndarray | None = None,
+        reads: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """bool[b, n]: published, not ended, not seen, not of a seller that the user is spared, not in a
+        language that the user does not read.
 
         Args:
-            time: int64[b]; seen: int64[b, S], rows of the contents table, -1 fills; tired: int64[b, T], codes
-                of sellers, -1 fills.
+            time: int64[b]; seen: int64[b, S], rows of the contents table, -1 fills; spared: int64[b, T],
+                codes of sellers, -1 fills; reads: int64[b, K], codes of languages, -1 fills. Who names
+                none reads all, and so does who names those alone in which nothing is sold here. All read
+                contents of unknown language.
         """
         at = time[:, None]
-        return (self.opens <= at) & (at < self.ends) & ~self.hidden(seen, tired)[:, :-1]
+        return (self.opens <= at) & (at < self.ends) & ~self.hidden(seen, spared, reads)[:, :-1]
 
-    def hidden(self, seen: np.ndarray, tired: np.ndarray | None) -> np.ndarray:
-        """bool[b, n + 1]: seen, or of a seller that the user is tired of; arguments as of `eligible`.
+    def hidden(
+        self, seen: np.ndarray, spared: np.ndarray | None, reads: np.ndarray | None = None
+    ) -> np.ndarray:
+        """bool[b, n + 1]: seen, of a seller that the user is spared, or foreign; arguments as of `eligible`.
 
         The last place stands for contents that are not sold here, which everyone is spared.
         """
         hidden = np.zeros((len(seen), len(self.rows) + 1), bool)
         place = np.where(seen >= 0, self.place[seen], len(self.rows))
         hidden[np.arange(len(seen))[:, None], place] = True
-        if tired is not None and (tired >= 0).any():
-            hidden[self.of(tired)] = True
+        if spared is not None and (spared >= 0).any():
+            hidden[self.of(spared)] = True
+        if reads is not None and reads.shape[1]:
+            for own, codes in zip(hidden, reads):
+                if self._spoken[codes].any():
+                    foreign = np.ones(len(self._spoken), bool)
+                    foreign[codes] = foreign[-1] = False
+                    own[:-1] |= foreign[self.language]
         hidden[:, -1] = True
         return hidden
 
-    def withheld(self, time: np.ndarray, seen: np.ndarray, tired: np.ndarray) -> list[int]:
-        """How many open contents one request may not get: seen; of a seller that its user is tired of.
+    def withheld(
+        self,
+        time: np.ndarray,
+        seen: np.ndarray,
+        excluded: np.ndarray,
+        tired: np.ndarray,
+        reads: np.ndarray | None,
+    ) -> list[int]:
+        """How many open contents one request may not get: seen; of a seller that it excludes; of one that its
+        user was shown too often; in a language that the user does not read.
 
         Each counts for the first that holds; arguments as of `eligible`, of one row.
         """
-        left = [(self.opens <= time[0]) & (time[0] < self.ends)]
-        left += [self.eligible(time, seen), self.eligible(time, seen, tired)]
+        left = [(self.opens <= time[0]) & (time[0] < self.ends), self.eligible(time, seen)]
+        both = np.concatenate([excluded, tired], axis=1)
+        left += [self.eligible(time, seen, excluded), self.eligible(time, seen, both)]
+        left += [self.eligible(time, seen, both, reads)]
         return (-np.diff([each.sum() for each in left])).tolist()
 
 
@@ -167,7 +200,8 @@ class MarketQueries:
         affinity: what the item graph says of contents after these.
         seen: int64[b, S], contents not to be shown again, rows of the contents table, -1 fills.
         followed: int64[b, F], sellers that the user follows or bought from, each once, -1 fills.
-        tired: int64[b, T], sellers that the user has been shown too often, -1 fills.
+        spared: int64[b, T], sellers that the user has been shown too often or excludes, -1 fills.
+        reads: int64[b, K], languages that the user reads, -1 fills, of `Shelf.eligible`.
     """
 
     shelf: Shelf
@@ -177,7 +211,8 @@ class MarketQueries:
     affinity: Reach
     seen: np.ndarray
     followed: np.ndarray
-    tired: np.ndarray
+    spared: np.ndarray
+    reads: np.ndarray | None = None
 
     def of(self, rows: np.ndarray) -> MarketQueries:
         """Some of the requests, int64[k], ascending."""
@@ -189,7 +224,8 @@ class MarketQueries:
             self.affinity.of(rows),
             self.seen[rows],
             self.followed[rows],
-            self.tired[rows],
+            self.spared[rows],
+            None if self.reads is None else self.reads[rows],
         )
 
     def cosine(self, places: np.ndarray) -> np.ndarray:
@@ -218,12 +254,12 @@ class MarketQueries:
 
     @cached_property
     def _hidden(self) -> np.ndarray:
-        return self.shelf.hidden(self.seen, self.tired)
+        return self.shelf.hidden(self.seen, self.spared, self.reads)
 
     @cached_property
     def eligible(self) -> np.ndarray:
         """bool[b, n], of every content of the market; see `Shelf.eligible`."""
-        return self.shelf.eligible(self.time, self.seen, self.tired)
+        return self.shelf.eligible(self.time, self.seen, self.spared, self.reads)
 
 
 class Source(Protocol):

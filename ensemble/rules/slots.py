@@ -1,4 +1,4 @@
-"""Which places may hold which kinds: at most so many live rooms, or product cards among the first places."""
+"""Which places may hold which kinds: at most so many live rooms, at least one among the first places."""
 
 from __future__ import annotations
 
@@ -11,13 +11,20 @@ from market.kinds import KINDS
 
 
 def slots(release: Release, config: CascadeConfig) -> list[Limit]:
-    """A limit for each declared slot; beyond the places that it speaks of it allows anything."""
-    kind = release.array("kind_code.npy")
-    place = np.arange(config.slate)
-    return [
-        Limit(
-            np.where(kind == KINDS.index(slot.kind), 0, -1),
-            np.where(place < (slot.within or config.slate), slot.most, config.slate),
-        )
-        for slot in config.slots
-    ]
+    """A limit for each `most`; beyond the places that it speaks of it allows anything. And one for each kind
+    of which slots ask for a least, at the first of these: at the places reserved for the kind the others are
+    out of slots where it has not come before, so that it stands there unless a stricter rule holds it back.
+    """
+    kind, slate = release.array("kind_code.npy"), config.slate
+    place, reserved = np.arange(slate), config.reserved()
+    limits = []
+    for slot in config.slots:
+        of_kind = kind == KINDS.index(slot.kind)
+        if slot.most is not None:
+            within = place < (slot.within or slate)
+            limits.append(Limit(np.where(of_kind, 0, -1), np.where(within, slot.most, slate)))
+        if slot.least and (own := reserved.pop(slot.kind, [])):
+            others = np.full(slate, slate)
+            others[own] = own - np.arange(len(own))
+            limits.append(Limit(np.where(of_kind, -1, 0), others, len(own)))
+    return limits

@@ -13,7 +13,7 @@ from ensemble.blending import Blend
 from ensemble.channels import NONE
 from ensemble.errors import Code, RequestError
 from ensemble.explanation import FUNNEL, explanation_text
-from ensemble.plan import DIVERSITIES, LIMITS, CascadeConfig, Plan
+from ensemble.plan import DIVERSITIES, KINDS, LIMITS, CascadeConfig, Plan
 from ensemble.release import Release
 from ensemble.rules import Gain, Limit, Reason
 from ensemble.rules.category_cap import category_cap
@@ -35,8 +35,11 @@ CAPS: dict[str, Callable[[Release, CascadeConfig], list[Limit]]] = {
 GAINS: dict[str, Callable[..., Gain]] = {"mmr": Mmr, "dpp": Dpp}
 
 CROWDED = "enough of its seller, category or kind in the pool"
+NO_MORE = "no more of it among the candidates"
 GONE = np.uint16(0xFFFF)
 """Above all broken limits: what is in the slate already, or is no content."""
+NEVER = np.iinfo(np.int64).max
+"""More often than anything was shown."""
 FAR = 32.0
 """More than two gains lie apart; as float64 it keeps their order within equal limits to the last bit."""
 
@@ -49,6 +52,8 @@ class Ranked:
         contents: int64[B, C], rows of the contents table, -1 fills.
         value: float32[B, C], -inf where there is none.
         tired: uint16[B, C], bits of what was shown too often.
+        often: int64[B, C], times that a content beyond its cap was shown, 0 for others; None where none is.
+        groups: int32[R, B, C], by limit as of `ensemble.rules.Limit`.
         behind: uint16[B, C], bits of the limits for which each stood behind others when the pool was cut.
         kept: int64[B, P], places of the pool's contents among these, ascending.
         cut: whether any pool is another than the first P.
@@ -57,15 +62,17 @@ class Ranked:
     contents: np.ndarray
     value: np.ndarray
     tired: np.ndarray
+    often: np.ndarray | None
+    groups: np.ndarray
     behind: np.ndarray
     kept: np.ndarray
     cut: bool
 
     def pool(self, array: np.ndarray) -> np.ndarray:
-        """What the pool has of one of these, [B, P]."""
+        """What the pool has of one of these, [..., B, P]."""
         if not self.cut:
-            return array[:, : self.kept.shape[1]]
-        return array[np.arange(len(array))[:, None], self.kept]
+            return array[..., : self.kept.shape[1]]
+        return array[..., np.arange(len(self.kept))[:, None], self.kept]
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ class Reordering:
         config = config or own.config
         self.plan = replace(own, config=config)
         self.eligibility = eligibility(release, steering)
-        self.content_id = release.array("text_content_id.npy")
+        self.content_id, self.seller = release.array("text_content_id.npy"), release.array("seller_code.npy")
         self.vectors = release.array("content_vectors.npy")
         # A market without a log has its neighbours' popularity, which is no outcome of its own.
         self.wanted = release.array("popularity_world.npy")
@@ -128,6 +135,7 @@ class Reordering:
             limits += reversed(made)
             bits += [bit << turn for turn in range(len(made))]
             self.why += [Reason[name.upper()]] * len(made)
+        self.kind, self.reserved = release.array("kind_code.npy"), config.reserved()
         self.codes, self.bits = np.array(self.why), np.array(bits, np.uint16)
         self.pool = Pool(limits, self.bits, config.pool, config.slate)
         none = np.zeros((0, len(self.content_id)), np.int32)
@@ -158,6 +166,7 @@ class Reordering:
                 TensorSpec("preranking_score", np.float32, (size,)),
                 TensorSpec("clock", np.int64, (2,)),
                 TensorSpec("funnel", np.int64, (len(FUNNEL),)),
+                TensorSpec("excluded_sellers", np.int64, (-1,), pad=NONE),
             ),
             (
                 TensorSpec("content_id", object, (slate,)),
@@ -187,6 +196,7 @@ class Reordering:
         preranking_score: np.ndarray,
         clock: np.ndarray,
         funnel: np.ndarray,
+        excluded_sellers: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """The slate of each request; places without an item have id "" and zeros.
 
@@ -195,6 +205,7 @@ class Reordering:
             seed: int64[B], of what exploration draws.
             explain: bool[B], who gets an `ensemble.explanation.Explanation`, as JSON; the others get "".
             clock, funnel: of the stages before, for that.
+            excluded_sellers: int64[B, X], codes, -1 fills: none of theirs is in the slate.
 
         Raises:
             RequestError: `diversity` outside [0, 1].
@@ -209,7 +220,13 @@ class Reordering:
         # Ranking takes a while, and a room may have ended meanwhile.
         self.eligibility.refresh()
         came = candidates
-        candidates = np.where(self.eligibility.allows(candidates, market_index, time), candidates, NONE)
+        allowed = self.eligibility.allows(candidates, market_index, time)
+        excluded = np.zeros(len(candidates), np.int64)
+        if excluded_sellers is not None and excluded_sellers.shape[1]:
+            seller = self.seller[candidates][..., None]
+            theirs = allowed & ((seller == excluded_sellers[:, None]) & (seller >= 0)).any(axis=2)
+            allowed, excluded = allowed & ~theirs, theirs.sum(axis=1)
+        candidates = np.where(allowed, candidates, NONE)
         each = np.arange(len(candidates))[:, None]
         value = np.where(candidates >= 0, self.blend(probabilities, candidates, market_index), -np.inf)
         # Of equal values the lower row of the contents table goes first, in whatever order they came.
@@ -220,22 +237,26 @@ class Reordering:
         filled = chosen.places >= 0
         place = pool[each, np.maximum(chosen.places, 0)]
 
+        full = filled.all()
+
         def slate(array: np.ndarray) -> np.ndarray:
             picked = array[each, place]
+            if full:
+                return picked
             return np.where(filled.reshape(filled.shape + (1,) * (array.ndim - 2)), picked, 0).astype(
                 array.dtype, copy=False
             )
 
         explanation = np.full((len(candidates), 1), "", object)
         for row in np.flatnonzero(explain):
-            items, others, below = self._explain(ranked, chosen, row, preranking_score[row, order[row]])
+            told = self._explain(ranked, chosen, row, preranking_score[row, order[row]])
             barred = self.eligibility.barred(came[row], market_index[row], time[row])
             explanation[row, 0] = explanation_text(
-                funnel[row], clock[row], began, monotonic_ns(), items, others, below, barred
+                funnel[row], clock[row], began, monotonic_ns(), *told, barred, int(excluded[row])
             )
         ids = self.content_id[slate(candidates)]
         return {
-            "content_id": np.where(filled, ids, "").astype(object),
+            "content_id": ids.astype(object) if full else np.where(filled, ids, "").astype(object),
             "slate_channel": slate(channel),
             "slate_reason": np.where(filled, chosen.reasons, 0).astype(np.int32),
             "slate_candidate_rank": np.where(filled, place + 1, 0).astype(np.int32),
@@ -249,27 +270,34 @@ class Reordering:
     def _ranked(self, contents: np.ndarray, value: np.ndarray, exposed: np.ndarray) -> Ranked:
         """Cut the pool from candidates sorted by value, int64[B, C] and float32[B, C].
 
-        Behind the others stand those shown too often and those past their group's share; what is kept is in
-        the order of value again.
+        Behind the others stand those shown too often, the most shown last, and those past their group's
+        share; what is kept is in the order of value again.
         """
         present, size = contents >= 0, self.plan.config.pool
-        tired = np.zeros(contents.shape, np.uint16)
+        tired, often = np.zeros(contents.shape, np.uint16), None
         if self.tired and exposed.shape[1]:
-            tired = self.tired_bit * self.tired(contents, exposed)
+            bits, often = self.tired(contents, exposed)
+            tired, often = self.tired_bit * bits, often if often.any() else None
         behind, kept, cut = tired, np.arange(size)[None].repeat(len(contents), axis=0), False
+        groups = self.groups.take(contents, axis=1, mode="clip")
+        if not present.all():
+            groups = np.where(present, groups, -2)
         if present[:, size:].any():
-            groups = self.groups[:, contents]
-            behind = self.pool.behind(groups if present.all() else np.where(present, groups, -1), tired)
-            if cut := bool(behind.any()):
+            behind = self.pool.behind(groups, tired, often)
+            if cut := bool(behind[:, :size].any()):
                 last = np.where(present, behind, GONE)
-                kept = np.sort(np.argsort(last, axis=1, kind="stable")[:, :size], axis=1)
-        return Ranked(contents, value, tired, behind, kept, cut)
+                order = (
+                    np.argsort(last, axis=1, kind="stable") if often is None else np.lexsort((often, last))
+                )
+                kept = np.sort(order[:, :size], axis=1)
+        return Ranked(contents, value, tired, often, groups, behind, kept, cut)
 
     def _choose(self, ranked: Ranked, diversity: np.ndarray, seed: np.ndarray) -> Chosen:
         """Greedy choice from the pools.
 
         At each place the contents that break the least limits, the sooner declared counting more than all
-        later ones, stand for choice, and the highest gain of these is taken.
+        later ones, stand for choice, and the highest gain of these is taken; where all were shown too often,
+        of those shown least.
         """
         candidates, value = ranked.pool(ranked.contents), ranked.pool(ranked.value)
         batch, size = candidates.shape
@@ -281,18 +309,28 @@ class Reordering:
         if self.gain and diversity.any():
             rule = self.gain(worth, self.vectors[candidates], diversity, slate)
             gain = rule.gain
-        groups = self.groups[:, candidates]
+        groups = ranked.pool(ranked.groups)
         # Contents that a limit does not concern never come near its cap.
         count = np.where(groups >= 0, np.int16(0), np.int16(-2 * slate))
         best = np.empty((slate, batch), np.int64)
         broken = np.empty((slate, batch, size), np.uint16)
+        often = None if ranked.often is None else ranked.pool(ranked.often)
+        if often is not None and self.why[-1] is Reason.FREQUENCY_CAP:
+            # Under the strictest limit those of others that fill a slate are all taken before.
+            rested = (often == 0) & (candidates >= 0)
+            often = often if (rested.sum(axis=1) < slate).any() else None
         allowed, room = gone == 0, count
         for place in range(slate):
             if explored and place == slate - explored:
                 room = self.most[place:].min(axis=0) - count
                 allowed = self._broken(room < 1, gone) == 0
             broken[place] = over = self._broken(count >= self.most[place], gone)
-            best[place] = one = (gain - np.multiply(over, FAR, dtype=np.float64)).argmax(axis=1)
+            one = (gain - np.multiply(over, FAR, dtype=np.float64)).argmax(axis=1)
+            if often is not None and (weary := np.flatnonzero(often[each, one])).size:
+                times = np.where(over[weary] == over[weary, one[weary]][:, None], often[weary], NEVER)
+                least = times == times.min(axis=1, keepdims=True)
+                one[weary] = np.where(least, gain[weary], -np.inf).argmax(axis=1)
+            best[place] = one
             if place == slate - 1:
                 break
             gone[each, one] = GONE
@@ -331,16 +369,22 @@ class Reordering:
         place, row = np.arange(best.shape[0])[:, None], np.arange(best.shape[1])
         own, first = broken[place, row, best], broken[place, row, by_value]
         highest = best == by_value
+        other = ranked.kept[row, by_value]
         if ranked.cut:
             # Of higher value than all that is left of the pool may be what the pool did not take.
             missing = ranked.kept != np.arange(ranked.kept.shape[1])
             out = np.where(missing.any(axis=1), missing.argmax(axis=1), -1)
             above = (out >= 0) & (out < ranked.kept[row, by_value])
-            first = np.where(above, self._broken_outside(ranked, out, best, own), first)
-            highest &= ~above
+            if above.any():
+                first = np.where(above, self._broken_outside(ranked, out, best, own), first)
+                other = np.where(above, out, other)
+                highest &= ~above
         # The strictest limit that the content of the highest value breaks and the chosen one does not.
         decided = np.frexp((own ^ first).astype(np.float32))[1]
         why = self.codes.take(decided, mode="clip")
+        if ranked.often is not None:
+            more = ranked.often[row, other] > ranked.often[row, ranked.kept[row, best]]
+            why = np.where((decided == 0) & more, Reason.FREQUENCY_CAP, why)
         reasons = np.where(highest, Reason.VALUE, why)
         return np.where(left.any(axis=2), best, NONE).T, reasons.T
 
@@ -352,17 +396,17 @@ class Reordering:
         Those for which it stood behind count where it broke no others than the one taken there.
         """
         row = np.arange(len(out))
-        group = self.groups[:, ranked.contents[row, out]][:, None]
-        same = (self.groups[:, ranked.pool(ranked.contents)[row, best]] == group) & (group >= 0)
-        over = same.cumsum(axis=1) - same >= self.most[..., 0].transpose(1, 0, 2)
+        group = ranked.groups[:, row, out][:, None]
+        same = (ranked.groups[:, row, ranked.kept[row, best]] == group) & (group >= 0)
+        over = (same.cumsum(axis=1) - same >= self.most[..., 0].transpose(1, 0, 2)) & (group >= 0)
         broken = self._broken(over, np.broadcast_to(ranked.tired[row, out], own.shape))
         return np.where(broken == own, broken | ranked.behind[row, out], broken)
 
     def _explain(
         self, ranked: Ranked, chosen: Chosen, row: int, preranked: np.ndarray
-    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
-        """The items and the others of one request, fields of `ItemReport` and `OtherReport`; and why each
-        candidate outside the pool is there.
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, str]], list[str]]:
+        """The items, the others and the slots given up of one request, fields of `ItemReport`, `OtherReport`
+        and `SlotReport`; and why each candidate outside the pool is there.
 
         Args:
             preranked: [C], of the row's candidates by value.
@@ -371,6 +415,7 @@ class Reordering:
         drawn = [reason == Reason.EXPLORATION for reason in chosen.reasons[row].tolist()]
         broken, behind = chosen.broken[:, row].astype(int), ranked.behind[row].astype(int)
         contents, value, rank = ranked.contents[row], ranked.value[row], ranked.kept[row].tolist()
+        often = np.zeros(len(contents), np.int64) if ranked.often is None else ranked.often[row]
         outside = [place for place in np.flatnonzero(contents >= 0).tolist() if place not in set(rank)]
 
         def against(turn: int, other: int) -> Reason:
@@ -378,6 +423,8 @@ class Reordering:
             one = places[turn]
             if broken[turn, other] > broken[turn, one]:
                 return self.why[(broken[turn, other] ^ broken[turn, one]).item().bit_length()]
+            if often[rank[other]] > often[rank[one]]:
+                return Reason.FREQUENCY_CAP
             return Reason.DIVERSITY if other < one else Reason.VALUE
 
         def held(turn: int) -> list[Reason]:
@@ -411,8 +458,13 @@ class Reordering:
             if contents[rank[place]] >= 0 and place not in places
         ]
         most = int(behind[rank].max())
+        shown = often[rank][behind[rank] == most].max()
         why = [
-            self.why[(behind[place] ^ most).item().bit_length() if behind[place] > most else 0]
+            self.why[(behind[place] ^ most).item().bit_length()]
+            if behind[place] > most
+            else Reason.FREQUENCY_CAP
+            if often[place] > shown
+            else Reason.DIVERSITY
             for place in outside
         ]
         tired = (Reason.FREQUENCY_CAP, Reason.SELLER_FREQUENCY)
@@ -420,7 +472,27 @@ class Reordering:
             one.lost if one in tired else CROWDED if behind[place] > most else Reason.VALUE.lost
             for one, place in zip(why, outside)
         ]
-        return items, others, below
+        kind = np.where(contents >= 0, self.kind[contents], NONE)
+        slate = [rank[place] for place in places]
+        given_up = []
+        for slot in self.plan.config.slots if self.reserved else ():
+            code, within = KINDS.index(slot.kind), slot.within or self.plan.config.slate
+            of_kind = (kind[slate[:within]] == code).tolist()
+            if sum(of_kind) >= (slot.least or 0):
+                continue
+            # Where the first of the kind that is missing should have stood, and what was left of the kind.
+            due = self.reserved[slot.kind]
+            turn = next(at for count, at in enumerate(due) if sum(of_kind[: at + 1]) <= count)
+            left = [at for at in np.flatnonzero(kind == code).tolist() if at not in slate[:turn]]
+            inside = [against(turn, rank.index(at)).lost for at in left if at in rank]
+            left_out = [below[outside.index(at)] for at in left if at not in rank]
+            given_up.append(
+                {
+                    "slot": f"at least {slot.least} {slot.kind} among the first {within}",
+                    "reason": [*inside, *left_out, NO_MORE][0],
+                }
+            )
+        return items, others, given_up, below
 
 
 def _scaled(value: np.ndarray, present: np.ndarray) -> np.ndarray:

@@ -16,7 +16,8 @@ from ensemble.channels.live import live
 from ensemble.channels.trending import trending
 from ensemble.channels.two_tower import two_tower
 from ensemble.explanation import FUNNEL
-from ensemble.plan import Plan
+from ensemble.lookup import spoken
+from ensemble.plan import KINDS, Plan
 from ensemble.preranking import NO_CANDIDATE, PreRanker, spread
 from ensemble.release import Release
 from ensemble.search import read_index
@@ -53,7 +54,7 @@ class Retrieval:
         popularity, self.created_at = release.array("popularity.npy"), release.array("created_at.npy")
         available = release.array("available.npy")
         trend, few = release.array("trend.npy"), self.plan.config.fresh_exposures
-        exposures = release.array("exposures.npy")
+        exposures, language = release.array("exposures.npy"), spoken(release)[1]
         self.shelves = [
             Shelf(
                 available[m],
@@ -65,6 +66,7 @@ class Retrieval:
                 fresh=exposures[m] <= few,
                 live=release.array("text_kind.npy") == "live",
                 seller=release.array("seller_code.npy"),
+                language=language,
             )
             for m in range(len(self.plan.markets))
         ]
@@ -105,6 +107,7 @@ class Retrieval:
         )
         self.channels = CHANNELS
         self.quotas = {channel: self.plan.config.quotas[str(channel.name).lower()] for channel in CHANNELS}
+        self.kind, self.reserved = release.array("kind_code.npy"), self.plan.config.reserved()
         self.content_ids = release.array("content_ids.npy")
         stand_ins = release.array("stand_in_ids.npy")
         self.stand_ins = stand_ins if stand_ins.any() else None
@@ -124,7 +127,9 @@ class Retrieval:
                 TensorSpec("seen", np.int64, (-1,), pad=NONE),
                 TensorSpec("followed", np.int64, (-1,), pad=NONE),
                 TensorSpec("tired_sellers", np.int64, (-1,), pad=NONE),
+                TensorSpec("excluded_sellers", np.int64, (-1,), pad=NONE),
                 TensorSpec("speaks", np.int64),
+                TensorSpec("reads", np.int64, (-1,), pad=NONE),
                 TensorSpec("explain", np.bool_),
                 *((TensorSpec("since", np.int64),) if plan.season_s else ()),
             ),
@@ -154,6 +159,8 @@ class Retrieval:
         speaks: np.ndarray,
         explain: np.ndarray | None = None,
         since: np.ndarray | None = None,
+        excluded_sellers: np.ndarray | None = None,
+        reads: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """The candidates that pre-ranking leaves of those retrieved, best first; see `retrieve`.
 
@@ -164,7 +171,17 @@ class Retrieval:
         """
         began = monotonic_ns()
         made = self.retrieve(
-            query_vector, market_index, time, recent, seen, followed, tired_sellers, speaks, since=since
+            query_vector,
+            market_index,
+            time,
+            recent,
+            seen,
+            followed,
+            tired_sellers,
+            speaks,
+            since=since,
+            excluded_sellers=excluded_sellers,
+            reads=reads,
         )
         kept = self._pre_rank(query_vector, made)
         kept = self.read_last(kept, market_index, recent)
@@ -172,7 +189,9 @@ class Retrieval:
         for row in np.flatnonzero(explain) if explain is not None else ():
             shelf, one = self.shelves[market_index[row]], slice(row, row + 1)
             barred = self.eligibility.barred(shelf.rows, market_index[row], time[row])
-            withheld = shelf.withheld(time[one], seen[one], tired_sellers[one])
+            excluded = tired_sellers[one, :0] if excluded_sellers is None else excluded_sellers[one]
+            said = None if reads is None else reads[one]
+            withheld = shelf.withheld(time[one], seen[one], excluded, tired_sellers[one], said)
             retrieved, left = ((table["candidates"][row] >= 0).sum() for table in (made, kept))
             funnel[row] = len(shelf.rows), *barred, *withheld, retrieved, left, began, monotonic_ns()
         return kept | {"funnel": funnel}
@@ -181,6 +200,10 @@ class Retrieval:
         size = self.plan.config.candidates
         if self.preranker is None:
             kept = {name: array[:, :size] for name, array in made.items()}
+            if self.reserved:
+                every = np.arange(made["candidates"].shape[1])[None].repeat(len(query_vector), axis=0)
+                first = self._with_kinds(every, made["candidates"])
+                kept = {name: array[np.arange(len(first))[:, None], first] for name, array in made.items()}
             return kept | {"preranking_score": np.zeros(kept["candidates"].shape, np.float32)}
         score = self.preranker(
             query_vector, made["candidates"], self.preranking_numbers(made), made["retrieval_score"]
@@ -192,14 +215,31 @@ class Retrieval:
 
     def let_through(self, candidates: np.ndarray, score: np.ndarray) -> np.ndarray:
         """Columns of the candidates int64[B, R] that pre-ranking leaves under its scores float32[B, R], best
-        first, with no category above its share while there are others: int64[B, C]."""
+        first, with no category above its share while there are others, and with room for the kinds that slots
+        ask for: int64[B, C]."""
         size = self.plan.config.candidates
         order = np.argsort(-score, axis=1, kind="stable")
         ordered = candidates[np.arange(len(order))[:, None], order]
         category = self.offers.category.take(ordered, mode="clip")
         category[ordered < 0] = NO_CANDIDATE
         most = max(round(size * self.plan.config.category_share), 1)
-        return spread(order, category, most)[:, :size]
+        return self._with_kinds(spread(order, category, most), candidates)
+
+    def _with_kinds(self, order: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """The first columns int64[B, C] of an order int64[B, R] of candidates int64[B, R].
+
+        Of a kind that slots ask for the best are among them, as large a part as its places are of a slate.
+        """
+        size, slate = self.plan.config.candidates, self.plan.config.slate
+        if not self.reserved:
+            return order[:, :size]
+        each = np.arange(len(order))[:, None]
+        ordered = candidates[each, order]
+        kept = np.zeros(order.shape, bool)
+        for kind, places in self.reserved.items():
+            of_kind = (self.kind[ordered] == KINDS.index(kind)) & (ordered >= 0)
+            kept |= of_kind & (of_kind.cumsum(axis=1) <= size * len(places) // slate)
+        return order[each, np.sort(np.argsort(~kept, axis=1, kind="stable")[:, :size], axis=1)]
 
     def preranking_numbers(self, made: dict[str, np.ndarray]) -> np.ndarray:
         """The numbers that pre-ranking reads of candidates as `retrieve` makes them, float32[B, C, G]: the
@@ -224,6 +264,8 @@ class Retrieval:
         speaks: np.ndarray,
         explain: np.ndarray | None = None,
         since: np.ndarray | None = None,
+        excluded_sellers: np.ndarray | None = None,
+        reads: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """All that the channels bring, in the order of the merge, with what pre-ranking reads of them.
 
@@ -231,6 +273,8 @@ class Retrieval:
             speaks: int64[B], codes of the users' languages, -1 where unknown.
             explain: taken so that the stage's tensors may be passed as they are; nothing here depends on it.
             since: int64[B], when the users' latest events were; read where the release knows seasons.
+            excluded_sellers: int64[B, X], codes, -1 fills: none of theirs is found.
+            reads: int64[B, K], codes of languages, -1 fills, as of `Shelf.eligible`.
 
         Returns:
             candidates int64[B, R] (rows of the contents table, -1 fills), retrieval_score float32[B, R]
@@ -244,6 +288,9 @@ class Retrieval:
         score = np.zeros((len(query_vector), size), np.float32)
         channel = np.zeros((len(query_vector), size), np.int32)
         affinity = self.graph.reach(recent)
+        spared = tired_sellers
+        if excluded_sellers is not None and excluded_sellers.shape[1]:
+            spared = np.concatenate([tired_sellers, excluded_sellers], axis=1)
         for market in sorted(set(market_index.tolist())):
             here = np.flatnonzero(market_index == market)
             shelf = self.shelves[market]
@@ -257,7 +304,8 @@ class Retrieval:
                 affinity.of(here),
                 seen[here],
                 followed[here],
-                tired_sellers[here],
+                spared[here],
+                None if reads is None else reads[here],
             )
             found, bits = self._found(asked, size, first=True)
             short = np.flatnonzero(found[:, -1] == NONE)
@@ -272,7 +320,7 @@ class Retrieval:
             "candidates": candidates,
             "retrieval_score": score,
             "channel": channel,
-            "content_numbers": self.numbers(candidates, market_index, time, affinity, speaks, since),
+            "content_numbers": self.numbers(candidates, market_index, time, affinity, speaks, since, reads),
             **self._beside(candidates, recent),
         }
 
@@ -377,6 +425,7 @@ class Retrieval:
         reach: Reach,
         speaks: np.ndarray,
         since: np.ndarray | None = None,
+        reads: np.ndarray | None = None,
     ) -> np.ndarray:
         """Numbers of candidates int64[B, C], the pair features last, float32[B, C, Gi].
 
@@ -384,6 +433,7 @@ class Retrieval:
             reach: what the item graph says of all contents.
             speaks: int64[B], codes of the users' languages, -1 where unknown.
             since: int64[B], as of `retrieve`.
+            reads: int64[B, K], codes of other languages that they read, -1 fills.
         """
         rows = np.maximum(candidates, 0)
         known = self.plan.as_of > 0
@@ -398,7 +448,9 @@ class Retrieval:
             self.created_at[rows] if known else None,
             time[:, None] if known else None,
             reach.at(candidates),
-            self.offers(market_index[:, None], rows, speaks[:, None]),
+            self.offers(
+                market_index[:, None], rows, speaks[:, None], None if reads is None else reads[:, None]
+            ),
             moment_features(
                 self.moments, rows, np.broadcast_to(time[:, None] if known else 0, rows.shape), reach.at
             ),

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from ensemble.errors import Code, RequestError
-from ensemble.lookup import IdIndex
+from ensemble.lookup import IdIndex, spoken
 from ensemble.plan import Plan
 from ensemble.release import Release
 from ensemble.steps import StageStep, TensorSpec
 from market.calendar import END_S, local_context
+from market.languages import base, canonical
 
 NULL_INTEGER = np.iinfo(np.int64).min
 
@@ -26,12 +27,16 @@ REQUEST = (
     TensorSpec("diversity", np.float32),
     TensorSpec("seed", np.int64),
     TensorSpec("explain", np.bool_),
+    TensorSpec("exclude_sellers", object, (-1,), optional=True),
+    TensorSpec("languages", object, (-1,), optional=True),
 )
 """What a client sends: ids as text; `time` in s since the epoch; `history`, ids wanted in this session that
 the stored state does not know yet, oldest first, "" fills; `exclude`, ids never to be shown, "" fills;
 `shown`, ids shown lately, one entry an exposure, "" fills; `diversity` from 0 (value alone) to 1 (difference
 alone); `seed`, of what exploration draws: the same request gives the same slate; `explain`, whether the reply
-says what became of all candidates."""
+says what became of all candidates; `exclude_sellers`, ids of sellers none of whose contents are to be shown,
+"" fills; `languages`, BCP 47 codes of those that the person reads now, the own one first, "" fills; by
+default the stored one is the own, and filters nothing."""
 _FOR_LATER = ("diversity", "seed", "explain")
 """What other stages read."""
 
@@ -51,11 +56,13 @@ class UserState:
         self.plan = Plan.of(release)
         self.users = IdIndex(release.array("user_id.npy"))
         self.contents = IdIndex(release.array("text_content_id.npy"))
+        self.seller_codes = IdIndex(release.array("seller_ids.npy"))
         self.markets = {market: place for place, market in enumerate(self.plan.markets)}
         self.history = release.array("user_history.npy")
         self.seen = release.array("user_seen.npy")
         self.sellers = release.array("user_followed.npy")
         self.language = release.array("user_language.npy")
+        self.languages = spoken(release)[0]
         self.since = release.array("user_since.npy") if self.plan.season_s else None
         self.tired = {
             name: release.array(f"user_tired_{name}.npy")
@@ -70,6 +77,14 @@ class UserState:
             column.name: release.array(f"text_{column.name.removeprefix('hist_')}.npy")
             for column in self.plan.columns
             if column.source == "history"
+        }
+        #: Users' languages as the query workflow knows them, by themselves and by what dialects belong to.
+        stored = self.attributes.get("language", np.empty(0, str))
+        if len(stored):
+            stored = stored[np.unique(self.language, return_index=True)[1]]
+        texts = [text for text in stored.tolist() if text]
+        self.known_as = {base(text): text for text in reversed(texts)} | {
+            canonical(text): text for text in texts
         }
         #: Of these, the columns that some content lacks.
         self.gaps = {name for name, texts in self.followed.items() if (texts == "").any()}
@@ -89,7 +104,9 @@ class UserState:
             TensorSpec("followed", np.int64, (-1,), pad=-1),
             TensorSpec("exposed", np.int64, (-1,), pad=-1),
             TensorSpec("tired_sellers", np.int64, (-1,), pad=-1),
+            TensorSpec("excluded_sellers", np.int64, (-1,), pad=-1),
             TensorSpec("speaks", np.int64),
+            TensorSpec("reads", np.int64, (-1,), pad=-1),
             TensorSpec("clock", np.int64, (2,)),
             *((TensorSpec("since", np.int64),) if plan.season_s else ()),
         )
@@ -104,12 +121,16 @@ class UserState:
         history: np.ndarray,
         exclude: np.ndarray,
         shown: np.ndarray,
+        exclude_sellers: np.ndarray | None = None,
+        languages: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """Raw query columns by name (`raw_…`), market_index int64[B], and rows of the contents table with -1
         fills: recent int64[B, L], the latest wanted ones, seen int64[B, S], not to be shown again, and
         exposed int64[B, H], shown lately. Codes of sellers: followed int64[B, F], those that the user follows
-        or bought from, and tired_sellers int64[B, T], those that the user has been shown too often. Also
-        speaks int64[B], the code of the user's language, -1 where unknown; and, where the release knows
+        or bought from, tired_sellers int64[B, T], those that the user has been shown too often, and
+        excluded_sellers int64[B, X], those that the request excludes, -1 for one that is not known. Also
+        speaks int64[B], the code of the user's language, -1 where unknown, and reads int64[B, K], those that
+        the request says are read, -1 for one that no content is in; and, where the release knows
         seasons, since int64[B], when the user's latest event was.
 
         Raises:
@@ -128,11 +149,14 @@ class UserState:
         session, excluded, exposed = rows[:, :first], rows[:, first:last], rows[:, last:]
         past = self._latest(np.concatenate([_stored(self.history, row), session], axis=1))
         columns: dict[str, np.ndarray] = {}
+        speaks, reads, said = self._languages(row, languages)
         each = np.arange(len(row))[:, None]
         context = local_context(market.astype(str), time)
         for column in self.plan.columns:
             if column.source == "user":
                 values = self._attribute(column.name, column.kind, row)
+                if column.name == "language":
+                    values[list(said)] = list(said.values())
             elif column.source == "context":
                 values = getattr(context, column.name)
             elif column.source == "history":
@@ -167,7 +191,11 @@ class UserState:
             "followed": _stored(self.sellers, row),
             "exposed": exposed,
             "tired_sellers": self._tired("sellers", row, time),
-            "speaks": _stored(self.language[:, None], row)[:, 0],
+            "excluded_sellers": np.empty((len(row), 0), np.int64)
+            if exclude_sellers is None
+            else self.seller_codes(exclude_sellers),
+            "speaks": speaks,
+            "reads": reads,
             "clock": clock,
         }
 
@@ -181,6 +209,27 @@ class UserState:
                 f"this release serves {', '.join(self.plan.markets)}",
             )
         return place
+
+    def _languages(
+        self, row: np.ndarray, languages: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+        """speaks int64[B] and reads int64[B, K] of users int64[B] who say languages text[B, K]; and their own
+        language as the query workflow knows it, by request.
+
+        A language in which there are no contents says nothing; who says no other is served as usual.
+        """
+        speaks = _stored(self.language[:, None], row)[:, 0]
+        if languages is None or not languages.size:
+            return speaks, np.empty((len(row), 0), np.int64), {}
+        own: dict[int, str] = {}
+        reads = np.full(languages.shape, -1)
+        for request, texts in enumerate(languages.tolist()):
+            reads[request] = [self.languages.get(base(text), -1) if text else -1 for text in texts]
+            for text, code in zip(texts, reads[request].tolist()):
+                if code >= 0 and request not in own:
+                    speaks[request] = code
+                    own[request] = self.known_as.get(canonical(text), self.known_as.get(base(text), text))
+        return speaks, reads, own
 
     def _tired(self, of: str, row: np.ndarray, time: np.ndarray) -> np.ndarray:
         """Contents or sellers that users int64[B] are tired of at a time int64[B]: int64[B, T], -1 fills."""

@@ -24,6 +24,10 @@ def requests(release: Release, rows: int, seed: int = 0) -> dict[str, np.ndarray
         "diversity": random.random(rows).astype(np.float32),
         "seed": random.integers(-(2**63), 2**63, rows),
         "explain": np.zeros(rows, bool),
+        "exclude_sellers": random.choice([*release.array("seller_ids.npy"), "nobody", ""], (rows, 2)).astype(
+            object
+        ),
+        "languages": random.choice(["", "", "", "", "", "id", "en", "pt-PT", "xx"], (rows, 2)).astype(object),
     }
 
 

@@ -56,7 +56,7 @@ def release(folder: Path, seed: int) -> Release:
         seller_cap=int(random.integers(1, 4)),
         category_cap=int(random.integers(1, 4)),
         weights=WEIGHTS,
-        **_rules(np.random.default_rng([seed, 1]), slate),
+        **_with_least(_rules(np.random.default_rng([seed, 1]), slate), seed, slate),
     )
     plan = Plan(
         markets=MARKETS,
@@ -110,7 +110,6 @@ def release(folder: Path, seed: int) -> Release:
         "text_content_id": np.array([f"content-{i}" for i in random.permutation(contents)], str),
         "text_kind": np.where(random.random(contents) < 0.4, "live", "video"),
         "text_category": np.full(contents, "toys"),
-        "text_content_language": np.full(contents, ""),
         "seller_ids": np.array([f"seller-{code}" for code in range(6)]),
         "stock": random.choice([-1, 0, 5], contents, p=[0.6, 0.1, 0.3]),
         "text_seller_id": np.array(["" if code < 0 else f"seller-{code}" for code in seller], str),
@@ -129,10 +128,11 @@ def release(folder: Path, seed: int) -> Release:
         "market_graph_weights": np.zeros((0, 1), np.float32),
         "low_rank_source": others.normal(size=(contents, 3 * (seed % 3 == 0))).astype(np.float32),
         "low_rank_target": others.normal(size=(contents, 3 * (seed % 3 == 0))).astype(np.float32),
-        "attribute_language": random.choice(np.array(["", "en", "pt"]), users),
         "attribute_age": random.integers(18, 60, users),
         "attribute_spend": random.normal(size=users).astype(np.float32),
     }
+    arrays["attribute_language"] = np.array(["en", "pt", ""])[arrays["user_language"]]
+    arrays["text_content_language"] = np.array(["en", "pt-BR", ""])[arrays["language_code"]]
     arrays["conversion"] = others.normal(size=contents).astype(np.float32) * (seed % 5 == 0)
     if seed % 2:  # half of the worlds have a pre-ranker
         numbers = 1 + len(PAIR_FEATURES) + bool(arrays["low_rank_source"].size) + arrays["conversion"].any()
@@ -176,6 +176,21 @@ def _rules(random: np.random.Generator, slate: int) -> dict[str, Any]:
         },
         "price_usd": 10.0,
     }
+
+
+def _with_least(rules: dict[str, Any], seed: int, slate: int) -> dict[str, Any]:
+    """Rules with slots that ask for kinds too, in two thirds of the worlds and as far as they fit."""
+    random, free = np.random.default_rng([seed, 4]), slate - int(rules["explore"] * slate + 1e-9)
+    slots, last = list(rules["slots"]), 0
+    for kind in random.permutation(KINDS)[: int(random.integers(0, 3))].tolist():
+        least = int(random.integers(1, 3))
+        if last + least > free:
+            break
+        last = int(random.integers(last + least, free + 1))
+        within = 0 if last == free and random.random() < 0.5 else last
+        most = least + 1 if random.random() < 0.3 else None
+        slots.insert(int(random.integers(0, len(slots) + 1)), Slot(kind, most, within, least))
+    return rules | {"slots": tuple(slots)}
 
 
 class Worlds:

@@ -121,6 +121,8 @@ def test_unknown_users_of_a_market_share_its_cold_feed(cascade, small_release):
         "diversity": np.zeros(4, np.float32),
         "seed": np.zeros(4, np.int64),
         "explain": np.zeros(4, bool),
+        "exclude_sellers": np.full((4, 0), "", object),
+        "languages": np.full((4, 0), "", object),
     }
     made = cascade(request)["content_id"]
     assert (made != "").all()
@@ -205,3 +207,84 @@ def test_a_broken_request_is_told_what_is_wrong(cascade, small_release, wrong):
     assert caught.value.code is code
     assert "\n" not in caught.value.message
     assert "/" not in caught.value.message
+
+
+def test_a_request_gets_nothing_of_sellers_that_it_excludes_and_a_full_slate_all_the_same(
+    cascade, small_release
+):
+    sellers, seller = small_release.array("seller_ids.npy"), small_release.array("seller_code.npy")
+    request = requests(small_release, 8, seed=8) | {"explain": np.ones(8, bool)}
+    request["exclude"][:] = request["exclude_sellers"][:] = request["languages"][:] = ""
+    before = cascade(request)
+    codes = [seller[places(small_release, ids)] for ids in before["content_id"]]
+    said = np.array([[str(sellers[code]) for code in own[:3]] + ["unknown", ""] for own in codes], object)
+    made = cascade(request | {"exclude_sellers": said})
+    for row, ids in enumerate(made["content_id"]):
+        assert (ids != "").all()
+        assert not set(seller[places(small_release, ids)]) & set(codes[row][:3])
+        funnel = Explanation.of(made["explanation"][row, 0]).stages[2]
+        assert funnel.dropped["of an excluded seller"] > 0
+        assert funnel.took == funnel.kept + sum(funnel.dropped.values())
+        left = funnel.took - sum(n for why, n in funnel.dropped.items() if "quotas" not in why)
+        assert funnel.kept == min(cascade.plan.config.retrieved, left), "the channels fill up with others"
+
+
+def test_excluding_every_seller_but_one_leaves_what_that_one_may_show(cascade, small_release):
+    sellers, seller = small_release.array("seller_ids.npy"), small_release.array("seller_code.npy")
+    request = {name: array[:1] for name, array in requests(small_release, 1, seed=9).items()}
+    market, time = cascade.plan.markets.index(request["market"][0]), request["time"]
+    shelf = cascade.run["retrieval"].shelves[market]
+    request["exclude"][:] = request["history"][:] = request["languages"][:] = ""
+    request["user_id"][:] = "nobody"
+    may = shelf.rows[shelf.eligible(time, np.full((1, 0), -1))[0]]
+    left = seller[may][seller[may] >= 0][0]
+    made = cascade(request | {"exclude_sellers": np.delete(sellers, left).astype(object)[None]})
+    found = [text for text in made["content_id"][0] if text]
+    size = min(cascade.plan.config.slate, int(np.isin(seller[may], [left, -1]).sum()))
+    assert len(found) == size > 0
+    assert set(seller[places(small_release, np.array(found, object))]) <= {left, -1}
+
+
+def test_a_request_without_what_is_optional_is_answered_as_one_that_says_nothing(cascade, small_release):
+    request = requests(small_release, 4, seed=10)
+    request["exclude_sellers"][:] = request["languages"][:] = ""
+    optional = {"exclude_sellers", "languages"}
+    silent = {name: array for name, array in request.items() if name not in optional}
+    with_it, without = cascade(request), cascade(silent)
+    for name, array in with_it.items():
+        np.testing.assert_array_equal(array, without[name], name)
+
+
+def test_a_request_that_says_its_languages_gets_contents_in_these_or_in_none(cascade, small_release):
+    texts = small_release.array("text_content_language.npy")
+    request = requests(small_release, 8, seed=11) | {"explain": np.ones(8, bool)}
+    request["exclude"][:] = request["exclude_sellers"][:] = request["languages"][:] = ""
+    shelves = cascade.run["retrieval"].shelves
+    said = np.full((8, 2), "", object)
+    for row, market in enumerate(request["market"]):
+        here = texts[shelves[cascade.plan.markets.index(market)].rows]
+        names, count = np.unique(here[here != ""], return_counts=True)
+        said[row] = "xx", str(names[count.argsort()[-1 - row % min(2, len(names))]])
+    usual, made = cascade(request), cascade(request | {"languages": said})
+    stems = np.array([text.split("-")[0] for text in texts])
+    others = 0
+    for row, ids in enumerate(made["content_id"]):
+        found = stems[places(small_release, ids[ids != ""])]
+        assert set(found) <= {said[row, 1].split("-")[0], ""}
+        others += len(set(stems[places(small_release, usual["content_id"][row])]) - set(found))
+        funnel = Explanation.of(made["explanation"][row, 0]).stages[2]
+        here = shelves[cascade.plan.markets.index(request["market"][row])].rows
+        assert bool(funnel.dropped.get("in a language not read")) == bool(
+            set(stems[here]) - {"", said[row, 1].split("-")[0]}
+        )
+        assert funnel.took == funnel.kept + sum(funnel.dropped.values())
+    assert others
+
+
+def test_languages_in_which_nothing_is_sold_filter_nothing(cascade, small_release):
+    request = requests(small_release, 4, seed=12)
+    request["languages"][:] = ""
+    usual = cascade(request)["content_id"]
+    np.testing.assert_array_equal(
+        usual, cascade(request | {"languages": np.full((4, 1), "xx", object)})["content_id"]
+    )

@@ -12,7 +12,7 @@ from ensemble.stages.reordering import Reordering
 from ensemble.stages.retrieval import Retrieval
 from tests.ensemble import synthetic
 from tests.ensemble.test_reordering import timeless
-from tests.ensemble.test_retrieval import ask, eligible
+from tests.ensemble.test_retrieval import ask, eligible, spared
 
 WORLDS, ROWS = 220, 20
 pytestmark = pytest.mark.slow
@@ -29,7 +29,11 @@ class Feed:
         random = np.random.default_rng([seed, 3])
         self.request = ask(self.release, seed, ROWS)
         sellers = int(self.release.array("seller_code.npy").max())
-        for name in ("followed", "tired_sellers"):  # small worlds have fewer than are asked for
+        for name in (
+            "followed",
+            "tired_sellers",
+            "excluded_sellers",
+        ):  # small worlds have fewer than are asked for
             self.request[name] = np.where(self.request[name] <= sellers, self.request[name], -1)
         self.exposed = random.integers(-1, contents, (ROWS, 5))
         self.taste = random.random((ROWS, contents + 1, len(self.plan.tasks))).astype(np.float32)
@@ -53,6 +57,7 @@ class Feed:
             preranking_score=found["preranking_score"],
             clock=np.zeros((len(rows), 2), np.int64),
             funnel=found["funnel"],
+            excluded_sellers=self.request["excluded_sellers"][rows],
         )
 
 
@@ -78,7 +83,8 @@ def test_every_slate_is_eligible_distinct_full_and_accounted_for(feeds):
                 request["market_index"],
                 request["time"],
                 request["seen"].tolist(),
-                request["tired_sellers"].tolist(),
+                spared(feed.request, row),
+                reads=request["reads"].tolist(),
             )
             slate = [ids.index(content) for content in made["content_id"][row] if content]
             assert set(slate) <= set(may), "what may not be shown is never shown"

@@ -1,11 +1,14 @@
 """A plan survives its file, and knobs that contradict one another are refused by name."""
 
+import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ensemble.plan import FILE, KINDS, QUOTAS, WEIGHTS, CascadeConfig, Plan
+from ensemble.plan import FILE, KINDS, QUOTAS, WEIGHTS, CascadeConfig, Plan, Slot
 from ensemble.release import Release, ReleaseWriter
 from market import tables
 from market.world import population
@@ -60,6 +63,27 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
         ({"explore_outcomes": 0}, "cascade.explore_outcomes is 0"),
         ({"slots": ({"kind": "story", "most": 1},)}, "cascade.slots has kind 'story'"),
         ({"slots": ({"kind": "live", "most": -1},)}, "most -1 and within 0 of live must be at least 0"),
+        ({"slots": ({"kind": "live"},)}, "cascade.slots says nothing of live; give most, least, or both"),
+        ({"slots": ({"kind": "live", "least": 0},)}, "least 0 of live must be at least 1"),
+        (
+            {"slots": ({"kind": "live", "least": 2, "most": 1},)},
+            "least 2 of live must not be more than most 1",
+        ),
+        (
+            {"slots": ({"kind": "live", "least": 4, "within": 3},)},
+            "cascade.slots ask for more than fits: 1 of live lack a place among the first of 10, of which "
+            "1 are for exploration",
+        ),
+        ({"slots": ({"kind": "live", "least": 10},)}, "1 of live lack a place"),
+        (
+            {
+                "slots": (
+                    {"kind": "live", "least": 2, "within": 3},
+                    {"kind": "video", "least": 2, "within": 3},
+                )
+            },
+            "1 of live lack a place",
+        ),
         (
             {"slots": ({"kind": "live", "most": 1},) * 12},
             "cascade.slots has 12, which makes 16 limits with the other rules; there may be 15 in all, so "
@@ -77,6 +101,52 @@ def test_as_many_slots_as_there_may_be_limits_are_taken_and_slots_without_their_
     assert len(CascadeConfig(slots=slots * 11).slots) == 11
     assert len(CascadeConfig(slots=slots * 15, rules=("slots",)).slots) == 15
     assert len(CascadeConfig(slots=slots * 16, rules=("dpp",)).slots) == 16
+
+
+def test_slots_that_ask_for_a_kind_make_one_limit_for_it():
+    most, least = {"kind": "live", "most": 1}, {"kind": "live", "least": 1}
+    assert len(CascadeConfig(slots=(most,) * 10 + (least,) * 3).slots) == 13
+    with pytest.raises(ValueError, match="makes 16 limits"):
+        CascadeConfig(slots=(most,) * 10 + (least, {"kind": "video", "least": 1}))
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(KINDS), st.integers(1, 3), st.integers(0, 10)), max_size=4),
+    st.sampled_from([0.0, 0.2]),
+)
+def test_reserved_places_are_enough_for_each_slot_and_refused_only_where_none_are(asked, explore):
+    slots = tuple(Slot(kind, None, within, least) for kind, least, within in asked)
+    free = 10 - int(10 * explore)
+    ends = [min(slot.within or 10, free) for slot in slots]
+    needs = [
+        sum(
+            max([s.least for s, e in zip(slots, ends) if s.kind == kind and e <= end], default=0)
+            for kind in KINDS
+        )
+        for end in range(11)
+    ]
+    if any(need > end for end, need in enumerate(needs)):
+        with pytest.raises(ValueError, match="ask for more than fits"):
+            CascadeConfig(slots=slots, explore=explore)
+        return
+    places = CascadeConfig(slots=slots, explore=explore).reserved()
+    every = [place for own in places.values() for place in own]
+    assert len(set(every)) == len(every)
+    assert set(every) <= set(range(free))
+    for slot, end in zip(slots, ends):
+        assert sum(place < end for place in places[slot.kind]) >= slot.least
+
+
+def test_what_a_slot_does_not_declare_is_not_written(tmp_path):
+    plan = Plan.of(synthetic.release(tmp_path, 1))
+    slots = (Slot("live", 2), Slot("product", least=1, within=3))
+    config = replace(plan.config, slots=slots, slate=5, pool=5, rules=("slots",))
+    body = json.loads(json.dumps(replace(plan, config=config).to_json()))
+    assert body["config"]["slots"] == [
+        {"kind": "live", "most": 2, "within": 0},
+        {"kind": "product", "within": 3, "least": 1},
+    ]
+    assert CascadeConfig(**asdict(config)).slots == slots
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ class Row:
         self.vectors = release.array("content_vectors.npy")
         self.ranked = sorted(present, key=lambda c: (-self.value[c], c))
         self.behind = self.stand_behind()
-        kept = sorted(self.ranked, key=lambda c: self.behind[c])[: self.config.pool]
+        kept = sorted(self.ranked, key=lambda c: (self.behind[c], self.often(c)))[: self.config.pool]
         self.pool = [c for c in self.ranked if c in kept]
         self.slate = [ids.index(c) for c in made["content_id"][row] if c]
         self.reasons = [Reason(int(r)) for r in made["slate_reason"][row][: len(self.slate)]]
@@ -130,6 +130,7 @@ class Row:
         capped = "frequency_cap" in config.rules
         tired = {c: [whether for _, whether in self.tired(c) if capped] for c in self.ranked}
         flags = {c: [] for c in self.ranked}
+        asks = bool(config.reserved())
         for rule in config.rules:
             if rule == "frequency_cap":
                 for c in self.ranked:
@@ -140,22 +141,43 @@ class Row:
                 shares = [({c: group[c] for c in self.ranked}, size * cap // config.slate, cap, config.slate)]
             elif rule == "slots":
                 for slot in config.slots:
-                    group = {c: 0 if KINDS[self.kind[c]] == slot.kind else -1 for c in self.ranked}
-                    whole = slot.within in (0, config.slate)
-                    share = size * slot.most // config.slate if whole else size
-                    shares.append((group, share, slot.most, slot.within or config.slate))
-            for group, share, most, within in shares:
-                share = min(share, size - max(min(within, config.slate) - most, 0))
-                taken = {}
+                    if slot.most is not None:
+                        group = {c: 0 if KINDS[self.kind[c]] == slot.kind else -1 for c in self.ranked}
+                        whole = slot.within in (0, config.slate)
+                        share = size * slot.most // config.slate if whole else size
+                        shares.append((group, share, slot.most, slot.within or config.slate))
+                    if slot.least and asks:  # all kinds that slots ask for have their room at once
+                        shares.append(None)
+                        asks = False
+            for one in shares:
                 # What is tired counts after the rest, and so does what is past a stricter limit's share.
-                past = set()
-                for c in sorted(self.ranked, key=lambda c: (tired[c], flags[c])):
-                    taken[group[c]] = taken.get(group[c], 0) + 1
-                    if group[c] >= 0 and taken[group[c]] > share:
-                        past.add(c)
+                order = sorted(self.ranked, key=lambda c: (tired[c], flags[c], self.often(c)))
+                past = self.in_the_room_of_kinds(order) if one is None else set()
+                if one is not None:
+                    group, share, most, within = one
+                    share = min(share, size - max(min(within, config.slate) - most, 0))
+                    taken = {}
+                    for c in order:
+                        taken[group[c]] = taken.get(group[c], 0) + 1
+                        if group[c] >= 0 and taken[group[c]] > share:
+                            past.add(c)
                 for c in self.ranked:
                     flags[c] = [*flags[c], c in past]
         return flags
+
+    def in_the_room_of_kinds(self, order):
+        """Of contents in an order, those without a place beside the best of the kinds asked for."""
+        config, own = self.config, []
+        for kind, places in config.reserved().items():
+            part = config.pool * len(places) // config.slate
+            own += [c for c in order if KINDS[self.kind[c]] == kind][:part]
+        return set([c for c in order if c not in own][config.pool - len(own) :])
+
+    def often(self, content):
+        """How often a content was shown that was shown too often."""
+        times = self.exposed.count(content)
+        too_often = "frequency_cap" in self.config.rules and times >= self.config.content_frequency
+        return times if too_often else 0
 
     def tired(self, content):
         """Whether the content and whether its seller was shown too often."""
@@ -177,18 +199,24 @@ class Row:
                 taken = sum(group[c] == group[content] for c in above)
                 found.append((rule, group[content] >= 0 and taken >= cap))
             elif rule == "slots":
+                reserved = config.reserved()
                 for slot in config.slots:
                     taken = sum(KINDS[self.kind[c]] == slot.kind for c in above)
-                    held = KINDS[self.kind[content]] == slot.kind and taken >= slot.most
-                    found.append((rule, held and place < (slot.within or config.slate)))
+                    is_one = KINDS[self.kind[content]] == slot.kind
+                    if slot.most is not None:
+                        held = is_one and taken >= slot.most
+                        found.append((rule, held and place < (slot.within or config.slate)))
+                    if slot.least and (due := reserved.pop(slot.kind, None)):
+                        late = place in due and taken <= due.index(place)
+                        found.append((rule, not is_one and late))
         return found
 
     def flags(self, content, above, place):
         return [whether for _, whether in self.broken(content, above, place)]
 
     def open(self, left, above, place):
-        """What is left of the pool and breaks the least limits."""
-        flags = {c: self.flags(c, above, place) for c in left}
+        """What is left of the pool and breaks the least limits; if shown too often, the least shown."""
+        flags = {c: (self.flags(c, above, place), self.often(c)) for c in left}
         return [c for c in left if flags[c] == min(flags.values())]
 
     def gain(self, content, above):
@@ -259,6 +287,8 @@ def test_reasons_are_true(worlds, world, seed, diversity):
                 assert reason is Reason.VALUE
             elif differs:
                 assert reason is Reason[differs[0].upper()]
+            elif row.often(first) > row.often(item):
+                assert reason is Reason.FREQUENCY_CAP
             elif first in row.pool:
                 assert reason is Reason.DIVERSITY
             else:
@@ -354,6 +384,8 @@ def test_each_candidate_is_kept_or_dropped_for_one_true_reason(worlds, world, se
                 assert row.explored
             elif differs:
                 assert other.reason == Reason[differs[0].upper()].lost
+            elif row.often(content) > row.often(item):
+                assert other.reason == Reason.FREQUENCY_CAP.lost
             else:
                 assert (other.reason == LOW) == (row.pool.index(content) > row.pool.index(item))
 
@@ -463,6 +495,27 @@ def test_what_may_not_be_shown_is_dropped_however_it_became_a_candidate(worlds, 
         assert len(shown) == min(len(may), plan_of(release).config.slate)
 
 
+@given(SEEDS, NUMBERS)
+@settings(max_examples=30, deadline=None)
+def test_a_candidate_of_an_excluded_seller_is_dropped_for_its_own_reason(worlds, world, seed):
+    release = worlds(world)
+    request, seller = ask(release, seed, 4), release.array("seller_code.npy")
+    excluded = np.random.default_rng(seed).integers(-1, 6, (4, 2))
+    made = stage_of(release)(**request, excluded_sellers=excluded)
+    theirs = [
+        sum(c >= 0 and seller[c] >= 0 and seller[c] in excluded[row] for c in contents)
+        for row, contents in enumerate(request["candidates"])
+    ]
+    left = request["candidates"].copy()
+    left[((seller[left][..., None] == excluded[:, None]) & (seller[left] >= 0)[..., None]).any(axis=2)] = -1
+    without = stage_of(release)(**request | {"candidates": left})
+    np.testing.assert_array_equal(made["content_id"], without["content_id"])
+    for row in (1, 3):
+        last = Explanation.of(made["explanation"][row, 0]).stages[-1]
+        assert last.dropped.get("of an excluded seller", 0) == theirs[row]
+        assert last.took == last.kept + sum(last.dropped.values())
+
+
 def remade(release, folder, contents=None, **knobs):
     """The release with other knobs, and with arrays of its contents from `contents`."""
     plan = plan_of(release)
@@ -548,6 +601,20 @@ def test_page_after_page_no_content_is_shown_beyond_its_cap_while_another_keeps_
         shown += slate
 
 
+@pytest.mark.parametrize("sellers", [100, 20, 4, 1])
+@pytest.mark.parametrize("pool", [60, 100])
+def test_where_all_were_shown_too_often_all_take_turns(worlds, tmp_path, sellers, pool):
+    seller = np.arange(100, dtype=np.int32) % sellers
+    release = hundred(worlds(4), tmp_path / "turns", seller_code=seller, pool=pool)
+    stage, shown = Reordering(release), [content for content in range(100) for _ in range(3)]
+    for page in range(30):
+        made = stage(**all_hundred(release, shown, seed=page))
+        times = [shown.count(content) for content in slate_of(made)]
+        assert len(times) == 10
+        shown += slate_of(made)
+    assert {shown.count(content) for content in range(100)} <= {5, 6, 7}
+
+
 @pytest.mark.parametrize("order", [LIMITS, LIMITS[::-1]], ids=["usual", "reversed"])
 @pytest.mark.parametrize(
     ("group", "cap"),
@@ -574,6 +641,103 @@ def test_a_cap_is_kept_where_the_candidates_can_though_the_best_of_them_are_alik
         alike, most = alike[:3], 1
     assert len(slate) == 10
     assert sum(alike) <= most
+
+
+def kinds(**rows):
+    """Kinds of a hundred contents: those of rows, the others videos."""
+    code = np.full(100, KINDS.index("video"), np.int8)
+    for kind, places in rows.items():
+        code[places] = KINDS.index(kind)
+    return code
+
+
+@pytest.mark.parametrize("order", [LIMITS, LIMITS[::-1]], ids=["usual", "reversed"])
+@pytest.mark.parametrize("explore", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("slots", "places"),
+    [
+        ((Slot("live", least=2, within=5),), {"live": [3, 4]}),
+        (
+            (Slot("live", least=1, within=3), Slot("product", least=1, within=3)),
+            {"live": [1], "product": [2]},
+        ),
+        (
+            (Slot("product", least=2, within=4), Slot("live", least=1, within=2)),
+            {"product": [2, 3], "live": [1]},
+        ),
+        ((Slot("live", least=1, within=2), Slot("live", least=3, within=6)), {"live": [1, 4, 5]}),
+        ((Slot("live", least=2, most=2),), {"live": [-2, -1]}),
+        ((Slot("live", least=2, within=99), Slot("product", least=1)), {"live": [-3, -2], "product": [-1]}),
+    ],
+)
+def test_slots_that_ask_for_a_kind_get_the_best_of_it_where_it_has_not_come_before(
+    worlds, tmp_path, slots, places, order, explore
+):
+    code = kinds(live=np.s_[70:80], product=np.s_[90:])
+    rules = (*order, "dpp", "exploration")
+    release = hundred(
+        worlds(4), tmp_path / "least", rules=rules, slots=slots, kind_code=code, explore=explore
+    )
+    stage, one = Reordering(release), all_hundred(release)
+    one["diversity"][:] = 0  # by value alone
+    made = stage(**one)
+    slate, greedy = slate_of(made), 10 - round(10 * explore)
+    expected = list(range(greedy))
+    for kind, own in places.items():
+        for content, place in zip(
+            np.flatnonzero(code == KINDS.index(kind)).tolist(), sorted(p % greedy for p in own)
+        ):
+            expected[place] = content
+    taken = iter(range(greedy))
+    expected = [c if code[c] != 0 else next(taken) for c in expected]
+    assert slate[:greedy] == expected
+    assert len(set(slate)) == 10
+    assert (made["slate_reason"][0, greedy:] == Reason.EXPLORATION).all()
+    assert not Explanation.of(made["explanation"][0, 0]).given_up
+
+
+def test_of_a_kind_that_comes_by_its_own_value_slots_ask_for_no_more(worlds, tmp_path):
+    code, knobs = kinds(live=np.s_[:100:4]), {"slots": (Slot("live", least=2, within=5),)}
+    with_it = hundred(worlds(4), tmp_path / "with", kind_code=code, **knobs)
+    without = hundred(worlds(4), tmp_path / "without", kind_code=code)
+    request = all_hundred(with_it)
+    request["diversity"][:] = 0
+    assert slate_of(Reordering(with_it)(**request)) == slate_of(Reordering(without)(**request))
+
+
+@pytest.mark.parametrize("explore", [0.0, 0.1, 0.3])
+def test_a_slot_for_a_kind_that_there_is_not_is_given_up_and_says_so(worlds, tmp_path, explore):
+    slots = (Slot("live", least=2, within=5), Slot("product", least=1))
+    code = kinds(product=np.s_[60:61])
+    release = hundred(worlds(4), tmp_path / "none", kind_code=code, slots=slots, explore=explore)
+    alone = hundred(worlds(4), tmp_path / "alone", kind_code=code, slots=slots[1:], explore=explore)
+    request = all_hundred(release)
+    made, other = Reordering(release)(**request), Reordering(alone)(**request)
+    assert len(slate_of(made)) == 10
+    assert slate_of(made) == slate_of(other)
+    np.testing.assert_array_equal(made["slate_propensity"], other["slate_propensity"])
+    (told,) = Explanation.of(made["explanation"][0, 0]).given_up
+    assert (told.slot, told.reason) == (
+        "at least 2 live among the first 5",
+        "no more of it among the candidates",
+    )
+
+
+def test_a_slot_yields_to_a_rule_that_is_declared_before_it(worlds, tmp_path):
+    code = kinds(live=np.s_[80:90])
+    seller = np.where(code == KINDS.index("live"), 7, 100 + np.arange(100)).astype(np.int32)
+    slots = (Slot("live", least=3, within=5),)
+    release = hundred(
+        worlds(4), tmp_path / "yields", kind_code=code, seller_code=seller, seller_cap=1, slots=slots
+    )
+    shown = [content for content in range(80, 88) for _ in range(2)]
+    for tired, count, why in (((), 1, "seller at its cap"), (shown, 0, "shown too often")):
+        made = Reordering(release)(**all_hundred(release, tired))
+        slate = slate_of(made)
+        assert len(slate) == 10
+        assert sum(80 <= content < 90 for content in slate) == count
+        (told,) = Explanation.of(made["explanation"][0, 0]).given_up
+        assert told.reason == why
 
 
 def test_a_seller_and_a_category_beyond_their_share_leave_the_pool_what_keeps_both_caps(worlds, tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble.channels import Channel, first_eligible, nearest
-from ensemble.plan import Plan
+from ensemble.plan import KINDS, Plan
 from ensemble.preranking import PreRanker
 from ensemble.stages.retrieval import CHANNELS, Retrieval, merge
 from market.item_graph import ItemGraph
@@ -42,7 +42,14 @@ def ask(release, seed, rows):
         ),
         "tired_sellers": random.choice(sellers, (rows, 2)),
         "speaks": random.integers(-1, 2, rows),
+        "excluded_sellers": np.where(random.random((rows, 2)) < 0.2, random.choice(sellers, (rows, 2)), -1),
+        "reads": np.where(random.random((rows, 2)) < 0.2, random.integers(0, 2, (rows, 2)), -1),
     }
+
+
+def spared(request, row):
+    """Sellers none of whose contents a request may get."""
+    return [*request["tired_sellers"][row].tolist(), *request["excluded_sellers"][row].tolist()]
 
 
 def everywhere(graph, history):
@@ -54,8 +61,11 @@ def everywhere(graph, history):
     return made.astype(np.float32)
 
 
-def eligible(release, market, time, seen, tired=(), refilled=()):
+def eligible(release, market, time, seen, tired=(), refilled=(), reads=()):
     """Places of contents that may be shown, by their rules one at a time; `refilled` have stock again."""
+    language = release.array("language_code.npy").tolist()
+    sold = {language[c] for c in np.flatnonzero(release.array("available.npy")[market])} - {-1}
+    read = {-1, *reads} if sold & set(reads) else {-1, *language}
     available, opens, ends = (release.array(f"{n}.npy") for n in ("available", "created_at", "ended_at"))
     stock, seller = release.array("stock.npy"), release.array("seller_code.npy")
     return [
@@ -63,6 +73,7 @@ def eligible(release, market, time, seen, tired=(), refilled=()):
         for c in range(available.shape[1])
         if available[market, c] and opens[c] <= time < ends[c] and c not in seen
         if (stock[c] != 0 or c in refilled) and (seller[c] < 0 or seller[c] not in tired)
+        if language[c] in read
     ]
 
 
@@ -81,7 +92,8 @@ def test_candidates_are_what_a_search_one_by_one_finds(worlds, world, seed, rows
     affinity = everywhere(graph, request["recent"])
     for row in range(rows):
         market, time = request["market_index"][row], request["time"][row]
-        may = eligible(release, market, time, request["seen"][row], request["tired_sellers"][row])
+        reads = request["reads"][row].tolist()
+        may = eligible(release, market, time, request["seen"][row], spared(request, row), reads=reads)
         near = sorted(may, key=lambda c: (-float(vectors[c] @ request["query_vector"][row]), c))[:size]
         related = sorted((c for c in may if affinity[row, c] > 0), key=lambda c: (-affinity[row, c], c))[
             :size
@@ -129,6 +141,7 @@ def test_no_ineligible_and_no_repeated_content_is_a_candidate(worlds, world, see
     assert (release.array("stock.npy")[found] != 0).all(), "sold out"
     seller = release.array("seller_code.npy")[found, None]
     assert not ((request["tired_sellers"][rows] == seller) & (seller >= 0)).any(), "of a tiring seller"
+    assert not ((request["excluded_sellers"][rows] == seller) & (seller >= 0)).any(), "of an excluded seller"
     assert not (request["seen"][rows] == found[:, None]).any(), "seen or excluded"
     assert len(np.unique(np.stack([rows, found]), axis=1).T) == len(found), "twice"
 
@@ -161,7 +174,9 @@ def test_candidates_carry_their_stored_features_and_the_pairs(worlds):
         opens[[content]],
         request["time"][[row]],
         affinity[row, [content]],
-        stage.offers(np.array([market]), np.array([content]), request["speaks"][[row]]),
+        stage.offers(
+            np.array([market]), np.array([content]), request["speaks"][[row]], request["reads"][[row]]
+        ),
         moment_features(
             stage.moments,
             np.array([content]),
@@ -214,6 +229,14 @@ def test_pre_ranking_keeps_the_best_of_what_was_retrieved_and_a_share_of_each_ca
                     late.append(place)
             there = [place for place in order[row] if contents[place] >= 0 and place not in late]
             order[row] = [*there, *late, *np.flatnonzero(contents < 0)]
+    config, kind = Plan.of(release).config, release.array("kind_code.npy")
+    for row, contents in enumerate(every["candidates"]):
+        own = set()
+        for name, places in config.reserved().items():
+            of_kind = [p for p in order[row] if contents[p] >= 0 and KINDS[kind[contents[p]]] == name]
+            own |= set(of_kind[: size * len(places) // config.slate])
+        first = [*[p for p in order[row] if p in own], *[p for p in order[row] if p not in own]][:size]
+        order[row, :size] = [p for p in order[row] if p in first]
     said = (
         np.zeros(every["candidates"].shape) if preranker is None else np.where(np.isfinite(score), score, 0)
     )

@@ -19,7 +19,7 @@ from supply.journal import Journal
 from supply.rules import Rules
 from tests.ensemble import synthetic
 from tests.ensemble.channels.asking import asked
-from tests.ensemble.test_retrieval import ask, eligible
+from tests.ensemble.test_retrieval import ask, eligible, spared
 
 SEEDS = st.integers(0, 15)
 NUMBERS = st.integers(0, 10**6)
@@ -120,7 +120,15 @@ def test_a_slate_holds_only_what_may_be_shown_and_is_empty_only_where_nothing_ma
     for row, slate in enumerate(slates(Steering(rules, state), release, request)):
         market, time = request["market_index"][row], request["time"][row]
         may = set(
-            eligible(release, market, time, request["seen"][row], request["tired_sellers"][row], refilled)
+            eligible(
+                release,
+                market,
+                time,
+                request["seen"][row],
+                spared(request, row),
+                refilled,
+                request["reads"][row].tolist(),
+            )
         )
         may -= shut
         if synthetic.MARKETS[market] == "GB":
@@ -173,7 +181,8 @@ def asked_once(release, market):
     """A request from a market that has seen nothing and is tired of nobody."""
     request = {name: array[:1] for name, array in ask(release, 1, 1).items()}
     request["market_index"][:], request["time"][:] = market, synthetic.END
-    request["seen"][:], request["tired_sellers"][:] = -1, -1
+    request["seen"][:], request["tired_sellers"][:], request["excluded_sellers"][:] = -1, -1, -1
+    request["reads"][:] = -1
     return request
 
 

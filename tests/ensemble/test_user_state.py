@@ -26,7 +26,7 @@ def world(worlds):
     return worlds(5)
 
 
-def ask(stage, user="nobody", market="ID", time=synthetic.START, history=(), exclude=(), shown=()):
+def ask(stage, user="nobody", market="ID", time=synthetic.START, history=(), exclude=(), shown=(), **more):
     """The stage's tensors of one request."""
     made = stage(
         user_id=np.array([user], object),
@@ -35,6 +35,7 @@ def ask(stage, user="nobody", market="ID", time=synthetic.START, history=(), exc
         history=np.array([list(history)], object).reshape(1, -1),
         exclude=np.array([list(exclude)], object).reshape(1, -1),
         shown=np.array([list(shown)], object).reshape(1, -1),
+        **{name: np.array([list(texts)], object).reshape(1, -1) for name, texts in more.items()},
     )
     return {name: array[0] for name, array in made.items()}
 
@@ -159,3 +160,35 @@ def test_followed_sellers_are_the_users_own_and_tired_ones_rest_in_time(world):
     assert ask(stage, user, time=end)["tired_sellers"][place] == -1
     for name in ("followed", "tired_sellers"):
         assert (ask(stage, "nobody")[name] == -1).all()
+
+
+def test_excluded_sellers_are_found_by_id_and_unknown_ones_are_nobody(world):
+    sellers = world.array("seller_ids.npy").tolist()
+    made = ask(UserState(world), exclude_sellers=[sellers[2], "unknown", "", sellers[0]])
+    assert made["excluded_sellers"].tolist() == [2, -1, -1, 0]
+    assert ask(UserState(world))["excluded_sellers"].tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("languages", "speaks", "reads", "text"),
+    [
+        (["pt-PT", "en"], 1, [1, 0], "pt"),
+        (["xx", "en", ""], 0, [-1, 0, -1], "en"),
+        (["pt"], 1, [1], "pt"),
+    ],
+)
+def test_the_first_known_language_of_a_request_is_the_persons_own(world, languages, speaks, reads, text):
+    user = str(world.array("user_id.npy")[np.flatnonzero(world.array("user_language.npy") != speaks)[0]])
+    for name in (user, "nobody"):
+        made = ask(UserState(world), name, languages=languages)
+        assert made["speaks"] == speaks
+        assert made["reads"].tolist() == reads
+        assert made["raw_language"] == text
+
+
+def test_languages_that_no_content_is_in_change_nothing(world):
+    stage, user = UserState(world), str(world.array("user_id.npy")[0])
+    usual, made = ask(stage, user), ask(stage, user, languages=["xx", ""])
+    assert made["reads"].tolist() == [-1, -1]
+    for name in set(usual) - {"reads", "clock"}:
+        np.testing.assert_array_equal(made[name], usual[name], name)

@@ -41,6 +41,20 @@ def test_lists_of_different_lengths_are_filled():
     assert read["seed"][0] == -(2**63)
 
 
+def test_what_is_optional_and_says_nothing_is_not_on_the_wire():
+    silent, told = (
+        FeedRequest("ana", "BR", 10),
+        FeedRequest("ana", "BR", 10, exclude_sellers=("s", "t"), languages=("pt-BR",)),
+    )
+    assert set(json.loads(write_requests(pack([silent]))[0])) == set(SOUND)
+    assert json.loads(write_requests(pack([told]))[0])["exclude_sellers"] == ["s", "t"]
+    assert json.loads(write_requests(pack([told]))[0])["languages"] == ["pt-BR"]
+    read = read_requests(write_requests(pack([silent])))
+    assert read["exclude_sellers"].shape == (1, 0)
+    texts = np.concatenate([write_requests(pack([one])) for one in (silent, told)])
+    assert read_requests(texts)["exclude_sellers"].tolist() == [["", ""], ["s", "t"]]
+
+
 def test_slates_come_off_the_wire_as_they_went_on_it(small_release):
     cascade = Cascade(small_release)
     made = cascade(requests(small_release, 5) | {"explain": np.array([True, False, False, True, False])})
@@ -80,6 +94,9 @@ SOUND = {
         ({"diversity": 10**400}, "'diversity'"),
         ({"diversity": False}, "'diversity'"),
         ({"explain": 1}, "'explain' of request 1 is '1'; send true or false"),
+        ({"exclude_sellers": "s"}, "'exclude_sellers' of request 1 is 's'; send a list of text"),
+        ({"exclude_sellers": None}, "'exclude_sellers'"),
+        ({"languages": ["en", 1]}, "'languages'"),
         ({"colour": 1}, "request 1 is not an object of user_id, market,"),
     ],
 )
@@ -99,6 +116,7 @@ def test_a_value_of_another_kind_is_refused_by_its_name_and_row(change, said):
         "7",
         "[" * 100_000,
         json.dumps({key: value for key, value in SOUND.items() if key != "seed"}),
+        json.dumps({key: value for key, value in SOUND.items() if key != "seed"} | {"colour": 1, "sound": 2}),
         json.dumps(SOUND).replace("ana", r"\ud800"),
     ],
 )

@@ -99,7 +99,7 @@ def test_what_was_found_reads_as_settings(data_set, tmp_path):
 
 def test_knobs_of_every_kind_are_written(tmp_path):
     cascade = CascadeConfig(
-        slots=(Slot("product", 1, 3), Slot("live", 2)),
+        slots=(Slot("product", 1, 3), Slot("live", 2), Slot("live", least=1, within=5)),
         weights_for={"ID.live": {"order": 0.7}},
         rules=("seller_cap", "mmr"),
     )

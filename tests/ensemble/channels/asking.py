@@ -22,6 +22,7 @@ def shelf(contents: int, index: MarketIndex | None = None, **given: object) -> S
         "fresh": np.zeros(contents, bool),
         "live": np.zeros(contents, bool),
         "seller": np.full(contents, -1),
+        "language": np.full(contents, -1),
     }
     assert set(given) <= set(usual)
     index = index or MarketIndex(np.zeros((contents, 2), np.float32), None, None)
