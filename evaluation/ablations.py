@@ -70,7 +70,7 @@ def no_variety(player: Player) -> None:
     reordering.gain = reordering.tired = None
     reordering.groups, reordering.bits = reordering.groups[:0], reordering.bits[:0]
     reordering.most = reordering.most[:, :0]
-    reordering.pool.shares = []
+    reordering.pool.shares, reordering.pool.kinds = [], []
 
 
 ABLATIONS: Mapping[str, Callable[[Player], None]] = {
