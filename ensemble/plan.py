@@ -17,8 +17,6 @@ from supply.fatigue import FatigueConfig
 
 FILE = "cascade.json"
 
-#: Kinds of content, in the order of `kind_code.npy`.
-
 #: Tasks whose outcome is worth a part of the content's price.
 PRICED = ("cart", "order")
 

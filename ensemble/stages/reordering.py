@@ -13,7 +13,7 @@ from ensemble.blending import Blend
 from ensemble.channels import NONE
 from ensemble.errors import Code, RequestError
 from ensemble.explanation import FUNNEL, explanation_text
-from ensemble.plan import DIVERSITIES, KINDS, LIMITS, CascadeConfig, Plan
+from ensemble.plan import DIVERSITIES, LIMITS, CascadeConfig, Plan
 from ensemble.release import Release
 from ensemble.rules import Gain, Limit, Reason
 from ensemble.rules.category_cap import category_cap
@@ -26,6 +26,7 @@ from ensemble.rules.seller_cap import seller_cap
 from ensemble.rules.slots import slots
 from ensemble.steering import NOTHING, Steering, eligibility
 from ensemble.steps import StageStep, TensorSpec
+from market.kinds import KINDS
 
 CAPS: dict[str, Callable[[Release, CascadeConfig], list[Limit]]] = {
     "seller_cap": seller_cap,

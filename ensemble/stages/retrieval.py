@@ -17,13 +17,14 @@ from ensemble.channels.trending import trending
 from ensemble.channels.two_tower import two_tower
 from ensemble.explanation import FUNNEL
 from ensemble.lookup import spoken
-from ensemble.plan import KINDS, Plan
+from ensemble.plan import Plan
 from ensemble.preranking import NO_CANDIDATE, PreRanker, spread
 from ensemble.release import Release
 from ensemble.search import read_index
 from ensemble.steering import NOTHING, Steering, eligibility
 from ensemble.steps import StageStep, TensorSpec
 from market.item_graph import ItemGraph, LowRank, MarketGraphs, Reach, related
+from market.kinds import KINDS
 from market.moments import Moments, moment_features
 from market.offers import Offers
 from market.statistics import EventCounts, pair_features

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.plan import DIVERSITIES, FILE, KINDS, LIMITS, QUOTAS, CascadeConfig, Plan, QueryColumn, Slot
+from ensemble.plan import DIVERSITIES, FILE, LIMITS, QUOTAS, CascadeConfig, Plan, QueryColumn, Slot
 from ensemble.preranking import BIAS, CONTENTS, HIDDEN, OUT, QUERY
 from ensemble.release import Release, ReleaseWriter
 from ensemble.search import MarketIndex, write_indexes
+from market.kinds import KINDS
 from market.statistics import PAIR_FEATURES
 
 MARKETS = ("BR", "GB", "ID")

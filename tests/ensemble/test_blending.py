@@ -5,8 +5,9 @@ import pytest
 
 from ensemble import build
 from ensemble.blending import Blend, kinds_sold
-from ensemble.plan import FILE, KINDS, CascadeConfig
+from ensemble.plan import FILE, CascadeConfig
 from ensemble.release import Release, ReleaseWriter
+from market.kinds import KINDS
 from tests.ensemble import synthetic
 
 ALL = np.ones((2, len(KINDS)), bool)

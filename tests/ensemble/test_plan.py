@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble.plan import FILE, KINDS, QUOTAS, WEIGHTS, CascadeConfig, Plan, Slot
+from ensemble.plan import FILE, QUOTAS, WEIGHTS, CascadeConfig, Plan, Slot
 from ensemble.release import Release, ReleaseWriter
 from market import tables
+from market.kinds import KINDS
 from market.world import population
 from models.ranker import TASKS
 from supply import rules

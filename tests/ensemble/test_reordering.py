@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from ensemble.errors import Code, RequestError
 from ensemble.explanation import FUNNEL, LOW, Explanation
-from ensemble.plan import DIVERSITIES, FILE, KINDS, LIMITS, Plan, Slot
+from ensemble.plan import DIVERSITIES, FILE, LIMITS, Plan, Slot
 from ensemble.release import Release, ReleaseWriter
 from ensemble.rules import Reason
 from ensemble.rules.dpp import JITTER
 from ensemble.stages.reordering import CROWDED, Reordering
+from market.kinds import KINDS
 from tests.ensemble import synthetic
 
 SEEDS = st.integers(1, 25)

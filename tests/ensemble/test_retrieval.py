@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble.channels import Channel, first_eligible, nearest
-from ensemble.plan import KINDS, Plan
+from ensemble.plan import Plan
 from ensemble.preranking import PreRanker
 from ensemble.stages.retrieval import CHANNELS, Retrieval, merge
 from market.item_graph import ItemGraph
+from market.kinds import KINDS
 from market.moments import moment_features
 from market.statistics import pair_features
 from tests.ensemble import synthetic
