@@ -33,7 +33,7 @@ class Kind:
     number: bool = True
 
 
-KINDS = {
+EVENT_KINDS = {
     "started": Kind("open", "content", 1),
     "ended": Kind("open", "content", 0),
     "viewers": Kind("viewers", "content", "viewers"),
@@ -81,9 +81,9 @@ def parse(text: str | bytes, now: float) -> Event:
     if not isinstance(said, Mapping):
         raise EventError(f"{_short(said)} is no object; send {{'event': 'ended', 'content': 'l00017'}}")
     name = said.get("event")
-    if not isinstance(name, str) or name not in KINDS:
-        raise EventError(f"'event' is {_short(name)}; use one of {', '.join(KINDS)}")
-    kind = KINDS[name]
+    if not isinstance(name, str) or name not in EVENT_KINDS:
+        raise EventError(f"'event' is {_short(name)}; use one of {', '.join(EVENT_KINDS)}")
+    kind = EVENT_KINDS[name]
     keys = ["event", kind.subject, "time", *([kind.value] if isinstance(kind.value, str) else [])]
     for key in said:
         if key not in keys:

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from supply.events import KINDS, Event, turn
+from supply.events import EVENT_KINDS, Event, turn
 
 JOURNAL, LOCK = "journal", "lock"
 COMPACT_BYTES = 32 * 2**20
@@ -89,7 +89,7 @@ class Journal:
         held: dict[tuple[str, str], Event] = {}
         for event in events:
             if event["event"] != _SNAPSHOT:
-                kind = KINDS[event["event"]]
+                kind = EVENT_KINDS[event["event"]]
                 key = kind.field, event[kind.subject]
                 if key not in held or turn(event) >= turn(held[key]):
                     held[key] = event

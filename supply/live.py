@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from market.moments import decayed
-from supply.events import KINDS, Event, turn
+from supply.events import EVENT_KINDS, Event, turn
 from supply.journal import JOURNAL, Tail
 
 UNKNOWN = -1
@@ -73,7 +73,9 @@ class LiveState:
         self.stock = np.full(contents, UNKNOWN, np.int64)
         self.down = np.zeros(contents, np.int8)
         self.suspended = np.zeros(sellers, np.int8)
-        self._when = {kind.field: np.full(self._count[kind.subject], -1, np.int64) for kind in KINDS.values()}
+        self._when = {
+            kind.field: np.full(self._count[kind.subject], -1, np.int64) for kind in EVENT_KINDS.values()
+        }
         self.since, self.told = np.full(contents, -1, np.int64), self._when["viewers"]
 
     def refresh(self) -> tuple[np.ndarray, np.ndarray]:
@@ -90,9 +92,9 @@ class LiveState:
         changed: dict[str, list[np.ndarray]] = {"content": [], "seller": []}
         by_field: dict[str, list[Event]] = {}
         for event in events:
-            by_field.setdefault(KINDS[event["event"]].field, []).append(event)
+            by_field.setdefault(EVENT_KINDS[event["event"]].field, []).append(event)
         for field, told in by_field.items():
-            subject = KINDS[told[0]["event"]].subject
+            subject = EVENT_KINDS[told[0]["event"]].subject
             changed[subject].append(self._apply(field, subject, told))
         self.taken += len(events)
         if anew:  # what the old journal said may hold no more
@@ -104,7 +106,7 @@ class LiveState:
         """Set one field by its events; returns the rows."""
         row = self._lookup[subject](np.array([event[subject] for event in told], object))
         time = np.array([turn(event) for event in told])
-        kinds = [KINDS[event["event"]] for event in told]
+        kinds = [EVENT_KINDS[event["event"]] for event in told]
         said = [event[k.value] if isinstance(k.value, str) else k.value for event, k in zip(told, kinds)]
         value = self._lookup["content"](np.array(said, object)) if field == "showing" else np.array(said)
         named = np.array([event["time"] for event in told])

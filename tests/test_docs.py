@@ -1,4 +1,4 @@
-"""The documents' Python samples: what they import is there, and those of serving and evaluation run whole."""
+"""The documents' Python samples: what they import is there, and those of the world, serving and evaluation run."""
 
 import ast
 import importlib
@@ -59,6 +59,13 @@ def workplace(small_build, small_world_dataset, tmp_path, monkeypatch):
     for name in ("pasar.toml", "million.toml"):
         (tmp_path / name).write_text(SMALL_WORLD + SMALL_SETTINGS)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_sample_of_the_world_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = samples(REPOSITORY / "docs" / "world.md")
+    run(code + "assert outcomes.click.shape == truth.value.shape == (64, 10)\n")
 
 
 @pytest.mark.slow

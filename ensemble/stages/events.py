@@ -11,7 +11,7 @@ from ensemble.errors import Code, RequestError
 from ensemble.lookup import IdIndex
 from ensemble.release import Release
 from ensemble.steps import StageStep, TensorSpec
-from supply.events import KINDS, EventError, parse_all
+from supply.events import EVENT_KINDS, EventError, parse_all
 from supply.journal import Journal
 
 
@@ -70,7 +70,7 @@ class Events:
                 (row, e[subject])
                 for row, es in enumerate(rows)
                 for e in es
-                if KINDS[e["event"]].subject == subject
+                if EVENT_KINDS[e["event"]].subject == subject
             ]
             if about:
                 lost = index(np.array([name for _, name in about], object)) < 0

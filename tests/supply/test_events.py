@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from supply.events import AHEAD_S, KINDS, TAKEN, EventError, parse, parse_all
+from supply.events import AHEAD_S, EVENT_KINDS, TAKEN, EventError, parse, parse_all
 
 NOW = 1_800_000_000.7
 SOUND = {
@@ -20,7 +20,7 @@ SOUND = {
 }
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", EVENT_KINDS)
 def test_an_event_keeps_what_it_says_and_happened_now_unless_it_says_when(name):
     said = {"event": name, **SOUND[name]}
     assert parse(json.dumps(said), NOW) == said | {"time": int(NOW)}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supply.events import KINDS, TAKEN, turn
+from supply.events import EVENT_KINDS, TAKEN, turn
 from supply.journal import Journal, Tail
 
 
@@ -146,10 +146,10 @@ def test_writers_side_by_side_lose_nothing_even_while_the_journal_is_compacted(t
 EVENTS = st.builds(
     lambda name, who, time, taken, value: {
         "event": name,
-        KINDS[name].subject: who,
+        EVENT_KINDS[name].subject: who,
         "time": time,
         **({TAKEN: taken} if taken < time else {}),
-        **({KINDS[name].value: value} if isinstance(KINDS[name].value, str) else {}),
+        **({EVENT_KINDS[name].value: value} if isinstance(EVENT_KINDS[name].value, str) else {}),
     },
     st.sampled_from(["started", "ended", "viewers", "stock", "seller_suspended", "seller_restored"]),
     st.sampled_from("ab"),
@@ -163,7 +163,7 @@ def holding(events):
     """The last written of the latest events of each field and subject."""
     held = {}
     for event in events:
-        key = KINDS[event["event"]].field, event[KINDS[event["event"]].subject]
+        key = EVENT_KINDS[event["event"]].field, event[EVENT_KINDS[event["event"]].subject]
         if key not in held or turn(event) >= turn(held[key]):
             held[key] = event
     return held
