@@ -19,6 +19,8 @@ from ensemble.steering import NOTHING, Steering
 from ensemble.steps import OnnxStep, StageStep, Step, TensorSpec, check_inputs
 from ensemble.wire import WIRE_REQUEST, read_requests, wire_reply, write_slates
 
+_USER = REQUEST[0]
+
 
 def cascade_steps(plan: Plan) -> tuple[Step, ...]:
     """The cascade as an ordered list of steps."""
@@ -67,13 +69,13 @@ def served_steps(plan: Plan, *, one_process: bool) -> tuple[Step, ...]:
     return (
         StageStep(first.name, WIRE_REQUEST, (*first.outputs, *_passed_on(plan))),
         *between,
-        StageStep(last.name, last.inputs, wire_reply(plan)),
+        StageStep(last.name, (*last.inputs, _USER), wire_reply(plan)),
     )
 
 
 def _passed_on(plan: Plan) -> tuple[TensorSpec, ...]:
     """Of a request, what is read after the first step."""
-    read = {spec.name for step in cascade_steps(plan)[1:] for spec in step.inputs}
+    read = {spec.name for step in cascade_steps(plan)[1:] for spec in step.inputs} | {_USER.name}
     return tuple(spec for spec in REQUEST if spec.name in read)
 
 
@@ -81,7 +83,12 @@ def served(name: str, release: Release, steering: Steering) -> Callable[..., Map
     """What a step of `served_steps` runs."""
     if name == Cascade.name:
         answer = Cascade(release, steering=steering).answer
-        return lambda request: write_slates(answer(**read_requests(request)))
+
+        def whole(request: np.ndarray) -> dict[str, np.ndarray]:
+            asked = read_requests(request)
+            return write_slates(answer(**asked), asked[_USER.name])
+
+        return whole
     run = stage(name, release, steering)
     if name == UserState.name:
         read = [spec.name for spec in UserState.step(run.plan).inputs]
@@ -93,7 +100,11 @@ def served(name: str, release: Release, steering: Steering) -> Callable[..., Map
 
         return begin
     if name == Reordering.name:
-        return lambda **arrays: write_slates(run(**arrays))
+
+        def end(user_id: np.ndarray, **made: np.ndarray) -> dict[str, np.ndarray]:
+            return write_slates(run(**made), user_id)
+
+        return end
     return run
 
 

@@ -156,8 +156,12 @@ def unpack(reply: dict[str, np.ndarray], tasks: Sequence[str]) -> list[Slate]:
 
 def infer_message(request: Mapping[str, np.ndarray]) -> messages.ModelInferRequest:
     """What `FeedClient.infer` sends to ask for the slates of a request's tensors."""
-    texts = write_requests(check_inputs(REQUEST, request))
-    return _message(FEED, "request", texts[:, None])
+    return _asking(check_inputs(REQUEST, request))
+
+
+def _asking(asked: Mapping[str, np.ndarray]) -> messages.ModelInferRequest:
+    """The message of tensors that `check_inputs` passed."""
+    return _message(FEED, "request", write_requests(asked)[:, None])
 
 
 def _message(model: str, name: str, texts: np.ndarray) -> messages.ModelInferRequest:
@@ -212,8 +216,9 @@ class FeedClient:
 
     def infer(self, request: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The reply's tensors to a request's, as the in-process cascade gives them; text as UTF-8."""
-        reply = self._ask(self._server.ModelInfer, infer_message(request))
-        return read_slates(_tensors(reply, "text", "slate"))
+        asked = check_inputs(REQUEST, request)
+        reply = self._ask(self._server.ModelInfer, _asking(asked))
+        return read_slates(_tensors(reply, "text", "slate"), asked["user_id"])
 
     def send_events(self, events: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
         """Tell the server what happens to contents and sellers; the next feed that is asked for knows it.

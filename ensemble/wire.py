@@ -34,11 +34,11 @@ _NUMBERS = {
 
 
 def wire_reply(plan: Plan) -> tuple[TensorSpec, ...]:
-    """What `feed` gives: ids with the explanation after them, and the numbers of each place (`_NUMBERS`, then
-    the tasks)."""
+    """What `feed` gives: ids with the explanation and the user's id after them, and the numbers of each place
+    (`_NUMBERS`, then the tasks). By the user's id a client knows that the slate is the one it asked for."""
     size = plan.config.slate
     return (
-        TensorSpec("text", object, (size + 1,)),
+        TensorSpec("text", object, (size + 2,)),
         TensorSpec("slate", np.float32, (size, len(_NUMBERS) + len(plan.tasks))),
     )
 
@@ -71,25 +71,33 @@ def read_requests(request: np.ndarray) -> dict[str, np.ndarray]:
     return made
 
 
-def write_slates(made: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors of `wire_reply` from those of `ensemble.cascade.reply`."""
+def write_slates(made: Mapping[str, np.ndarray], user: np.ndarray) -> dict[str, np.ndarray]:
+    """The tensors of `wire_reply` from those of `ensemble.cascade.reply` and the users' ids, text[B]."""
     probabilities = made["slate_probabilities"]
     slate = np.empty((*probabilities.shape[:2], len(_NUMBERS) + probabilities.shape[2]), np.float32)
     for place, name in enumerate(_NUMBERS):
         slate[..., place] = made[name]
     slate[..., len(_NUMBERS) :] = probabilities
-    return {"text": np.concatenate([made["content_id"], made["explanation"]], axis=1), "slate": slate}
+    text = np.concatenate([made["content_id"], made["explanation"], user[:, None]], axis=1)
+    return {"text": text, "slate": slate}
 
 
-def read_slates(reply: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors of `ensemble.cascade.reply` from those of `wire_reply`."""
+def read_slates(reply: Mapping[str, np.ndarray], user: np.ndarray) -> dict[str, np.ndarray]:
+    """The tensors of `ensemble.cascade.reply` from those of `wire_reply`, for users text[B] who asked.
+
+    Raises:
+        RequestError: INTERNAL; the slates are other people's.
+    """
+    told = reply["text"][:, -1].tolist()
+    if [text.decode() if isinstance(text, bytes) else text for text in told] != user.tolist():
+        raise RequestError(Code.INTERNAL, "the reply is another request's; see the server log, ask again")
     slate = reply["slate"]
     numbers = {name: slate[..., place].astype(kind) for place, (name, kind) in enumerate(_NUMBERS.items())}
     return {
-        "content_id": reply["text"][:, :-1],
+        "content_id": reply["text"][:, :-2],
         **numbers,
         "slate_probabilities": slate[..., len(_NUMBERS) :],
-        "explanation": reply["text"][:, -1:],
+        "explanation": reply["text"][:, -2:-1],
     }
 
 

@@ -1,4 +1,4 @@
-"""The documents' Python samples: what they import is there, and those of the world, serving and evaluation run."""
+"""The documents' Python samples: what they import is there; those of the world, serving, evaluation run."""
 
 import ast
 import importlib

@@ -57,12 +57,18 @@ def test_what_is_optional_and_says_nothing_is_not_on_the_wire():
 
 def test_slates_come_off_the_wire_as_they_went_on_it(small_release):
     cascade = Cascade(small_release)
-    made = cascade(requests(small_release, 5) | {"explain": np.array([True, False, False, True, False])})
-    wired = write_slates(made)
+    asked = requests(small_release, 5) | {"explain": np.array([True, False, False, True, False])}
+    made, user = cascade(asked), asked["user_id"]
+    wired = write_slates(made, user)
     for spec in wire_reply(cascade.plan):
         assert wired[spec.name].dtype == spec.dtype
         assert wired[spec.name].shape == (5, *spec.shape)
-    assert_same(read_slates(wired), made)
+    assert_same(read_slates(wired, user), made)
+    others = np.roll(user, 1)
+    assert others.tolist() != user.tolist()
+    with pytest.raises(RequestError, match="another request's") as caught:
+        read_slates(wired, others)
+    assert caught.value.code is Code.INTERNAL
 
 
 SOUND = {
