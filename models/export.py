@@ -110,10 +110,59 @@ def _convert(
     renamed = {value.name: spec.name for value, spec in zip(graph.graph.input, signature)}
     renamed |= {value.name: name for value, name in zip(graph.graph.output, outputs)}
     rename(graph, renamed)
+    settle(graph.graph)
     del graph.graph.input[len(specs) :]
     for name, table in tables.items():
         graph.graph.initializer.add().CopyFrom(onnx.numpy_helper.from_array(table.embeddings.numpy(), name))
     return graph
+
+
+def settle(graph: onnx.GraphProto) -> None:
+    """Order a graph's nodes and name its tensors by what its outputs read, in place; inputs and outputs keep
+    their names, but not those of unknown dimensions.
+
+    tf2onnx walks through sets and counts names in its process, so that equal models would make releases of
+    other checksums.
+    """
+    made_by = {name: node for node in graph.node for name in node.output}
+    constants = {constant.name: constant for constant in graph.initializer}
+    names = {value.name: value.name for value in (*graph.input, *graph.output)}
+    nodes: list[onnx.NodeProto] = []
+    kept: dict[bytes, onnx.TensorProto] = {}
+
+    def reach(name: str) -> None:
+        if name in constants:
+            own = onnx.TensorProto()
+            own.CopyFrom(constants[name])
+            own.name = ""
+            constant = kept.setdefault(own.SerializeToString(deterministic=True), own)
+            constant.name = constant.name or f"constant_{len(kept)}"
+            names[name] = constant.name
+        elif name in made_by:
+            node = made_by[name]
+            for one in node.output:
+                made_by.pop(one, None)
+            for one in node.input:
+                reach(one)
+            settled = onnx.NodeProto()
+            settled.CopyFrom(node)
+            settled.name = f"{node.op_type}_{len(nodes)}"
+            nodes.append(settled)
+            for place, one in enumerate(filter(None, node.output)):
+                names.setdefault(one, f"{settled.name}:{place}")
+
+    for value in graph.output:
+        reach(value.name)
+    for node in nodes:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for value in (*graph.input, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            dim.ClearField("dim_param")
+    graph.ClearField("doc_string")  # tells how many functions were traced before
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(kept.values())
 
 
 def rename(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProto:

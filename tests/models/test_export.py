@@ -13,7 +13,7 @@ import pytest
 
 from market.statistics import PAIR_FEATURES
 from models.batches import TrainingSet
-from models.export import Layout, content_tower_to_onnx, query_tower_to_onnx, ranker_to_onnx
+from models.export import Layout, content_tower_to_onnx, query_tower_to_onnx, ranker_to_onnx, rename, settle
 from models.ranker import RankerConfig, build_ranker
 from models.two_tower import TwoTowerConfig, build_two_tower, encode
 from workflows.vectors import raw_vectors
@@ -264,3 +264,27 @@ def test_a_graph_takes_and_gives_what_its_signature_says(query_graph, ranker):
     made = [output.name for output in ranker[2].graph.output]
     assert made == ["probabilities", "kind", "price_local"]
     assert {entry.domain for entry in ranker[2].opset_import} == {""}
+
+
+def test_a_model_makes_the_same_bytes_each_time(small_two_tower, small_training_set, layout, query_graph):
+    schema = small_training_set.features.query.schema
+    again = query_tower_to_onnx(small_two_tower.model, schema, layout)
+    assert again.SerializeToString() == query_graph.SerializeToString()
+
+
+def test_how_a_graph_was_come_by_leaves_no_trace(ranker):
+    settled = onnx.ModelProto.FromString(ranker[2].SerializeToString())
+    settle(settled.graph)
+    scrambled = onnx.ModelProto.FromString(ranker[2].SerializeToString())
+    graph, rng = scrambled.graph, np.random.default_rng(0)
+    ends = {value.name for value in (*graph.input, *graph.output)}
+    tensors = [*(c.name for c in graph.initializer), *(name for node in graph.node for name in node.output)]
+    free = [name for name in tensors if name and name not in ends]
+    rename(scrambled, {name: f"t{place}" for name, place in zip(free, rng.permutation(len(free)))})
+    for parts in (graph.node, graph.initializer):
+        mixed = [parts[place] for place in rng.permutation(len(parts))]
+        copies = [type(part).FromString(part.SerializeToString()) for part in mixed]
+        del parts[:]
+        parts.extend(copies)
+    settle(graph)
+    assert scrambled.SerializeToString(deterministic=True) == settled.SerializeToString(deterministic=True)
