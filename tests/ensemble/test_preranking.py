@@ -33,7 +33,7 @@ def test_the_agreement_of_a_release_is_that_of_the_candidates_it_serves(tmp_path
         )
 
     cascade = SimpleNamespace(
-        run={"retrieval": retrieval}, plan=Plan.of(draft), blend=lambda _, candidates, __: worth[candidates]
+        retrieval=retrieval, plan=Plan.of(draft), blend=lambda _, candidates, __: worth[candidates]
     )
     queries = SimpleNamespace(rows=lambda part: slice(0, QUERIES), history=np.full((QUERIES, 1), -1))
     data = SimpleNamespace(examples=SimpleNamespace(queries=queries, moments=retrieval.moments))

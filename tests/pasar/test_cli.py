@@ -462,7 +462,8 @@ def test_events_of_a_file_are_taken_in_up_to_a_wrong_line_which_is_named(pasar, 
     file.write_text("\n".join([*lines * 400, '{"event": "stock", "content": "p1"}']))
     code, _, err = pasar("live", file, "--state", state)
     assert code == 1
-    assert "line 1201: 'stock' lacks 'stock'; the 667 events before line 1001 were taken in" in one_line(err)
+    said = "line 1201: event 'stock' has no value 'stock'; send event, content, time, stock; "
+    assert said + "the 667 events before line 1001 were taken in" in one_line(err)
     assert len(Tail(state / "journal").read()[0]) == 2 + 667
 
 
