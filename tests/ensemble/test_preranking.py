@@ -21,7 +21,7 @@ def test_the_agreement_of_a_release_is_that_of_the_candidates_it_serves(tmp_path
     retrieval, request = Retrieval(draft), ask(draft, 1, QUERIES)
     worth = random.random(len(draft.array("created_at.npy")))
 
-    def ranked(cascade, retrieval, data, two_tower, rows, seen):
+    def ranked(cascade, data, two_tower, rows, seen):
         asked = {name: array[rows] for name, array in request.items()}
         return asked | retrieval.retrieve(**asked) | {"probabilities": None}
 
