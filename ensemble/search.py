@@ -29,7 +29,7 @@ EXACT_UP_TO = 8_000
 LEAST_QUERIES = 100
 #: Queries that a recall is measured with.
 MOST_QUERIES = 4_000
-#: Those of them that settle how many candidates are scored anew.
+#: Those of them that settle how many lists there are and how many candidates are scored anew.
 FIRST_QUERIES = 1_000
 #: An index has no fewer lists.
 FEWEST_LISTS = 8
@@ -122,7 +122,8 @@ class MarketIndex:
         pick = np.random.default_rng(seed).permutation(len(queries))[:MOST_QUERIES]
         queries = np.ascontiguousarray(queries[np.sort(pick)], np.float32)
         truth = _truth(exact, queries, min(k, len(exact)))
-        found, price = exact, np.inf
+        tried: list[tuple[faiss.IndexIVFPQFastScan, Tuning]] = []
+        price = np.inf
         lists = 2 ** round(np.log2(1.2 * np.sqrt(len(vectors))))
         # The less clustered the vectors are, the more lists have to be scanned, and the fewer pay.
         while lists >= FEWEST_LISTS:
@@ -130,8 +131,12 @@ class MarketIndex:
             tuning, cost = _tune(exact, scan, queries, truth, recall)
             if tuning is None or cost >= price:
                 break
-            found, price, lists = cls(vectors, scan, tuning), cost, lists // 2
-        return found
+            tried.append((scan, tuning))
+            price, lists = cost, lists // 2
+        for scan, tuning in reversed(tried):
+            if settled := _settle(exact, scan, queries, truth, recall, tuning):
+                return cls(vectors, scan, settled)
+        return exact
 
     @classmethod
     def load(cls, vectors: np.ndarray, lists: np.ndarray, tuning: Tuning | None) -> MarketIndex:
@@ -345,38 +350,62 @@ def _list_cost(scan: faiss.IndexIVFPQFastScan) -> float:
 def _tune(
     exact: MarketIndex, scan: faiss.IndexIVFPQFastScan, queries: np.ndarray, truth: np.ndarray, recall: float
 ) -> tuple[Tuning | None, float]:
-    """The cheapest search that reaches the recall, None where no scan of all codes does, and its cost.
-
-    How many candidates are scored anew is found with the first `FIRST_QUERIES`, the lists then with all.
-    """
+    """The cheapest search that reaches the recall of the first `FIRST_QUERIES`, None where no scan of all
+    codes does, and its cost."""
     k, lists = truth.shape[1], int(scan.nlist)
-
-    def fewest(refine: float, least: int, most: int, asked: int) -> Tuning | None:
-        """The fewest lists from `least` to `most` that reach the recall of the first queries `asked`."""
-        found = None
-        while least <= most:
-            scan.nprobe = probes = (least + most) // 2
-            hits = shares(_scanned(scan, exact, queries[:asked], k, refine)[0], truth[:asked])
-            if hits.mean() - 2 * hits.std() / np.sqrt(len(hits)) >= recall:
-                found, most = Tuning(k, probes, refine, float(hits.mean())), probes - 1
-            else:
-                least = probes + 1
-        return found
-
+    queries, truth = queries[:FIRST_QUERIES], truth[:FIRST_QUERIES]
     best, price = None, np.inf
     for refine in sorted(REFINE, reverse=True):
         fixed = CENTRE_COST * lists + REFINE_COST * refine * k
         # Fewer candidates need no fewer lists, and more lists than this cost more than the best.
         most = int(min((price - fixed) / _list_cost(scan), lists))
-        found = fewest(refine, best.probes if best else 1, most, FIRST_QUERIES)
+        found = _fewest(exact, scan, queries, truth, recall, refine, best.probes if best else 1, most)
         if found:
             best, price = found, found.probes * _list_cost(scan) + fixed
         if best is None:
             break
-    if best and len(queries) > FIRST_QUERIES:
-        near = best.probes // 2 + 1, min(2 * best.probes, lists)
-        best = fewest(best.refine, *near, len(queries)) or fewest(best.refine, 1, lists, len(queries))
     return best, price
+
+
+def _settle(
+    exact: MarketIndex,
+    scan: faiss.IndexIVFPQFastScan,
+    queries: np.ndarray,
+    truth: np.ndarray,
+    recall: float,
+    tuning: Tuning,
+) -> Tuning | None:
+    """What `_tune` found, with the lists that reach the recall of all queries; None where no number does."""
+    if len(queries) <= FIRST_QUERIES:
+        return tuning
+    lists = int(scan.nlist)
+    for least, most in ((tuning.probes // 2 + 1, min(2 * tuning.probes, lists)), (1, lists)):
+        found = _fewest(exact, scan, queries, truth, recall, tuning.refine, least, most)
+        if found:
+            return found
+    return None
+
+
+def _fewest(
+    exact: MarketIndex,
+    scan: faiss.IndexIVFPQFastScan,
+    queries: np.ndarray,
+    truth: np.ndarray,
+    recall: float,
+    refine: float,
+    least: int,
+    most: int,
+) -> Tuning | None:
+    """The fewest lists from `least` to `most` that reach the recall of queries; None where `most` do not."""
+    k, found = truth.shape[1], None
+    while least <= most:
+        scan.nprobe = probes = (least + most) // 2
+        hits = shares(_scanned(scan, exact, queries, k, refine)[0], truth)
+        if hits.mean() - 2 * hits.std() / np.sqrt(len(hits)) >= recall:
+            found, most = Tuning(k, probes, refine, float(hits.mean())), probes - 1
+        else:
+            least = probes + 1
+    return found
 
 
 def shares(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
