@@ -19,7 +19,7 @@ from ensemble.steering import NOTHING, Steering
 from ensemble.steps import OnnxStep, StageStep, Step, TensorSpec, check_inputs
 from ensemble.wire import WIRE_REQUEST, read_requests, wire_reply, write_slates
 
-_USER = REQUEST[0]
+_USER = next(spec for spec in REQUEST if spec.name == "user_id")
 
 
 def cascade_steps(plan: Plan) -> tuple[Step, ...]:

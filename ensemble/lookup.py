@@ -39,8 +39,9 @@ def spoken(release: Release) -> tuple[dict[str, int], np.ndarray]:
         The code of each, by its name; the code of each content's language, int32[N], -1 where unknown.
     """
     code = release.array("language_code.npy")
-    codes, first = np.unique(code[code >= 0], return_index=True)
-    texts = release.array("text_content_language.npy")[code >= 0][first].tolist()
+    known = np.flatnonzero(code >= 0)
+    codes, first = np.unique(code[known], return_index=True)
+    texts = release.array("text_content_language.npy")[known[first]].tolist()
     names: dict[str, int] = {}
     stands = np.full(int(code.max(initial=-1)) + 2, -1, np.int32)
     for own, text in zip(codes.tolist(), texts):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import faiss
 import numpy as np
@@ -121,20 +121,22 @@ class MarketIndex:
         faiss.omp_set_num_threads(1)
         pick = np.random.default_rng(seed).permutation(len(queries))[:MOST_QUERIES]
         queries = np.ascontiguousarray(queries[np.sort(pick)], np.float32)
-        truth = _truth(exact, queries, min(k, len(exact)))
+        sample = _Sample.of(exact, queries, min(k, len(exact)), recall)
+        first = sample.first(FIRST_QUERIES)
         tried: list[tuple[faiss.IndexIVFPQFastScan, Tuning]] = []
         price = np.inf
         lists = 2 ** round(np.log2(1.2 * np.sqrt(len(vectors))))
         # The less clustered the vectors are, the more lists have to be scanned, and the fewer pay.
         while lists >= FEWEST_LISTS:
             scan = _filled(exact.vectors, lists, queries, seed)
-            tuning, cost = _tune(exact, scan, queries, truth, recall)
+            tuning, cost = _tune(exact, scan, first)
             if tuning is None or cost >= price:
                 break
             tried.append((scan, tuning))
             price, lists = cost, lists // 2
         for scan, tuning in reversed(tried):
-            if settled := _settle(exact, scan, queries, truth, recall, tuning):
+            settled = tuning if len(queries) <= FIRST_QUERIES else _settle(exact, scan, sample, tuning)
+            if settled:
                 return cls(vectors, scan, settled)
         return exact
 
@@ -335,11 +337,26 @@ def _best(places: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, n
     return best.imag.astype(np.int64), -best.real.astype(np.float32)
 
 
-def _truth(exact: MarketIndex, queries: np.ndarray, k: int) -> np.ndarray:
-    """The `k` exactly nearest of each query float32[q, D], by place: int64[q, k]."""
-    # A block at a time: the scores of all queries and contents at once would not fit.
-    blocks = np.array_split(queries, -(-len(queries) // 32))
-    return np.sort(np.concatenate([exact.exact(block, k)[0] for block in blocks]), axis=1)
+@dataclass(frozen=True)
+class _Sample:
+    """Queries float32[q, D], the places int64[q, k] of the exactly nearest of each, and the share of these
+    that a search has to find."""
+
+    queries: np.ndarray
+    truth: np.ndarray
+    recall: float
+
+    @classmethod
+    def of(cls, exact: MarketIndex, queries: np.ndarray, k: int, recall: float) -> _Sample:
+        """The sample of these queries."""
+        # A block at a time: the scores of all queries and contents at once would not fit.
+        blocks = np.array_split(queries, -(-len(queries) // 32))
+        truth = np.sort(np.concatenate([exact.exact(block, k)[0] for block in blocks]), axis=1)
+        return cls(queries, truth, recall)
+
+    def first(self, count: int) -> _Sample:
+        """The first so many queries."""
+        return replace(self, queries=self.queries[:count], truth=self.truth[:count])
 
 
 def _list_cost(scan: faiss.IndexIVFPQFastScan) -> float:
@@ -347,19 +364,15 @@ def _list_cost(scan: faiss.IndexIVFPQFastScan) -> float:
     return scan.ntotal / scan.nlist + _CODES_AT_ONCE / 2 + LIST_COST
 
 
-def _tune(
-    exact: MarketIndex, scan: faiss.IndexIVFPQFastScan, queries: np.ndarray, truth: np.ndarray, recall: float
-) -> tuple[Tuning | None, float]:
-    """The cheapest search that reaches the recall of the first `FIRST_QUERIES`, None where no scan of all
-    codes does, and its cost."""
-    k, lists = truth.shape[1], int(scan.nlist)
-    queries, truth = queries[:FIRST_QUERIES], truth[:FIRST_QUERIES]
+def _tune(exact: MarketIndex, scan: faiss.IndexIVFPQFastScan, sample: _Sample) -> tuple[Tuning | None, float]:
+    """The cheapest search that reaches a sample's recall, None where no scan of all codes does; its cost."""
+    k, lists = sample.truth.shape[1], int(scan.nlist)
     best, price = None, np.inf
     for refine in sorted(REFINE, reverse=True):
         fixed = CENTRE_COST * lists + REFINE_COST * refine * k
         # Fewer candidates need no fewer lists, and more lists than this cost more than the best.
         most = int(min((price - fixed) / _list_cost(scan), lists))
-        found = _fewest(exact, scan, queries, truth, recall, refine, best.probes if best else 1, most)
+        found = _fewest(exact, scan, sample, refine, best.probes if best else 1, most)
         if found:
             best, price = found, found.probes * _list_cost(scan) + fixed
         if best is None:
@@ -368,40 +381,29 @@ def _tune(
 
 
 def _settle(
-    exact: MarketIndex,
-    scan: faiss.IndexIVFPQFastScan,
-    queries: np.ndarray,
-    truth: np.ndarray,
-    recall: float,
-    tuning: Tuning,
+    exact: MarketIndex, scan: faiss.IndexIVFPQFastScan, sample: _Sample, tuning: Tuning
 ) -> Tuning | None:
-    """What `_tune` found, with the lists that reach the recall of all queries; None where no number does."""
-    if len(queries) <= FIRST_QUERIES:
-        return tuning
+    """What `_tune` found with fewer queries, with the lists that reach this sample's recall; None where no
+    number of lists does."""
     lists = int(scan.nlist)
-    for least, most in ((tuning.probes // 2 + 1, min(2 * tuning.probes, lists)), (1, lists)):
-        found = _fewest(exact, scan, queries, truth, recall, tuning.refine, least, most)
-        if found:
-            return found
-    return None
+    near = _fewest(exact, scan, sample, tuning.refine, tuning.probes // 2 + 1, min(2 * tuning.probes, lists))
+    return near or _fewest(exact, scan, sample, tuning.refine, 1, lists)
 
 
 def _fewest(
     exact: MarketIndex,
     scan: faiss.IndexIVFPQFastScan,
-    queries: np.ndarray,
-    truth: np.ndarray,
-    recall: float,
+    sample: _Sample,
     refine: float,
     least: int,
     most: int,
 ) -> Tuning | None:
-    """The fewest lists from `least` to `most` that reach the recall of queries; None where `most` do not."""
-    k, found = truth.shape[1], None
+    """The fewest lists from `least` to `most` that reach a sample's recall; None where `most` do not."""
+    k, found = sample.truth.shape[1], None
     while least <= most:
         scan.nprobe = probes = (least + most) // 2
-        hits = shares(_scanned(scan, exact, queries, k, refine)[0], truth)
-        if hits.mean() - 2 * hits.std() / np.sqrt(len(hits)) >= recall:
+        hits = shares(_scanned(scan, exact, sample.queries, k, refine)[0], sample.truth)
+        if hits.mean() - 2 * hits.std() / np.sqrt(len(hits)) >= sample.recall:
             found, most = Tuning(k, probes, refine, float(hits.mean())), probes - 1
         else:
             least = probes + 1

@@ -105,8 +105,8 @@ class Released:
             "exclude": np.full((len(users), 0), "", object),
             "shown": np.full((len(users), 0), "", object),
         }
-        made = check_inputs(self.cascade.steps[0].inputs, request) | {"explain": np.zeros(len(users), bool)}
-        return self.cascade.up_to("query", made)
+        asked = check_inputs(state.step(self.cascade.plan).inputs, request)
+        return self.cascade.up_to("query", asked | {"explain": np.zeros(len(users), bool)})
 
     def rank(self, made: dict[str, np.ndarray], candidates: np.ndarray) -> np.ndarray:
         """The ranker's blended value of candidates int64[B, C], float32[B, C]; where the task asks for watch
