@@ -6,6 +6,7 @@ pair has such edges. So each training pair is scored by the graph without its us
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import scipy.linalg
 import scipy.sparse as sp
+from threadpoolctl import threadpool_limits
 
 from market.item_graph import ItemGraph, MarketGraphs
 from market.knobs import expect
@@ -268,6 +270,8 @@ ROWS = 4096
 
 BLOCK = 256
 """Rows and columns of a matrix that are copied at once."""
+_SMALL = 1024
+"""Rows of a matrix up to which one thread inverts it as fast as several."""
 
 
 def invert(gram: np.ndarray) -> np.ndarray:
@@ -275,10 +279,13 @@ def invert(gram: np.ndarray) -> np.ndarray:
 
     By its Cholesky factor, in place: half the work and memory of a general inverse.
     """
-    # LAPACK's arrays are stored by column; those of the transposed matrix, which is the same, need no copy.
-    factor = scipy.linalg.cho_factor(gram.T, lower=True, overwrite_a=True, check_finite=False)[0]
-    inverse = scipy.linalg.get_lapack_funcs("potri", (factor,))(factor, lower=1, overwrite_c=1)[0]
-    del factor
+    # Threads of a small matrix wait for each other most of the time; on a busy machine one took minutes so.
+    alone = threadpool_limits(1, "blas") if len(gram) <= _SMALL else contextlib.nullcontext()
+    with alone:
+        # LAPACK's arrays are stored by column; the transposed matrix, which is the same, needs no copy.
+        factor = scipy.linalg.cho_factor(gram.T, lower=True, overwrite_a=True, check_finite=False)[0]
+        inverse = scipy.linalg.get_lapack_funcs("potri", (factor,))(factor, lower=1, overwrite_c=1)[0]
+        del factor
     # The other triangle holds what was there before; a block at a time stays in a core's cache.
     for start in range(0, len(inverse), BLOCK):
         rows = slice(start, start + BLOCK)

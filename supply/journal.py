@@ -87,13 +87,16 @@ class Journal:
         with self.path.open("rb") as journal:
             events, _ = decode(journal)
         held: dict[tuple[str, str], Event] = {}
+        foreign: list[Event] = []
         for event in events:
-            if event["event"] != _SNAPSHOT:
+            if event["event"] in EVENT_KINDS:
                 kind = EVENT_KINDS[event["event"]]
                 key = kind.field, event[kind.subject]
                 if key not in held or turn(event) >= turn(held[key]):
                     held[key] = event
-        body = b"".join(map(_line, held.values()))
+            elif event["event"] != _SNAPSHOT:
+                foreign.append(event)  # only a version that knows the kind can say what it replaces
+        body = b"".join(map(_line, [*held.values(), *foreign]))
         handle, name = tempfile.mkstemp(prefix=f".{JOURNAL}.", dir=self.folder)
         try:
             with os.fdopen(handle, "wb") as made:
@@ -114,14 +117,20 @@ class Journal:
 
 
 class Tail:
-    """Reads what was appended to a journal since the last time."""
+    """Reads what was appended to a journal since the last time.
+
+    Attributes:
+        damaged: lines that were torn or changed, and so ignored.
+        foreign: events of kinds that another version of this program wrote and this one does not know,
+            ignored.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._handle = -1
         self._file: tuple[int, int] | None = None
         self._size = self._read = 0
-        self.damaged = 0
+        self.damaged = self.foreign = 0
 
     def __del__(self) -> None:
         if self._handle >= 0:
@@ -151,7 +160,13 @@ class Tail:
         self._read += whole
         events, damaged = decode(block[:whole].split(b"\n"))
         self.damaged += damaged
-        return [event for event in events if event["event"] != _SNAPSHOT], anew
+        events = [event for event in events if event["event"] != _SNAPSHOT]
+        known = [event for event in events if event["event"] in EVENT_KINDS]
+        if lost := len(events) - len(known):
+            if not self.foreign:
+                _LOG.warning("%s has events of kinds that this version does not know; ignored", self.path)
+            self.foreign += lost
+        return known, anew
 
 
 def decode(lines: Iterable[bytes]) -> tuple[list[Event], int]:

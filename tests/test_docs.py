@@ -1,4 +1,4 @@
-"""The documents' Python samples: what they import is there; those of the world, serving, evaluation run."""
+"""The documents' Python samples: what they import is there, and they run, but for those of quality."""
 
 import ast
 import importlib
@@ -66,6 +66,13 @@ def test_the_sample_of_the_world_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (code,) = samples(REPOSITORY / "docs" / "world.md")
     run(code + "assert outcomes.click.shape == truth.value.shape == (64, 10)\n")
+
+
+def test_the_sample_of_the_compiler_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = samples(REPOSITORY / "docs" / "compiler.md")
+    run(code + "assert [array.round(2).tolist() for array in session.run(None, row)] == [[3], [1.0]]\n")
+    assert "['user/feature', 'price/feature']" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supply.events import EVENT_KINDS, TAKEN, turn
-from supply.journal import Journal, Tail
+from supply.journal import Journal, Tail, decode
 
 
 def viewers(content, number, time=5):
@@ -80,6 +80,19 @@ def test_a_changed_byte_costs_its_line_alone(journal):
     tail = Tail(journal.path)
     assert tail.read()[0] == [viewers("a", 1), viewers("c", 3)]
     assert tail.damaged == 1
+
+
+def test_events_of_a_kind_that_a_newer_version_wrote_are_ignored_and_kept_for_it(journal, caplog):
+    newer = [{"event": "pinned", "content": "a", "time": time} for time in (3, 4)]
+    journal.append([viewers("a", 1), newer[0], viewers("a", 2), newer[1]])
+    tail = Tail(journal.path)
+    assert tail.read() == ([viewers("a", 1), viewers("a", 2)], True)
+    assert tail.foreign == 2
+    assert caplog.text.count("does not know") == 1
+    journal.compact()
+    assert tail.read() == ([viewers("a", 2)], True)
+    with journal.path.open("rb") as lines:
+        assert decode(lines)[0][1:] == [viewers("a", 2), *newer]
 
 
 def test_compaction_keeps_what_holds_and_tells_readers_to_start_anew(journal):
