@@ -1,5 +1,6 @@
 """The journal keeps whole events of many writers, survives what tears it, and shrinks."""
 
+import json
 import multiprocessing
 import os
 
@@ -80,6 +81,18 @@ def test_a_changed_byte_costs_its_line_alone(journal):
     tail = Tail(journal.path)
     assert tail.read()[0] == [viewers("a", 1), viewers("c", 3)]
     assert tail.damaged == 1
+
+
+def test_no_call_parses_more_than_a_portion_of_a_long_journal(journal, monkeypatch):
+    """While one does, no other thread runs, and a serving process that stands still so long is ended."""
+    told = [viewers(f"room-{number}", number) for number in range(20_000)]
+    journal.append(told)
+    parse, sizes = json.loads, []
+    monkeypatch.setattr(json, "loads", lambda text: sizes.append(len(text)) or parse(text))
+    assert Tail(journal.path).read() == (told, True)
+    journal.compact()
+    assert Tail(journal.path).read() == (told, True)
+    assert max(sizes) < journal.path.stat().st_size / 4
 
 
 def test_events_of_a_kind_that_a_newer_version_wrote_are_ignored_and_kept_for_it(journal, caplog):
