@@ -153,9 +153,10 @@ class Tail:
         if not anew and status.st_size == self._size:
             return [], False
         if anew:
-            if self._handle >= 0:
-                os.close(self._handle)
-            self._handle = os.open(self.path, os.O_RDONLY)
+            handle, old = os.open(self.path, os.O_RDONLY), self._handle
+            self._handle = handle
+            if old >= 0:
+                os.close(old)
             status = os.fstat(self._handle)
             self._file, self._read = (status.st_dev, status.st_ino), 0
         self._size = status.st_size

@@ -1,5 +1,6 @@
 """The journal keeps whole events of many writers, survives what tears it, and shrinks."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -121,6 +122,24 @@ def test_compaction_keeps_what_holds_and_tells_readers_to_start_anew(journal):
     journal.append([viewers("b", 1)])
     assert tail.read() == ([viewers("b", 1)], False)
     assert sorted(path.name for path in journal.folder.iterdir()) == ["journal", "lock"]
+
+
+def test_a_journal_that_cannot_be_opened_for_once_is_read_the_next_time(journal, monkeypatch):
+    tail = Tail(journal.path)
+    journal.append([viewers("a", 1)])
+    tail.read()
+    journal.compact()
+    with monkeypatch.context() as patch:
+
+        def too_many(*_):
+            raise OSError(errno.EMFILE, "too many open files")
+
+        patch.setattr(os, "open", too_many)
+        with pytest.raises(OSError, match="too many"):
+            tail.read()
+    with (journal.folder / "other").open("w") as other:  # it may get the number of a file that was closed
+        assert tail.read() == ([viewers("a", 1)], True)
+        assert os.fstat(other.fileno()).st_ino == (journal.folder / "other").stat().st_ino
 
 
 def test_appending_compacts_a_journal_that_has_doubled(tmp_path):
