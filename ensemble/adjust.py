@@ -12,7 +12,7 @@ from typing import Any
 
 from ensemble.blending import kinds_sold
 from ensemble.plan import FILE, CascadeConfig, Plan, as_declared
-from ensemble.release import MANIFEST, Release, ReleaseError, ReleaseWriter
+from ensemble.release import MANIFEST, Release, ReleaseWriter
 
 INFO = "adjusted"
 """In a release's `info`: what it was made of and what was changed, the latest last."""
@@ -85,8 +85,7 @@ def adjust(source: str | os.PathLike[str], target: str | os.PathLike[str], confi
         ValueError: all contents of a market are worth nothing under the weights.
     """
     release, place = Release.open(source), Path(target)
-    if release.path.resolve() in place.resolve().parents:
-        raise ReleaseError(f"{place} lies in the release {release.path}, which never changes; choose another")
+    release.expect_outside(place, "choose another folder")
     plan = Plan.of(release)
     changed = changes(plan.config, config)
     if not changed:

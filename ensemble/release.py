@@ -181,6 +181,15 @@ class Release:
             raise ReleaseError(f"{folder / extra[0]} is not in the manifest; remove it, or {_AGAIN}")
         return cls(folder, manifest)
 
+    def expect_outside(self, place: Path, advice: str) -> None:
+        """Refuse, by a `ReleaseError`, to write at a `place` that lies in the release, which never changes.
+
+        Args:
+            advice: what to do instead, the end of its text.
+        """
+        if self.path.resolve() in place.resolve().parents:
+            raise ReleaseError(f"{place} lies in the release {self.path}, which never changes; {advice}")
+
     def array(self, file: str, *, mmap: bool = True) -> np.ndarray:
         """The array of a *.npy file, read-only and mapped unless `mmap` is False."""
         path = self._find(file, ".npy")

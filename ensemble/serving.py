@@ -20,7 +20,7 @@ from ensemble.steering import without_effect
 from ensemble.wire import WIRE_REQUEST, wire_reply
 from market.folders import expect_own, only_user, remove, tidy
 from market.knobs import expect
-from supply.journal import Journal
+from supply.journal import JOURNAL, Journal
 from supply.rules import Rules
 
 
@@ -81,12 +81,16 @@ def serve_release(
 
     Raises:
         FolderInUse: another server works in `run`, or its `repository` is none.
+        ReleaseError: the release is damaged, or `run` or `state` lies in it.
         ValueError: under the release's weights nothing is worth showing.
         ServerError: as `TritonServer.start`.
     """
     elsewhere = "choose another folder with --run"
     opened = Release.open(release)
     plan, repository = Plan.of(opened), run / "repository"
+    opened.expect_outside(repository, elsewhere)
+    if state is not None:
+        opened.expect_outside(state / JOURNAL, "choose another folder with --state")
     Blend(opened)  # refuses weights under which nothing is worth showing
     for text in without_effect(opened, settings.rules):
         warn(text)

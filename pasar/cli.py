@@ -313,7 +313,7 @@ def serve(
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    folder = run or release.parent / "serving"
+    folder = run or release.absolute().parent / "serving"  # of ".", too, which has itself as a parent
     with serve_release(release, folder, settings, state, warn=warn) as server, server.watch():
         say(
             f"serving {release} at {server.grpc_url} (gRPC), {server.http_url} (HTTP), "

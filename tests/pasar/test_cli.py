@@ -279,9 +279,10 @@ def expected_vectors(release):
     return made["slate_retrieval_score"][0].tolist()
 
 
-def test_a_rule_for_what_no_content_has_is_told_when_a_release_is_served_and_when_it_is_taken(
-    pasar, tmp_path, monkeypatch
-):
+@pytest.fixture
+def no_server(monkeypatch):
+    """`pasar serve` without a server: it writes the repository and ends."""
+
     class NoServer(contextlib.nullcontext):
         grpc_url = http_url = metrics_url = "nowhere"
 
@@ -295,6 +296,12 @@ def test_a_rule_for_what_no_content_has_is_told_when_a_release_is_served_and_whe
             pass
 
     monkeypatch.setattr(ensemble.serving, "TritonServer", NoServer)
+
+
+@pytest.mark.usefixtures("no_server")
+def test_a_rule_for_what_no_content_has_is_told_when_a_release_is_served_and_when_it_is_taken(
+    pasar, tmp_path, monkeypatch
+):
     monkeypatch.setattr(ensemble.repository, "add_version", lambda *_, **__: 2)
     release, settings = synthetic.release(tmp_path, 3).path, tmp_path / "mine.toml"
     command = ["--run", tmp_path / "run", "--release", release]
@@ -309,6 +316,21 @@ def test_a_rule_for_what_no_content_has_is_told_when_a_release_is_served_and_whe
     assert code == 0
     assert "as version 2" in out
     assert err.startswith(warning), err
+
+
+@pytest.mark.usefixtures("no_server")
+def test_a_release_is_served_from_its_own_folder_and_nothing_is_written_there(pasar, tmp_path, monkeypatch):
+    release = synthetic.release(tmp_path, 3).path
+    monkeypatch.chdir(release)
+    assert pasar("serve", "--release", ".")[0] == 0
+    assert (release.parent / "serving" / "repository").is_dir()
+    for option in ("run", "state"):
+        for place in (".", "inside"):
+            code, _, err = pasar("serve", "--release", ".", f"--{option}", place)
+            assert code == 1
+            assert "lies in the release ., which never changes; choose another" in one_line(err)
+            assert f"folder with --{option}" in err
+    Release.open(release)  # refuses one with anything else in it
 
 
 @pytest.mark.slow
