@@ -11,6 +11,7 @@ import signal
 import sys
 import time as clock
 import warnings
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,9 +43,16 @@ def _expected() -> tuple[type[Exception], ...]:
     return (ValueError, OSError, RequestError, ReleaseError, RepositoryError, ServerError)
 
 
+def _when_ended(act: Callable[[int, Any], object]) -> None:
+    """Have `act` called where the process is terminated or its terminal closes, unless `nohup` forbids it."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, act)
+
+
 def main() -> None:
-    """Entry point: expected errors end in one line and exit code 1; SIGTERM cleans up as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    """Entry point: expected errors end in one line and exit code 1; however it is ended, it cleans up."""
+    _when_ended(lambda number, _: sys.exit(128 + number))
     warnings.filterwarnings("ignore")
     logging.getLogger("distributed").setLevel(logging.ERROR)
     try:
@@ -311,8 +319,8 @@ def serve(
 
     settings = load_serve(config)
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    _when_ended(lambda *_: stop.set())
     folder = run or release.absolute().parent / "serving"  # of ".", too, which has itself as a parent
     with serve_release(release, folder, settings, state, warn=warn) as server, server.watch():
         say(

@@ -37,7 +37,7 @@ CHATTER = re.compile(r"oneDNN|cpu_feature_guard|grappler|tensorflow/core|Warning
 def pasar(monkeypatch, capsys):
     """Runs a command in this process: exit code, what it printed, what it said went wrong."""
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["pasar", *map(str, arguments)])
@@ -505,8 +505,7 @@ def test_a_line_that_no_journal_can_hold_is_named(pasar, tmp_path, line, why):
     assert f"line 2: {why}" in one_line(err)
 
 
-def test_a_command_that_is_terminated_cleans_up(tmp_path):
-    code = """
+ENDED = """
 import contextlib, sys, time
 from pasar import cli
 
@@ -514,13 +513,40 @@ def app(**_):
     with contextlib.ExitStack() as stack:
         stack.callback(print, "cleaned up")
         print("running", flush=True)
-        time.sleep(60)
+        time.sleep(%s)
 
 cli.app = app
 cli.main()
 """
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as command:
-        assert command.stdout.readline() == "running\n"
-        command.terminate()
-        assert command.stdout.read() == "cleaned up\n"
-    assert command.returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_terminated_or_loses_its_terminal_cleans_up(number):
+    command = [sys.executable, "-c", ENDED % 60]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "running\n"
+        process.send_signal(number)
+        assert process.stdout.read() == "cleaned up\n"
+    assert process.returncode == 128 + number
+
+
+def test_a_command_that_shall_outlive_its_terminal_does():
+    command = ["nohup", sys.executable, "-c", ENDED % 1]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout.readline() == "running\n"
+        process.send_signal(signal.SIGHUP)
+        assert process.stdout.read() == "cleaned up\n"
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("no_server")
+def test_serving_ends_when_its_process_is_told_to(pasar, tmp_path, monkeypatch, number):
+    def wait(_, stop):
+        os.kill(os.getpid(), number)
+        assert stop.wait(10)
+
+    monkeypatch.setattr(ensemble.serving.TritonServer, "wait", wait)
+    code, out, err = pasar("serve", "--release", synthetic.release(tmp_path, 3).path)
+    assert (code, err) == (0, "")
+    assert out.endswith("stopped\n")
