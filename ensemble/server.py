@@ -84,7 +84,7 @@ class TritonServer:
         self._wanted = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
         self._ports: dict[str, int] = {}
         self._process: subprocess.Popen[bytes] | None = None
-        self._backends: Path | None = None
+        self._folder: Path | None = None
         self._log_start = 0
         self._shm = f"pasar_{secrets.token_hex(6)}_"
 
@@ -127,14 +127,16 @@ class TritonServer:
         if not models(self.repository):
             raise ServerError(f"{self.repository} holds no {CONFIG}; write a repository there first")
         wheel = find_server()
-        self._backends = Path(tempfile.mkdtemp(prefix="pasar-backends-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="pasar-server-"))
         try:
-            self._lay_out_backends(wheel, self._backends)
+            self._lay_out_backends(wheel, self._folder / "backends")
+            # Triton has a shell start its processes, and quotes nothing.
+            (self._folder / "repository").symlink_to(self.repository)
             tenacity.Retrying(
                 retry=tenacity.retry_if_exception_type(_PortClash),
                 stop=tenacity.stop_after_attempt(5),
                 reraise=True,
-            )(self._start_once, wheel)
+            )(self._start_once, wheel, self._folder)
         except BaseException:
             self.stop()
             raise
@@ -143,9 +145,9 @@ class TritonServer:
     def stop(self) -> None:
         """Stop the server: politely, then by force. Leaves no process and no shared memory."""
         self._end_process()
-        if self._backends is not None:
-            shutil.rmtree(self._backends, ignore_errors=True)
-            self._backends = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
 
     def wait(self, stop: threading.Event, *, every_s: float = 0.5) -> None:
         """Wait until `stop` is set.
@@ -218,13 +220,13 @@ class TritonServer:
         self._running()
         return f"{self.host}:{self._ports[service]}"
 
-    def _start_once(self, wheel: Path) -> None:
+    def _start_once(self, wheel: Path, folder: Path) -> None:
         self._ports = _ports(self._wanted, self.host)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
-                self._command(wheel),
+                self._command(wheel, folder),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -255,12 +257,12 @@ class TritonServer:
         for leftover in _SHM.glob(f"{self._shm}*"):
             leftover.unlink(missing_ok=True)
 
-    def _command(self, wheel: Path) -> list[str]:
+    def _command(self, wheel: Path, folder: Path) -> list[str]:
         ports = [f"--{name}-port={port}" for name, port in self._ports.items()]
         return [
             str(wheel / "bin" / "tritonserver"),
-            f"--model-repository={self.repository}",
-            f"--backend-directory={self._backends}",
+            f"--model-repository={folder / 'repository'}",
+            f"--backend-directory={folder / 'backends'}",
             f"--cache-directory={wheel / 'caches'}",
             f"--backend-config=python,shm-region-prefix-name={self._shm}",
             f"--exit-timeout-secs={_EXIT_S}",

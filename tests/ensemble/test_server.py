@@ -356,6 +356,13 @@ def test_a_stopped_server_leaves_no_process_and_no_shared_memory(tmp_path):
     server.stop()  # again, without harm
 
 
+def test_a_repository_may_lie_in_a_folder_of_any_name(tmp_path):
+    folder = tmp_path / "it's $HOME; (é)"
+    write_repository(folder / "repo", toy.write_release(folder / "r"), *CASCADE, **STAGES)
+    with TritonServer(folder / "repo", log=folder / "log", startup_deadline_s=30) as server:
+        assert set(processes(server)) == {"server", "user_state", "query", "pick"}
+
+
 def test_waiting_ends_when_it_is_told_to(feed):
     stop = threading.Event()
     threading.Timer(0.1, stop.set).start()
