@@ -39,7 +39,7 @@ _CLASH = re.compile(r"address already in use|failed to start .* service", re.IGN
 _FAULT = re.compile(r"^(?!.*CUDA driver)([EF]\d{4} |.*(error|failed|exception))", re.IGNORECASE)
 _DEAD = re.compile(r"stub process .*not healthy", re.IGNORECASE | re.DOTALL)
 _EXIT_S = 5
-"""Seconds that requests under way have to finish when the server stops."""
+"""Seconds that requests under way have to finish when the server stops, and a watch when it ends."""
 _LAST_BYTES = 8192
 """Of the log, where the end of a server that ended by itself is explained."""
 
@@ -209,7 +209,7 @@ class TritonServer:
             yield
         finally:
             ended.set()
-            thread.join()
+            thread.join(_EXIT_S)  # a step that hangs while it is loaded is let go by the end of the server alone
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:

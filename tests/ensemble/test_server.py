@@ -392,6 +392,22 @@ def test_a_watch_goes_on_while_the_repository_cannot_be_read(tmp_path, monkeypat
         assert all(asked.acquire(timeout=10) for _ in range(2))
 
 
+def test_a_watch_ends_though_a_step_hangs_while_it_is_loaded_anew(tmp_path, monkeypatch):
+    server, hangs, freed = TritonServer(tmp_path, log=tmp_path / "log"), threading.Event(), threading.Event()
+
+    def revive():
+        hangs.set()
+        freed.wait(60)
+
+    monkeypatch.setattr(server, "revive", revive)
+    monkeypatch.setattr("ensemble.server._EXIT_S", 0.1)
+    began = time.monotonic()
+    with server.watch(every_s=0.01):
+        assert hangs.wait(10)
+    assert time.monotonic() - began < 20
+    freed.set()
+
+
 def test_a_model_that_cannot_load_is_named_by_its_file(tmp_path):
     repository = tmp_path / "repo"
     write_repository(repository, toy.write_release(tmp_path / "r"), *CASCADE, **STAGES)
