@@ -87,7 +87,7 @@ def parse(text: str | bytes, now: float) -> Event:
     keys = ["event", kind.subject, "time", *([kind.value] if isinstance(kind.value, str) else [])]
     for key in said:
         if key not in keys:
-            raise EventError(f"{name!r} has no {key!r}; it has {', '.join(keys)}")
+            raise EventError(f"{name!r} has no {_short(key)}; it has {', '.join(keys)}")
     event: Event = {"event": name, kind.subject: _id(said, name, kind.subject)}
     event["time"] = _whole(said.get("time", int(now)), name, "time", int(now) + AHEAD_S)
     if event["time"] > int(now):

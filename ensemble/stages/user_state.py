@@ -205,7 +205,7 @@ class UserState:
             row = int(np.flatnonzero(place < 0)[0])
             raise RequestError(
                 Code.NOT_FOUND,
-                f"unknown market {market[row]!r} at row {row}; "
+                f"unknown market {market[row][:60]!r} at row {row}; "
                 f"this release serves {', '.join(self.plan.markets)}",
             )
         return place

@@ -58,6 +58,7 @@ BROKEN = {
     "a shorter tensor": (change("time", lambda a: a[:-1]), Code.INVALID_ARGUMENT),
     "no rows": (lambda r: {name: array[:0] for name, array in r.items()}, Code.INVALID_ARGUMENT),
     "an unknown market": (change("market", at_row_1("ZZ")), Code.NOT_FOUND),
+    "a market whose name no message holds": (change("market", at_row_1("京" * 20_000)), Code.NOT_FOUND),
     "an empty market": (change("market", at_row_1("")), Code.NOT_FOUND),
     "a diversity that is NaN": (change("diversity", at_row_1(np.nan)), Code.INVALID_ARGUMENT),
     "an endless diversity": (change("diversity", at_row_1(np.inf)), Code.INVALID_ARGUMENT),
