@@ -96,7 +96,7 @@ class Slate:
 
 
 def pack(requests: Sequence[FeedRequest]) -> dict[str, np.ndarray]:
-    """Requests as the tensors of `REQUEST`, one row each."""
+    """Requests as the tensors of `REQUEST`, one row each; `RequestError` where a number has no place."""
 
     def texts(values: Sequence[Sequence[str]]) -> np.ndarray:
         table = np.full((len(values), max(map(len, values), default=0)), "", STRING)
@@ -104,15 +104,24 @@ def pack(requests: Sequence[FeedRequest]) -> dict[str, np.ndarray]:
             table[row, : len(ids)] = ids
         return table
 
+    def whole(name: str, values: Sequence[int]) -> np.ndarray:
+        try:
+            return np.array(values, np.int64)
+        except OverflowError:
+            worst = max(values, key=abs)
+            raise RequestError(
+                Code.INVALID_ARGUMENT, f"'{name}' is {str(worst)[:60]}; send a whole number of 64 bits"
+            ) from None
+
     return {
         "user_id": np.array([r.user for r in requests], STRING),
         "market": np.array([r.market for r in requests], STRING),
-        "time": np.array([r.time for r in requests], np.int64),
+        "time": whole("time", [r.time for r in requests]),
         "history": texts([r.history for r in requests]),
         "exclude": texts([r.exclude for r in requests]),
         "shown": texts([r.shown for r in requests]),
         "diversity": np.array([r.diversity for r in requests], np.float32),
-        "seed": np.array([_seed(r) for r in requests], np.int64),
+        "seed": whole("seed", [_seed(r) for r in requests]),
         "explain": np.array([r.explain for r in requests], np.bool_),
         "exclude_sellers": texts([r.exclude_sellers for r in requests]),
         "languages": texts([r.languages for r in requests]),
@@ -122,7 +131,8 @@ def pack(requests: Sequence[FeedRequest]) -> dict[str, np.ndarray]:
 def _seed(request: FeedRequest) -> int:
     if request.seed is not None:
         return request.seed
-    told = hashlib.blake2b(f"{request.user}\n{request.time}".encode(), digest_size=8)
+    text = f"{request.user}\n{request.time}".encode(errors="surrogatepass")
+    told = hashlib.blake2b(text, digest_size=8)
     return int.from_bytes(told.digest(), "big", signed=True)
 
 
@@ -161,7 +171,13 @@ def infer_message(request: Mapping[str, np.ndarray]) -> messages.ModelInferReque
 
 def _asking(asked: Mapping[str, np.ndarray]) -> messages.ModelInferRequest:
     """The message of tensors that `check_inputs` passed."""
-    return _message(FEED, "request", write_requests(asked)[:, None])
+    try:
+        return _message(FEED, "request", write_requests(asked)[:, None])
+    except UnicodeEncodeError as error:
+        half = error.object[error.start : error.end]
+        raise RequestError(
+            Code.INVALID_ARGUMENT, f"a text of the request holds {half!r}, half a character; send whole ones"
+        ) from None
 
 
 def _message(model: str, name: str, texts: np.ndarray) -> messages.ModelInferRequest:

@@ -67,6 +67,22 @@ def test_places_without_an_item_are_left_out_of_a_slate():
     assert empty == Slate(())
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 2**64}, "'seed' is 18446744073709551616; send a whole number of 64 bits"),
+        ({"time": -(10**30)}, "'time' is -1000000000000000000000000000000; send a whole number of 64 bits"),
+        ({"user": "\ud800"}, r"holds '\ud800', half a character; send whole ones"),
+        ({"history": ["v1", "v\udfff"]}, r"holds '\udfff', half a character"),
+    ],
+)
+def test_what_no_message_can_hold_is_refused_before_it_is_sent(change, said):
+    with FeedClient("127.0.0.1:1") as client, pytest.raises(RequestError) as caught:
+        client.feed([FeedRequest(**{"user": "u1", "market": "ID", "time": 1} | change)])
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    assert said in caught.value.message
+
+
 def test_where_no_server_answers_the_code_says_unavailable():
     with FeedClient("127.0.0.1:1", timeout_s=2) as client, pytest.raises(RequestError) as caught:
         client.infer(pack([FeedRequest("ana", "BR", 10)]))
