@@ -135,7 +135,8 @@ def add_version(
         WiringError: the steps do not fit together.
         ReleaseError: the release is damaged, naming the file; nothing was touched.
         RepositoryError: the steps or tasks differ from the repository's, the server refused a step or serves
-            another repository, or another change is under way; the old release keeps serving.
+            another repository, or another change is under way; the old release keeps serving. Or the new one
+            serves, but the server did not let go of the old one; the text says which.
     """
     check_wiring(steps, request, reply)
     release = _verified(release_path, steps)
@@ -158,16 +159,24 @@ def add_version(
                     raise RepositoryError(f"the server at {url} does not serve {target}; check --url")
             _write_config(target / FEED, feed)
             client.load_model(FEED, client_timeout=deadline_s)
-        except (InferenceServerException, OSError, RepositoryError) as error:
+        except BaseException as error:  # also where somebody lost patience
             _write_config(target / FEED, old_feed)
             with contextlib.suppress(InferenceServerException):  # a server that is gone has nothing to drop
                 _drop(client, target, every, [version], deadline_s)
+            if not isinstance(error, InferenceServerException | OSError | RepositoryError):
+                raise
             raise RepositoryError(
                 f"release '{release.name}' was not taken, version {old} keeps serving: {error}"
             ) from error
         time.sleep(drain_s)
         stale = {v for step in every for v in versions(target, step.name)} - {version}
-        _drop(client, target, every, sorted(stale), deadline_s)
+        try:
+            _drop(client, target, every, sorted(stale), deadline_s)
+        except InferenceServerException as error:
+            raise RepositoryError(
+                f"release '{release.name}' serves as version {version}, but the server still holds an older one "
+                f"({error}); the next change drops it"
+            ) from error
     return version
 
 
@@ -330,7 +339,10 @@ def _drop(
 ) -> None:
     for step in steps:
         for version in stale:
-            shutil.rmtree(target / step.name / f".{version}", ignore_errors=True)
-            shutil.rmtree(target / step.name / str(version), ignore_errors=True)
+            whole, going = (target / step.name / name for name in (str(version), f".{version}"))
+            shutil.rmtree(going, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):
+                whole.rename(going)  # half a version would keep a step that died from being loaded again
+            shutil.rmtree(going, ignore_errors=True)
     for model in (*(step.name for step in steps), FEED):
         client.load_model(model, client_timeout=deadline_s)

@@ -148,11 +148,57 @@ def test_what_a_refused_load_had_written_is_taken_back(repo, release, monkeypatc
     assert server.loaded[-4:] == ["user_state", "query", "pick", "feed"], "the server is told of the old ones"
 
 
+@pytest.mark.parametrize("refused", ["query", "feed"])
+def test_a_change_that_is_interrupted_is_taken_back(repo, release, monkeypatch, refused):
+    before, server = files(repo), Refusing(repo, refused, KeyboardInterrupt())
+    monkeypatch.setattr(repository.grpc, "InferenceServerClient", lambda _: server)
+    with pytest.raises(KeyboardInterrupt):
+        add_version(repo, release, *CASCADE, url=NOWHERE)
+    after = files(repo)
+    after.pop(next(p for p in after if p.name == ".lock"))
+    assert after == before
+    assert server.loaded[-4:] == ["user_state", "query", "pick", "feed"], "the server is told of the old ones"
+
+
+def test_a_server_that_does_not_let_go_of_the_old_version_is_told_of(repo, release, monkeypatch):
+    server = Refusing(repo, "none")
+    load = server.load_model
+
+    def load_model(name, client_timeout):
+        if server.loaded[-1:] == ["feed"]:  # it has moved
+            raise InferenceServerException("too late")
+        load(name, client_timeout)
+
+    monkeypatch.setattr(server, "load_model", load_model)
+    monkeypatch.setattr(repository.grpc, "InferenceServerClient", lambda _: server)
+    said = r"'release-1' serves as version 2, but the server still holds an older one \(too late\); the next"
+    with pytest.raises(RepositoryError, match=said):
+        add_version(repo, release, *CASCADE, url=NOWHERE, drain_s=0)
+    assert {step.model_version for step in read_config(repo, "feed").ensemble_scheduling.step} == {2}
+
+
+def test_a_version_is_dropped_at_once_however_long_it_takes_to_delete(repo, release, monkeypatch):
+    """What is half there does not load, and a step that died would not either."""
+    monkeypatch.setattr(repository.grpc, "InferenceServerClient", lambda _: Refusing(repo, "none"))
+    remove, seen = shutil.rmtree, []
+
+    def rmtree(path, **options):
+        seen.append(path.name)
+        remove(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    add_version(repo, release, *CASCADE, url=NOWHERE, drain_s=0)
+    assert not [*repo.glob("*/1/release"), *repo.glob("*/.1")]
+    assert ".1" in seen
+    assert "1" not in seen
+
+
 class Refusing:
     """The client of a server that loads what lies in the repository, but refuses version 2 of one model."""
 
-    def __init__(self, repo, refused):
+    def __init__(self, repo, refused, error=None):
         self.repo, self.refused = repo, refused
+        self.error = error or InferenceServerException("no memory")
         self.loaded: list[str] = []
         self.ready: set[tuple[str, str]] = set()
 
@@ -164,7 +210,7 @@ class Refusing:
             self.placed = sorted(self.repo.glob("*/2"))
             chain = read_config(self.repo, "feed").ensemble_scheduling.step
             self.pinned = {step.model_version for step in chain}
-            raise InferenceServerException("no memory")
+            raise self.error
         self.loaded.append(name)
         self.ready |= {(name, str(version)) for version in repository.versions(self.repo, name)}
 
