@@ -160,7 +160,8 @@ def add_version(
             _write_config(target / FEED, feed)
             client.load_model(FEED, client_timeout=deadline_s)
         except BaseException as error:  # also where somebody lost patience
-            _write_config(target / FEED, old_feed)
+            if read_config(target, FEED) != old_feed:  # a full disk would not take it
+                _write_config(target / FEED, old_feed)
             with contextlib.suppress(InferenceServerException):  # a server that is gone has nothing to drop
                 _drop(client, target, every, [version], deadline_s)
             if not isinstance(error, InferenceServerException | OSError | RepositoryError):

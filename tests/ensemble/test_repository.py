@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 
@@ -146,6 +147,28 @@ def test_what_a_refused_load_had_written_is_taken_back(repo, release, monkeypatc
     assert after == before
     assert not [*repo.glob("*/2"), *repo.glob("*/.2")]
     assert server.loaded[-4:] == ["user_state", "query", "pick", "feed"], "the server is told of the old ones"
+
+
+def test_a_release_that_the_disk_has_no_room_for_is_taken_back(repo, release, monkeypatch):
+    before, placed = files(repo), []
+
+    def copy(source, target):
+        placed.append(target)
+        target.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write(folder, config):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(repository, "link", copy)
+    monkeypatch.setattr(repository, "_write_config", write)
+    monkeypatch.setattr(repository.grpc, "InferenceServerClient", lambda _: Refusing(repo, "none"))
+    with pytest.raises(RepositoryError, match="was not taken, version 1 keeps serving: .* No space left"):
+        add_version(repo, release, *CASCADE, url=NOWHERE)
+    after = files(repo)
+    after.pop(next(p for p in after if p.name == ".lock"))
+    assert placed
+    assert after == before
 
 
 @pytest.mark.parametrize("refused", ["query", "feed"])
