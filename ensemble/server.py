@@ -7,6 +7,7 @@ so the repository is the one that the GPU image serves.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import os
 import platform
@@ -170,7 +171,7 @@ class TritonServer:
         Triton never restarts a dead stub and stays ready meanwhile. Each call reaches as many processes of a
         step as it has, though not surely each of them.
         """
-        with contextlib.closing(grpc.InferenceServerClient(self.grpc_url)) as client:
+        with self._client() as client:
             dead = [name for name in models(self.repository) if not self._lives(client, name, timeout_s)]
             for model in sorted(dead, key=FEED.__eq__):  # the ensemble needs its steps
                 client.unload_model(model)
@@ -209,12 +210,17 @@ class TritonServer:
             yield
         finally:
             ended.set()
-            thread.join(_EXIT_S)  # a step that hangs while it is loaded is let go by the end of the server alone
+            thread.join(_EXIT_S)  # the load of a step that hangs ends with the server alone
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             raise ServerError("the server is not running; start it first")
         return self._process
+
+    def _client(self) -> contextlib.closing[grpc.InferenceServerClient]:
+        # It runs on this host: no proxy that the environment names can reach it as well.
+        direct = [("grpc.enable_http_proxy", 0)]
+        return contextlib.closing(grpc.InferenceServerClient(self.grpc_url, channel_args=direct))
 
     def _url(self, service: str) -> str:
         self._running()
@@ -314,7 +320,7 @@ class TritonServer:
     def _is_ready(self) -> bool:
         try:  # a bare connection first: a gRPC channel that was refused waits a second before it tries again
             socket.create_connection((self.host, self._ports["grpc"]), timeout=1.0).close()
-            with contextlib.closing(grpc.InferenceServerClient(self.grpc_url)) as client:
+            with self._client() as client:
                 return client.is_server_ready(client_timeout=1.0)
         except (OSError, InferenceServerException):
             return False
@@ -360,6 +366,11 @@ def _ports(wanted: dict[str, int | None], host: str) -> dict[str, int]:
             try:
                 probe.bind((host, port or 0))
             except OSError as error:
+                if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                    raise ServerError(
+                        f"{host!r} is no address to listen on ({error.strerror}); give a name or an IPv4 "
+                        "address of this host"
+                    ) from error
                 raise ServerError(
                     f"the {name} port {port} on {host} cannot be used ({error.strerror}); choose another"
                 ) from error

@@ -434,6 +434,21 @@ def test_a_port_in_use_is_named(feed, tmp_path):
         TritonServer(tmp_path / "repo", log=tmp_path / "log", grpc_port=port).start()
 
 
+@pytest.mark.parametrize("host", ["::1", "nowhere.invalid", "192.0.2.1"])
+def test_an_address_that_is_not_this_host_s_is_named(feed, tmp_path, host):
+    server = TritonServer(feed.repository, log=tmp_path / "log", host=host)
+    with pytest.raises(ServerError, match=f"'{host}' is no address to listen on .* IPv4 address of"):
+        server.start()
+
+
+def test_a_proxy_is_not_asked_for_a_server_of_this_host(tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    write_repository(tmp_path / "repo", toy.write_release(tmp_path / "r"), *CASCADE, **STAGES)
+    with TritonServer(tmp_path / "repo", log=tmp_path / "log", startup_deadline_s=20) as server:
+        assert server.revive() == []
+
+
 def test_a_folder_without_models_is_refused(tmp_path):
     with pytest.raises(ServerError, match="write a repository there first"):
         TritonServer(tmp_path, log=tmp_path / "log").start()
