@@ -376,7 +376,8 @@ def live(
     journal = Journal(state)
     taken = number = 0
     with contextlib.ExitStack() as opened:
-        lines = sys.stdin if file == "-" else opened.enter_context(Path(file).open(encoding="utf-8"))
+        # Bytes, so that a line that is no UTF-8 is refused by its number as other wrong ones are.
+        lines = sys.stdin.buffer if file == "-" else opened.enter_context(Path(file).open("rb"))
         # Lines of a file come many at once; those of a pipe count from the moment they are written.
         while batch := list(itertools.islice(lines, 1 if file == "-" else 1000)):
             try:

@@ -493,13 +493,15 @@ def test_events_of_a_file_are_taken_in_up_to_a_wrong_line_which_is_named(pasar, 
     ("line", "why"),
     [
         ("[" * 100_000, "JSON nested too deeply"),
+        (b'{"event": "ended", "content": "\xff"}', "not JSON ('utf-8' codec can't decode byte 0xff"),
         (r'{"event": "ended", "content": "\ud800"}', r"'content' of 'ended' is '\ud800', half a character"),
         (r'{"event": "ended", "\ud800": 1}', "'ended' has no"),
     ],
 )
 def test_a_line_that_no_journal_can_hold_is_named(pasar, tmp_path, line, why):
     file = tmp_path / "events.jsonl"
-    file.write_text('{"event": "ended", "content": "l1"}\n' + line)
+    line = line if isinstance(line, bytes) else line.encode()
+    file.write_bytes(b'{"event": "ended", "content": "l1"}\n' + line)
     code, _, err = pasar("live", file, "--state", tmp_path / "state")
     assert code == 1
     assert f"line 2: {why}" in one_line(err)
