@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from tritonclient.utils import InferenceServerException
 from ensemble.release import MANIFEST, Release, link
 from ensemble.steps import FEED, OnnxStep, Step, TensorSpec, check_wiring
 from ensemble.triton import OPTION, RELEASE
-from market.folders import held
+from market.folders import held, unfinished
 
 CONFIG = "config.pbtxt"
 TEMPLATES = Path(__file__).resolve().parents[1] / "triton_repo"
@@ -79,7 +78,8 @@ def write_repository(
     if target.exists():
         raise RepositoryError(f"{target} exists already; add a version to it, or choose another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    temporary = unfinished(target)
+    temporary.mkdir()
     try:
         for step in (*steps, *beside):
             config = _step_config(step, max_batch, delay_us)
@@ -175,8 +175,8 @@ def add_version(
             _drop(client, target, every, sorted(stale), deadline_s)
         except InferenceServerException as error:
             raise RepositoryError(
-                f"release '{release.name}' serves as version {version}, but the server still holds an older one "
-                f"({error}); the next change drops it"
+                f"release '{release.name}' serves as version {version}, but the server still holds an older "
+                f"one ({error}); the next change drops it"
             ) from error
     return version
 

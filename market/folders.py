@@ -106,7 +106,8 @@ def remove(folder: Path) -> None:
 
 
 def tidy(folder: Path) -> None:
-    """Finish what a killed `replace` or `remove` of `folder` began; ask while no other process works there.
+    """Finish what a killed `replace` or `remove` of `folder` began, delete what one left `unfinished`; ask
+    while no other process works there.
 
     A `folder` that was moved aside and not replaced is back.
     """
@@ -119,13 +120,18 @@ def tidy(folder: Path) -> None:
         shutil.rmtree(rest, ignore_errors=True)
 
 
+def unfinished(folder: Path) -> Path:
+    """A name for what shall take the place of `folder`; `tidy` deletes what a killed process left there."""
+    return _beside(folder, _GONE)
+
+
 def moved_aside(folder: Path) -> list[Path]:
     """Where a killed `replace` left what was `folder`: none, or one if each is tidied before the next."""
     return _left(folder, _OLD)
 
 
 _OLD, _GONE = "old", "gone"
-"""Ends of the names of what is whole and may come back, and of what is being deleted."""
+"""Ends of the names of what is whole and may come back, and of what is being made or deleted."""
 
 
 def _beside(folder: Path, end: str) -> Path:

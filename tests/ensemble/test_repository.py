@@ -10,6 +10,7 @@ from ensemble import repository
 from ensemble.release import ReleaseError
 from ensemble.repository import RepositoryError, add_version, read_config, write_repository
 from ensemble.steps import OnnxStep, StageStep, TensorSpec, WiringError
+from market.folders import tidy
 from tests.ensemble import toy
 
 CASCADE = (toy.STEPS, toy.REQUEST, toy.REPLY)
@@ -97,6 +98,19 @@ def test_a_damaged_release_writes_nothing(release, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["broken"]
 
 
+def test_what_a_killed_writer_left_goes_when_somebody_tidies_up(release, tmp_path, monkeypatch):
+    def place(*_):
+        os._exit(9)
+
+    monkeypatch.setattr(repository, "_place", place)
+    if (writer := os.fork()) == 0:
+        write_repository(tmp_path / "repo", release, *CASCADE)
+    assert os.waitpid(writer, 0)[1] == 9 << 8
+    assert len(list(tmp_path.iterdir())) == 1
+    tidy(tmp_path / "repo")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_release_without_a_step_s_graph_is_refused(release, tmp_path):
     query = toy.STEPS[1]
     steps = (toy.STEPS[0], OnnxStep("query", "other.onnx", query.inputs, query.outputs), toy.STEPS[2])
@@ -163,7 +177,7 @@ def test_a_release_that_the_disk_has_no_room_for_is_taken_back(repo, release, mo
     monkeypatch.setattr(repository, "link", copy)
     monkeypatch.setattr(repository, "_write_config", write)
     monkeypatch.setattr(repository.grpc, "InferenceServerClient", lambda _: Refusing(repo, "none"))
-    with pytest.raises(RepositoryError, match="was not taken, version 1 keeps serving: .* No space left"):
+    with pytest.raises(RepositoryError, match=r"was not taken, version 1 keeps serving: .* No space left"):
         add_version(repo, release, *CASCADE, url=NOWHERE)
     after = files(repo)
     after.pop(next(p for p in after if p.name == ".lock"))
