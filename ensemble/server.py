@@ -159,10 +159,9 @@ class TritonServer:
         process = self._running()
         while not stop.wait(every_s):
             if (status := process.poll()) is not None:
-                start = max(self._log_start, self.log.stat().st_size - _LAST_BYTES)
                 raise ServerError(
                     f"the server ended by itself with status {status}; start it again; its log {self.log} "
-                    f"says:\n{_why(self._log_from(start))}"
+                    f"says:\n{_why(self._last_words())}"
                 )
 
     def revive(self, *, timeout_s: float = 5.0) -> list[str]:
@@ -324,6 +323,15 @@ class TritonServer:
                 return client.is_server_ready(client_timeout=1.0)
         except (OSError, InferenceServerException):
             return False
+
+    def _last_words(self) -> str:
+        """The end of the log, which somebody may have cut or put aside."""
+        try:
+            size = self.log.stat().st_size
+            own = self._log_start if self._log_start <= size else 0
+            return self._log_from(max(own, size - _LAST_BYTES))
+        except FileNotFoundError:
+            return "(nothing: it was taken away)"
 
     def _log_from(self, start: int) -> str:
         with self.log.open("rb") as log:

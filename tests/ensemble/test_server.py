@@ -378,6 +378,12 @@ def test_a_server_that_ends_by_itself_ends_the_waiting_with_its_last_words(tmp_p
         os.kill(server.pid, signal.SIGKILL)
         with pytest.raises(ServerError, match=r"(?s)ended by itself with status -9.*/log says:.*no memory"):
             server.wait(threading.Event(), every_s=0.1)
+        server._log_start = 1_000_000  # as where the log was cut since
+        with pytest.raises(ServerError, match=r"(?s)ended by itself with status -9.*/log says:.*no memory"):
+            server.wait(threading.Event(), every_s=0.1)
+        server.log.unlink()
+        with pytest.raises(ServerError, match=r"ended by itself with status -9.*"):
+            server.wait(threading.Event(), every_s=0.1)
 
 
 def test_a_watch_goes_on_while_the_repository_cannot_be_read(tmp_path, monkeypatch):
