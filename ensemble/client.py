@@ -26,7 +26,12 @@ from ensemble.wire import read_slates, write_requests
 FEED, EVENTS = "feed", "events"
 DIVERSITY = 0.1
 """What a client sends unless it says otherwise."""
-_OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # Else a server that was away for minutes is not looked for until two more have passed.
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
 
 
 @dataclass(frozen=True)

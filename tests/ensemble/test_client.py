@@ -1,6 +1,8 @@
 """The client packs requests, reads replies, and turns every failure into a code and one line."""
 
+import contextlib
 import socket
+import threading
 import time
 
 import numpy as np
@@ -102,6 +104,26 @@ def test_a_server_that_never_answers_is_given_up_in_time():
     assert caught.value.code is Code.UNAVAILABLE
     assert "no reply within 0.5 s" in caught.value.message
     assert time.monotonic() - start < 5
+
+
+def test_a_server_that_is_away_is_looked_for_each_second_so_it_is_found_when_it_is_back():
+    looked = []
+
+    def turn_away(door):
+        with contextlib.suppress(OSError):
+            while True:
+                door.accept()[0].close()
+                looked.append(time.monotonic())
+
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        threading.Thread(target=turn_away, args=(door,), daemon=True).start()
+        with FeedClient(f"127.0.0.1:{door.getsockname()[1]}") as client:
+            end = time.monotonic() + 12  # gRPC alone looks after 1, 3, 5, 9, 16, … seconds
+            while time.monotonic() < end:
+                with pytest.raises(RequestError):
+                    _ = client.release
+                time.sleep(0.05)
+    assert len(looked) >= 8
 
 
 def test_connecting_says_what_to_do_where_no_server_answers():
