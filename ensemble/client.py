@@ -272,6 +272,8 @@ class FeedClient:
             return call(message, timeout=self.timeout_s)
         except grpc.RpcError as error:
             status = error.code().name
+            if status == "UNAVAILABLE":
+                self._tasks = None  # who answers next may serve other ones
             if status == "DEADLINE_EXCEEDED":
                 raise RequestError(Code.UNAVAILABLE, f"no reply within {self.timeout_s:g} s") from None
             code = Code(status) if status in Code.__members__ else Code.INTERNAL

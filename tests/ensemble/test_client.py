@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 
+import grpc
 import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2
@@ -151,6 +152,33 @@ def test_a_reply_that_lacks_a_tensor_is_an_error_of_the_server(monkeypatch):
 
 
 @pytest.mark.slow
+def test_after_a_server_was_away_its_tasks_are_asked_for_again(monkeypatch):
+    class Away(grpc.RpcError):
+        def code(self):
+            return grpc.StatusCode.UNAVAILABLE
+
+        def details(self):
+            return "connection refused"
+
+    served = ["click,order"]
+
+    def configuration(message, timeout):
+        if not served:
+            raise Away
+        reply = service_pb2.ModelConfigResponse()
+        reply.config.parameters["tasks"].string_value = served[0]
+        return reply
+
+    with FeedClient("127.0.0.1:1") as client:
+        monkeypatch.setattr(client._server, "ModelConfig", configuration)
+        assert client.tasks == ("click", "order")
+        served.clear()
+        with pytest.raises(RequestError, match="refused"):
+            _ = client.release
+        served.append("order,click")
+        assert client.tasks == ("order", "click")
+
+
 def test_slates_come_back_with_the_tasks_of_the_served_ranker(feed_server, small_release):
     cascade = Cascade(small_release)
     requests = [
