@@ -277,7 +277,12 @@ class FeedClient:
             if status == "DEADLINE_EXCEEDED":
                 raise RequestError(Code.UNAVAILABLE, f"no reply within {self.timeout_s:g} s") from None
             code = Code(status) if status in Code.__members__ else Code.INTERNAL
-            raise RequestError(code, error.details().removeprefix(f"in ensemble '{FEED}', ")) from None
+            said = error.details().removeprefix(f"in ensemble '{FEED}', ")
+            if "has no available versions" in said:  # Triton calls a model unknown that is being loaded
+                raise RequestError(
+                    Code.UNAVAILABLE, "the server loads a step that died anew; ask again in a second"
+                ) from None
+            raise RequestError(code, said) from None
 
     def close(self) -> None:
         self._channel.close()

@@ -1,5 +1,6 @@
 """A real server with a live state: what has ended is in no feed that is asked for after the event."""
 
+import contextlib
 import json
 import re
 import subprocess
@@ -9,6 +10,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+import tritonclient.grpc as grpc
 
 from ensemble.cascade import Cascade
 from ensemble.client import FeedClient
@@ -85,6 +87,19 @@ def test_a_wrong_event_is_refused_with_its_number_and_the_server_goes_on(live, s
     assert client.send_events([{"event": "ended", "content": "never heard of"}]) == (1, 1)
     assert client.send_events([]) == (0, 0)
     assert shown(client, requests(small_release, 4))
+
+
+def test_while_a_step_is_loaded_anew_the_client_is_told_to_ask_again(live):
+    server, client, _ = live
+    with contextlib.closing(grpc.InferenceServerClient(server.grpc_url)) as triton:
+        triton.unload_model("events")
+        try:
+            with pytest.raises(RequestError, match="ask again") as caught:
+                client.send_events([{"event": "ended", "content": "l1"}])
+        finally:
+            triton.load_model("events")
+    assert caught.value.code is Code.UNAVAILABLE
+    assert client.send_events([{"event": "ended", "content": "never heard of"}]) == (1, 1)
 
 
 def test_requests_with_events_are_counted_by_the_server(live):
