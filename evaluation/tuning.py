@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +20,7 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
 
 from ensemble.build import BuildConfig
 from evaluation.cascade import FullCascade, Released
@@ -70,7 +72,8 @@ def tune(
     """Trials of this search and of those before it of the same benchmark and `build`, the best first.
 
     The first trial is `build` itself; the others are what a tree-structured Parzen estimator (Bergstra et
-    al., NeurIPS 2011) asks for.
+    al., NeurIPS 2011) asks for. What it draws hangs on the seed and on how many trials are done, so a search
+    that was stopped or killed goes on as if it had not been.
 
     Args:
         benchmark: of the validation part.
@@ -88,25 +91,29 @@ def tune(
     if unknown := [section for section in sections if section not in known]:
         raise ValueError(f"no knob of {unknown[0]!r} is searched; there are {', '.join(sorted(known))}")
     journal.parent.mkdir(parents=True, exist_ok=True)
+    _end_with_a_whole_line(journal)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         study_name=f"{benchmark.task.name} {_fingerprint(benchmark, build)}",
         storage=JournalStorage(JournalFileBackend(str(journal))),
-        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=6),
         direction="maximize",
         load_if_exists=True,
     )
-    if not study.trials:
+    if not study.get_trials(states=[TrialState.COMPLETE, TrialState.WAITING]):
         study.enqueue_trial({name: value_of(build, name) for name in space})
 
     end = time.monotonic() + 60 * minutes
     while time.monotonic() < end:
+        done = len(study.get_trials(states=[TrialState.COMPLETE]))
+        study.sampler = optuna.samplers.TPESampler(
+            seed=int(np.random.SeedSequence([seed, done]).generate_state(1)[0]), n_startup_trials=6
+        )
         trial = study.ask(dict(space))
         cascade = FullCascade(Released(with_knobs(build, trial.params), training))
         cascade.fit(benchmark.task, seed=seed)
         told(_told(study.tell(trial, judge(benchmark, cascade))))
-    done = [_told(trial) for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE])]
-    return sorted(done, key=lambda trial: -trial.value)
+    found = [_told(trial) for trial in study.get_trials(states=[TrialState.COMPLETE])]
+    return sorted(found, key=lambda trial: -trial.value)
 
 
 def judge(benchmark: Benchmark, cascade: FullCascade) -> float:
@@ -133,6 +140,14 @@ def with_knobs(build: BuildConfig, knobs: Mapping[str, Any]) -> BuildConfig:
     return build
 
 
+def _end_with_a_whole_line(journal: Path) -> None:
+    """Cut off what a kill or a full disk left of a last line: the next would be read as a part of it."""
+    if journal.exists():
+        lines = journal.read_bytes()
+        if (whole := lines.rfind(b"\n") + 1) < len(lines):
+            os.truncate(journal, whole)
+
+
 def _fingerprint(benchmark: Benchmark, build: BuildConfig) -> str:
     """Changes with any row that a system sees of the benchmark, and with any knob of the build."""
     digest = hashlib.sha256(json.dumps(asdict(build), sort_keys=True).encode())
@@ -147,7 +162,7 @@ def _section(name: str) -> str:
     return name.split(".")[0]
 
 
-def _told(trial: optuna.trial.FrozenTrial) -> Trial:
+def _told(trial: FrozenTrial) -> Trial:
     assert trial.value is not None
     assert trial.duration is not None
     return Trial(dict(trial.params), trial.value, trial.duration.total_seconds())

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -60,6 +61,43 @@ def test_a_search_goes_on_with_the_trials_of_its_journal(validation, tmp_path, n
     both = tune(validation, BuildConfig(), tmp_path / "journal", **three_trials)
     assert len(both) == 6
     assert {trial.value for trial in first} < {trial.value for trial in both}
+
+
+@pytest.fixture
+def search(validation, near, monkeypatch):
+    """What a search of so many trials tries, knob by knob."""
+
+    def run(journal, trials):
+        clock, tried = iter(np.arange(1000) * 60.0), []
+        monkeypatch.setattr(tuning, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+        tune(validation, BuildConfig(), journal, minutes=trials + 0.5, told=tried.append)
+        return [trial.knobs for trial in tried]
+
+    return run
+
+
+def test_a_search_in_parts_tries_what_one_tries_that_was_never_stopped(search, tmp_path):
+    whole = search(tmp_path / "whole", 9)
+    assert len({tuple(knobs.values()) for knobs in whole}) == 9
+    assert [knobs for _ in range(3) for knobs in search(tmp_path / "parts", 3)] == whole
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_trial_in_which_a_search_was_killed_is_tried_again(search, tmp_path, monkeypatch, before):
+    whole = search(tmp_path / "whole", 4)
+    assert search(tmp_path / "killed", before) == whole[:before]
+    with monkeypatch.context() as patch:
+        patch.setattr(Wide, "fit", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            search(tmp_path / "killed", 1)
+    assert search(tmp_path / "killed", 4 - before) == whole[before:]
+
+
+def test_a_journal_whose_last_line_is_half_written_goes_on_without_it(search, tmp_path):
+    whole, journal = search(tmp_path / "whole", 4), tmp_path / "journal"
+    search(journal, 2)
+    journal.write_bytes(journal.read_bytes()[:-7])  # of the second trial's end
+    assert search(journal, 1) + search(journal, 2) == whole[1:]
 
 
 def test_a_section_without_searched_knobs_is_refused(validation, tmp_path):
