@@ -121,6 +121,7 @@ def _rankings(cascade: Cascade, data: TrainingSet, pairs: np.ndarray) -> dict[st
         followed=np.full((len(seen), 0), -1),
         tired_sellers=np.full((len(seen), 0), -1),
         speaks=made["speaks"],
+        since=made["since"],
     )
     made["recent"] = history
     made |= cascade.apply("ranking", made)
@@ -147,8 +148,10 @@ def _asked(
     made = cascade.apply("query", raw)
     queries = data.examples.queries
     market = queries.market[query].astype(np.int64)
-    made |= {"market_index": market, "speaks": data.speaks[queries.user[query]]}
-    return made, market, np.maximum(queries.time[query], 0)
+    time = np.maximum(queries.time[query], 0)
+    since = time if data.seasons is None else data.seasons.since[query]
+    made |= {"market_index": market, "speaks": data.speaks[queries.user[query]], "since": since}
+    return made, market, time
 
 
 def _impression_rows(
@@ -201,7 +204,7 @@ def _impression_scores(
         some = candidates[start : start + size]
         made, market, time = _asked(cascade, data, query[start : start + size])
         history = data.examples.queries.history[query[start : start + size]].astype(np.int64)
-        made |= cascade.retrieval.describe(some, market, time, history, made["speaks"])
+        made |= cascade.retrieval.describe(some, market, time, history, made["speaks"], made["since"])
         made["recent"] = history
         made |= cascade.apply("ranking", made)
         cosine = np.einsum("bd,bcd->bc", made["query_vector"], vectors[np.maximum(some, 0)])

@@ -142,6 +142,37 @@ def small_build(small_world_dataset: Dataset, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
+def seasonal_build(small_build: SmallBuild, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The models of the small build in a release that counts by seasons of a day to each side."""
+    from dataclasses import replace
+
+    from ensemble.build import Built
+    from ensemble.export import write_release
+    from models.calibration import Calibration
+    from models.ranker import train_ranker
+    from models.seasons import Seasons
+    from models.two_tower import train_two_tower
+
+    config, work = small_build.config, small_build.folder / "build" / "work"
+    data = small_build.built.data
+    # Training that has ended gives the models back as they were.
+    two_tower, _ = train_two_tower(data, config.two_tower, work / "two_tower", config.seed)
+    ranker, tasks, _ = train_ranker(data, config.ranker, work / "ranker", config.seed)
+    data = replace(data, seasons=Seasons.of(data.examples, 86_400))
+    release = write_release(
+        tmp_path_factory.mktemp("seasonal") / "release",
+        name="seasonal",
+        data=data,
+        two_tower=two_tower,
+        ranker=ranker,
+        tasks=tasks,
+        calibration=Calibration.identity(len(data.examples.markets), 6, len(tasks)),
+        config=config.cascade,
+    )
+    return Built(release, data)
+
+
+@pytest.fixture(scope="session")
 def small_release(small_build: SmallBuild) -> Release:
     """The release of the small world."""
     return small_build.built.release

@@ -5,7 +5,16 @@ import pytest
 
 from ensemble.cascade import Cascade
 from ensemble.stages.user_state import NULL_INTEGER
-from evaluation.report import METRICS, WEIGHTED, offline_report, raw_arrays
+from evaluation.report import (
+    METRICS,
+    RAW,
+    WEIGHTED,
+    _impression_scores,
+    offline_report,
+    ranking_and_ranker,
+    raw_arrays,
+)
+from market.statistics import PAIR_FEATURES
 from workflows.examples import TEST, query_tables
 
 pytestmark = pytest.mark.slow
@@ -87,6 +96,30 @@ def test_the_two_tower_is_ranked_over_all_contents_of_the_market(rows, small_bui
         expected = by_hand(data, market, lambda query, may: sorted(may, key=lambda c: -scores[query, c]))
         # Scores that tie but for rounding may change places.
         assert figures(rows, code, "two-tower") == pytest.approx(expected, abs=0.02)
+
+
+def test_a_release_that_counts_by_seasons_is_asked_with_the_season_of_each_query(seasonal_build):
+    """Its pair features in the report are those that training has of the same pairs."""
+    release, data = seasonal_build.release, seasonal_build.data
+    rows = offline_report(release, data, queries_per_market=50, seed=1)
+    assert {row.system for row in rows} == {"popularity", "two-tower", "cascade", RAW}
+    cascade, pairs = Cascade(release), data.examples.pairs
+    cascade.retrieval.moments = data.examples.moments
+    logged = np.arange(pairs.rows(TEST).start, pairs.rows(TEST).stop)[:200]
+    counted, season = [], PAIR_FEATURES.index("season") - len(PAIR_FEATURES)
+    describe = cascade.retrieval.describe
+
+    def noted(candidates, *asked):
+        made = describe(candidates, *asked)
+        counted.append(made["content_numbers"][..., season][candidates >= 0])
+        return made
+
+    cascade.retrieval.describe = noted
+    cascade.run["ranking"] = ranking_and_ranker(release, threads=1)
+    _impression_scores(cascade, data, logged)
+    trained = data.pair_arrays(pairs.query[logged], pairs.content[logged], np.zeros(200, bool))["season"]
+    assert trained.any()
+    np.testing.assert_allclose(np.sort(np.concatenate(counted)), np.sort(trained[:, 0]), rtol=1e-6)
 
 
 def test_users_are_the_people_who_were_asked_however_often(rows, small_build):
