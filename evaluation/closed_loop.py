@@ -24,6 +24,7 @@ from evaluation.metrics import mean_interval
 from evaluation.runs import Row
 from market.moments import UNKNOWN, LoggedMoments, Timeline
 from market.world import World
+from models.seasons import latest_events
 from supply.eligibility import Eligibility
 from workflows.examples import TEST, Examples, build_history, whole_numbers
 from workflows.habits import followed_sellers
@@ -234,7 +235,7 @@ class Player:
         user_state.history = histories_until(examples, begin, examples.latest_history.shape[1])
         user_state.seen = histories_until(examples, begin, examples.latest_seen.shape[1])
         if user_state.since is not None:
-            user_state.since = np.minimum(user_state.since, begin)
+            user_state.since = latest_events(examples, begin)
         seller, config = release.array("seller_code.npy"), self.cascade.plan.config
         user_state.sellers = followed_sellers(examples, seller, before=begin)
         user_state.tired = tired(examples, seller, config.fatigue, begin)

@@ -40,15 +40,11 @@ class Seasons:
         """
         if not examples.has_time:
             raise ValueError("features.season_days needs times in impressions; set it to 0")
-        pairs, queries = examples.pairs, examples.queries
-        event = pairs.query[np.flatnonzero(pairs.positive)]
-        user, time = queries.user[event], queries.time[event]
-        everyone = np.arange(len(examples.users))
-        end = np.full(len(everyone), examples.end)
+        queries = examples.queries
         return cls(
             EventCounts(*training_positives(examples), len(examples.contents), half_s, half_s),
-            latest_before(user, time, queries.user, queries.time, queries.time),
-            latest_before(user, time, everyone, end, end),
+            latest_before(*_events(examples), queries.user, queries.time, queries.time),
+            latest_events(examples, examples.end),
         )
 
     def around(
@@ -73,6 +69,19 @@ def training_positives(examples: Examples) -> tuple[np.ndarray, np.ndarray, np.n
     rows = np.flatnonzero(pairs.positive & (pairs.split == TRAIN))
     query = pairs.query[rows]
     return queries.market[query], pairs.content[rows], queries.time[query]
+
+
+def latest_events(examples: Examples, before: int) -> np.ndarray:
+    """When each user's latest event strictly before a second was, int64[U]; `before` where there is none."""
+    everyone = np.arange(len(examples.users))
+    end = np.full(len(everyone), before)
+    return latest_before(*_events(examples), everyone, end, end)
+
+
+def _events(examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+    """User and time of each positive: int32[E] and int64[E]."""
+    event = examples.pairs.query[np.flatnonzero(examples.pairs.positive)]
+    return examples.queries.user[event], examples.queries.time[event]
 
 
 def latest_before(

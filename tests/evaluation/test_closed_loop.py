@@ -209,6 +209,18 @@ class TestPlayer:
         for name in ("popularity", "two_tower", "cascade_slate"):
             assert np.array_equal(getattr(again, name)(asked), getattr(player, name)(asked)), name
 
+    def test_a_users_season_is_that_of_the_last_event_before_the_play(self, seasonal_build, world, requests):
+        release, examples = seasonal_build.release, seasonal_build.data.examples
+        player = Player(release, examples, world, requests.begin, seed=5)
+        pairs, queries = examples.pairs, examples.queries
+        latest = np.full(len(examples.users), requests.begin)
+        for query in pairs.query[pairs.positive & (queries.time[pairs.query] < requests.begin)]:
+            user, time = queries.user[query], queries.time[query]
+            latest[user] = time if latest[user] == requests.begin else max(latest[user], time)
+        went_on = seasonal_build.data.seasons.latest > requests.begin
+        assert (went_on & (latest < requests.begin)).any()
+        np.testing.assert_array_equal(player.user_state.since, latest)
+
     @pytest.mark.parametrize("policy", ["random", "popularity", "two_tower", "cascade_slate", "oracle"])
     def test_a_slate_is_of_the_market_open_distinct_and_not_clicked_before(
         self, player, examples, requests, policy
