@@ -166,7 +166,7 @@ def calibration_interval(
         labels: 0 or 1, [N].
         probabilities: in [0, 1], [N].
         cluster: int64[N], rows with equal numbers are not independent.
-        bins: number of bins; fewer where there are fewer predictions.
+        bins: number of bins; fewer where there are fewer predictions. Equal ones are in one bin.
 
     Raises:
         ValueError: there are no predictions, or one is outside [0, 1].
@@ -178,9 +178,12 @@ def _signed_gaps(labels: np.ndarray, probabilities: np.ndarray, bins: int) -> np
     """Of each prediction, how far it is from its label, positive on the side on which its bin errs."""
     gaps = labels - probabilities
     order = np.argsort(probabilities, kind="stable")
-    for part in np.array_split(order, min(bins, len(gaps))):
-        gaps[part] *= np.sign(gaps[part].sum())
-    return gaps
+    rank = np.arange(len(gaps))
+    starts = np.array([part[0] for part in np.array_split(rank, min(bins, len(gaps)))])
+    # Equal predictions are of one bin: what parts them would be the order in which the rows came.
+    rank[order] = np.searchsorted(probabilities[order], probabilities[order])
+    of = np.searchsorted(starts, rank, side="right") - 1
+    return gaps * np.sign(np.bincount(of, gaps))[of]
 
 
 def interval(values: np.ndarray, confidence: float = 0.95) -> Interval:

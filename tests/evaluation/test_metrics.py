@@ -210,6 +210,16 @@ def test_the_interval_of_an_auc_covers_it_also_where_rows_come_in_clusters():
     assert covered / 400 == pytest.approx(0.95, abs=0.04)
 
 
+def test_equal_predictions_are_one_bin_in_whatever_order_they_come():
+    labels, constant, alone = np.repeat([1.0, 0.0], [100, 900]), np.full(1000, 0.1), np.arange(1000)
+    assert metrics.calibration_interval(labels, constant, alone).mean == pytest.approx(0)
+    rng = np.random.default_rng(5)
+    chance = np.round(rng.random(1000), 1)
+    found = metrics.calibration_interval(labels, chance, alone)
+    mixed = rng.permutation(1000)
+    assert metrics.calibration_interval(labels[mixed], chance[mixed], alone) == pytest.approx(found)
+
+
 def test_the_interval_of_a_calibration_error_holds_it_and_is_over_people():
     random = np.random.default_rng(0)
     chance = random.uniform(0.05, 0.3, 4_000)
