@@ -34,7 +34,12 @@ def read_text(path: Path, columns: Sequence[str], separator: str, *, header: boo
     try:
         with path.open(encoding="utf-8", newline="") as lines:
             quoting: Any = csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE
-            rows = list(csv.reader(lines, delimiter=separator, quoting=quoting))
+            reader = csv.reader(lines, delimiter=separator, quoting=quoting)
+            # A quoted field may hold line breaks, so that a row ends on a later line than it stands on.
+            rows, ends = [], [0]
+            for row in reader:
+                rows.append(row)
+                ends.append(reader.line_num)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ImportProblem(f"{path} is not UTF-8 text ({error}); download it again.") from None
     names = rows[0] if header and rows else list(columns)
@@ -44,17 +49,21 @@ def read_text(path: Path, columns: Sequence[str], separator: str, *, header: boo
             f"{path}: line 1 names no column {', '.join(missing)}; it names {', '.join(names)}. "
             "Use the file as published."
         )
-    body = rows[header:]
+    body, stands_on = rows[header:], [end + 1 for end in ends[header:-1]]
     if not body:
         raise ImportProblem(f"{path} has no rows; download it again.")
-    for line, row in enumerate(body, 1 + header):
+    for line, row in zip(stands_on, body):
         if len(row) != len(names):
             raise ImportProblem(
                 f"{path}: line {line} has {len(row)} fields, expected {len(names)} ({', '.join(names)}). "
                 "The file may be cut short or of another version: download it again."
             )
-    index = pd.RangeIndex(1 + header, 1 + header + len(body))
-    return pd.DataFrame(body, index=index, columns=names)[list(columns)]
+    return pd.DataFrame(body, index=stands_on, columns=names)[list(columns)]
+
+
+def expect_text(path: Path, text: pd.Series) -> None:
+    """Refuse an empty field in the column `text` of `read_text`; raises `ImportProblem`."""
+    _refuse(path, text, text == "", "a text")
 
 
 def integers(path: Path, text: pd.Series) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from market.importers.reading import ImportProblem, dates, find, numbers, read_text
+from market.importers.reading import ImportProblem, dates, expect_text, find, numbers, read_text
 from market.profiles import MARKETS
 from market.tables import Tables, validate
 
@@ -50,6 +50,7 @@ def _market(code: str, path: Path) -> pd.DataFrame:
             f"market/profiles.py beside {', '.join(MARKETS)}."
         )
     frame = read_text(path, ["userId", "itemId", "rate", "date"], " ", header=True)
+    expect_text(path, frame["userId"])
     return pd.DataFrame(
         {
             "user_id": market + ":" + frame["userId"],

@@ -9,6 +9,7 @@ from scipy.sparse import coo_matrix, save_npz
 
 from market.dataset import write_dataset
 from market.importers import IMPORTERS, ImportProblem, read
+from market.importers.reading import integers, read_text
 from market.tables import OUTCOMES, Tables
 
 
@@ -78,6 +79,7 @@ def test_xmarket_reads_the_markets_that_are_there(tmp_path):
             "userId itemId rate date\nA X 5 2020-01-02\nA X 5 02.01.2020\n",
             "line 3, column date: '02.01.2020'",
         ),
+        ("userId itemId rate date\nA X 5 2020-01-02\n Y 5 2020-01-02\n", "line 3, column userId: '' is not"),
         ("userId itemId rate date\n", "has no rows"),
         ("", "has no rows"),
     ],
@@ -329,6 +331,18 @@ def test_kuairand_unknown_users_videos_and_lengths_stay_unknown(tmp_path):
     video = tables.contents.set_index("content_id").loc["71"]
     assert video.drop(["kind", "markets"]).isna().all()  # a length of 0 is unknown too
     assert sorted(tables.users["user_id"]) == ["1", "2"]  # user 9 never appears in the log
+
+
+def test_a_row_is_named_by_its_line_where_quoted_fields_go_over_several(tmp_path):
+    file = tmp_path / "file.csv"
+    file.write_text('name,number\n"two\nlines",1\n"three\n\nlines",2\nbad,x\n')
+    text = read_text(file, ["number", "name"], ",", header=True)
+    assert dict(text["name"]) == {2: "two\nlines", 4: "three\n\nlines", 7: "bad"}
+    with pytest.raises(ImportProblem, match="line 7, column number: 'x'"):
+        integers(file, text["number"])
+    file.write_text('name,number\n"two\nlines",1\nbad\n')
+    with pytest.raises(ImportProblem, match="line 4 has 1 fields"):
+        read_text(file, ["number", "name"], ",", header=True)
 
 
 @pytest.mark.parametrize(
