@@ -39,6 +39,9 @@ HISTORY_COLUMNS = ("content_id", "category", "seller_id")
 #: Columns of a seller that are features of its contents.
 SIGNS = ("rating", "followers")
 
+#: Prices above are this one (US dollars): what is computed of a float32 stays finite.
+DEAREST_USD = 1e12
+
 NO_TIME = np.iinfo(np.int64).min
 
 #: Histories that are put together at once.
@@ -648,7 +651,8 @@ def content_frame(contents: pd.DataFrame) -> pd.DataFrame:
     if "duration_s" in contents:
         frame["duration_s"] = contents["duration_s"].astype("float32")
     if "price" in contents and "currency" in contents:
-        frame["price_usd"] = (contents["price"] * contents["currency"].map(_usd_per_unit())).astype("float32")
+        usd = contents["price"] * contents["currency"].map(_usd_per_unit())
+        frame["price_usd"] = usd.clip(upper=DEAREST_USD).astype("float32")
     for name in (f"seller_{sign}" for sign in SIGNS):
         if name in contents:
             frame[name] = contents[name]

@@ -456,6 +456,15 @@ def test_prices_are_in_us_dollars():
     assert list(frame) == ["content_id", "kind", "content_language", "price_usd", "content_x_topic"]
 
 
+def test_a_price_that_no_float_holds_in_dollars_leaves_features_of_prices_finite(small_examples):
+    count = len(small_examples.contents)
+    dearest = np.where(np.arange(count) % 2, np.finfo(np.float32).max, 1).astype(np.float32)
+    examples = replace(small_examples, contents=small_examples.contents.assign(price=dearest, currency="GBP"))
+    price, market = content_frame(examples.contents)["price_usd"], np.arange(2)[:, None]
+    assert np.isfinite(price).all()
+    assert np.isfinite(offers(examples)(market, np.arange(count)[None], np.full((1, 1), -1))).all()
+
+
 def test_raw_queries_equal_the_tables(small_examples):
     rows = np.random.default_rng(0).permutation(len(small_examples.queries))[:150]
     found = pd.concat([table.to_pandas() for table in query_tables(small_examples, rows, chunk=64)])
