@@ -6,21 +6,25 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
-from ensemble.build import BuildConfig, build_release
+from ensemble.build import BuildConfig, Built, build_release
 from ensemble.cascade import Cascade
 from ensemble.distil import ranked
-from ensemble.release import Release
+from ensemble.export import tired
 from ensemble.steps import check_inputs
 from evaluation.systems import KNOWN
 from evaluation.tasks import ProgressLog, Task
 from market.dataset import write_dataset
+from market.tables import POSITIVE_OUTCOMES
 from market.watch_time import WatchTime
-from models.seasons import latest_before
+from models.seasons import latest_events
 from models.training import quiet
+from workflows.examples import TRAIN, UNFINISHED_OUTCOMES, Examples
+from workflows.habits import followed_sellers
 
 #: Contents beyond the candidates rank below every candidate, in the two-tower's order.
 BELOW = 1e6
@@ -61,11 +65,12 @@ class Released:
                 progress=self.training,
                 step=progress or (lambda name: None),
             )
-            self.use(built.release, task)
+            self.use(built, task)
         self.key = (id(task), seed)
 
-    def use(self, release: Release, task: Task) -> None:
+    def use(self, built: Built, task: Task) -> None:
         """Score with a release that was built from the task's own tables."""
+        release = built.release
         self.cascade = Cascade(release, threads=2)
         self.user_id = task.tables.users["user_id"].to_numpy(object)
         self.market = task.tables.users["market"].to_numpy(object)
@@ -79,15 +84,27 @@ class Released:
             self.duration_s = task.tables.contents["duration_s"].to_numpy(np.float32)
 
         stage = self.cascade.user_state
-        self.known = stage.history, stage.seen, stage.since
-        wanted = task.validation()
-        since = None
-        if stage.since is not None:
-            assert task.train.time is not None
-            rows, everyone = task.train.positive(task.target), np.arange(task.users)
-            end = np.full(task.users, self.cascade.plan.as_of)
-            since = latest_before(task.train.user[rows], task.train.time[rows], everyone, end, end)
-        self.trained = _without(stage.history, wanted), _without(stage.seen, wanted), since
+        self.known = self.trained = _Past(stage.history, stage.seen, stage.since, stage.sellers, stage.tired)
+        if task.valid is not None:
+            self.trained = self._past_of_training(built.data.examples, task, release.array("seller_code.npy"))
+
+    def _past_of_training(self, examples: Examples, task: Task, seller: np.ndarray) -> _Past:
+        """What the release knows of users at the end of the log but for what validation rows say.
+
+        Args:
+            seller: int32[N], codes of the contents' sellers, -1 where unknown.
+        """
+        events = [name for name in POSITIVE_OUTCOMES if name in task.train.outcomes]
+        ends = [name for name in events if name not in UNFINISHED_OUTCOMES]
+        learned = replace(examples, pairs=examples.pairs.part(TRAIN))
+        plan = self.cascade.plan
+        return _Past(
+            _without(self.known.history, task.validation(*events)),
+            _without(self.known.seen, task.validation(*ends)),
+            None if self.known.since is None else latest_events(learned, plan.as_of),
+            followed_sellers(learned, seller),
+            tired(learned, seller, plan.config.fatigue, plan.as_of),
+        )
 
     def queries(self, users: np.ndarray, known: bool = False) -> dict[str, np.ndarray]:
         """The cascade's tensors after its query step, for users int64[B] at the end of the log.
@@ -96,7 +113,8 @@ class Released:
             known: the validation rows are part of the histories.
         """
         state = self.cascade.user_state
-        state.history, state.seen, state.since = self.known if known else self.trained
+        past = self.known if known else self.trained
+        state.history, state.seen, state.since, state.sellers, state.tired = past
         request = {
             "user_id": self.user_id[users],
             "market": self.market[users],
@@ -116,6 +134,16 @@ class Released:
             return self.cascade.blend(probabilities, candidates, made["market_index"])
         rank = probabilities[..., self.cascade.plan.tasks.index("watch")]
         return self.times.seconds(rank, self.duration_s[candidates])
+
+
+class _Past(NamedTuple):
+    """What `user_state` knows of users, under the names that it has there."""
+
+    history: np.ndarray
+    seen: np.ndarray
+    since: np.ndarray | None
+    sellers: np.ndarray
+    tired: dict[str, np.ndarray]
 
 
 def _without(histories: np.ndarray, wanted: sp.csr_matrix) -> np.ndarray:

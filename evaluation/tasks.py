@@ -109,14 +109,15 @@ class Task:
         rows = self.train.positive(*(outcomes or (self.target,)))
         return pairs(self.train.user[rows], self.train.item[rows], (self.users, self.items))
 
-    def validation(self) -> sp.csr_matrix:
-        """float32[U, I], 1 where a user has a validation row with the target and no training row."""
+    def validation(self, *outcomes: str | None) -> sp.csr_matrix:
+        """float32[U, I], 1 where a user has a validation row with any of the outcomes (the target) and no
+        training row with one."""
         shape = (self.users, self.items)
         if self.valid is None:
             return sp.csr_matrix(shape, dtype=np.float32)
-        rows = self.valid.positive(self.target)
+        rows = self.valid.positive(*(outcomes or (self.target,)))
         wanted = pairs(self.valid.user[rows], self.valid.item[rows], shape)
-        wanted = wanted - wanted.multiply(pairs(self.train.user, self.train.item, shape))
+        wanted = wanted - wanted.multiply(self.matrix(*outcomes))
         wanted.eliminate_zeros()
         return wanted.tocsr()
 

@@ -162,6 +162,18 @@ class Pairs:
         first, last = np.searchsorted(self.split, [split, split + 1])
         return slice(int(first), int(last))
 
+    def part(self, split: int) -> Pairs:
+        """The pairs of one split."""
+        rows = self.rows(split)
+        return Pairs(
+            self.query[rows],
+            self.content[rows],
+            self.positive[rows],
+            {name: values[rows] for name, values in self.outcomes.items()},
+            self.split[rows],
+            None if self.propensity is None else self.propensity[rows],
+        )
+
 
 @dataclass(frozen=True)
 class Examples:

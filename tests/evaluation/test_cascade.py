@@ -3,12 +3,15 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import evaluation.cascade
 from evaluation.cascade import BELOW, FullCascade, Released, TwoTower
 from evaluation.command import load_tables
-from evaluation.protocols import benchmarks
+from evaluation.protocols import benchmarks, parts
+from market.tables import OUTCOMES
+from supply.fatigue import FatigueConfig
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +26,7 @@ def task(small_world_dataset):
 @pytest.fixture(scope="module")
 def released(small_build, task):
     systems = Released(small_build.config)
-    systems.use(small_build.built.release, task)
+    systems.use(small_build.built, task)
     return systems
 
 
@@ -86,12 +89,47 @@ def test_validation_rows_are_history_only_where_the_name_says_so(released, task)
     assert (told.score(users) != FullCascade(released).score(users)).any()
 
 
+def test_nothing_that_validation_rows_alone_say_is_known_without_them(
+    small_world_dataset, small_build, tmp_path
+):
+    """Of people who were shown in training, and did not want, what they wanted later."""
+    tables = load_tables("dataset", small_world_dataset.path)
+    log = tables.impressions.assign(follow=tables.impressions["click"])
+    wanted = log[(parts(tables) == "valid") & (log["click"] == 1)]
+    in_vain = wanted.assign(time=log["time"].min(), **{name: 0 for name in OUTCOMES if name in log})
+    log = pd.concat([in_vain, log], ignore_index=True)
+    task = benchmarks(replace(tables, impressions=log))[0].task
+    fatigue = FatigueConfig(window_h=24 * 7, content_shows=1)
+    released = Released(
+        replace(small_build.config, cascade=replace(small_build.config.cascade, fatigue=fatigue))
+    )
+    released.fit(task, 3, None)
+
+    train, sold_by = task.train, pd.factorize(task.tables.contents["seller_id"], sort=True)[0]
+    clicked = set(zip(train.user[train.positive("click")], train.item[train.positive("click")]))
+    followed = {(user, sold_by[content]) for user, content in clicked}
+    shown = set(zip(train.user, train.item))
+    for kept, told, learned in (
+        (released.trained.history, released.known.history, clicked),
+        (released.trained.seen, released.known.seen, clicked),
+        (released.trained.sellers, released.known.sellers, followed),
+        (released.trained.tired["contents"], released.known.tired["contents"], shown),
+    ):
+        listed, more = (
+            {(user, what[user, at]) for user, at in np.argwhere(what >= 0)} for what in (kept, told)
+        )
+        assert listed
+        assert listed <= learned
+        assert more - learned
+    np.testing.assert_array_equal(released.queries(USERS)["followed"], released.trained.sellers[USERS])
+
+
 def test_a_task_of_watch_time_is_answered_in_seconds(small_build, task):
     tables = task.tables
     contents = tables.contents.assign(duration_s=tables.contents["duration_s"].fillna(0))
     asked = replace(task, target="watch_s", tables=replace(tables, contents=contents))
     released = Released(small_build.config)
-    released.use(small_build.built.release, asked)
+    released.use(small_build.built, asked)
     candidates = np.tile(np.flatnonzero(contents["duration_s"] > 0)[:50], (len(USERS), 1))
     seconds = FullCascade(released).score(USERS, candidates)
     log = tables.impressions["watch_s"]
