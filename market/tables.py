@@ -141,7 +141,7 @@ def _vectors(values: pd.Series) -> pd.Series:
     return values.map(
         lambda vector: (
             isinstance(vector, list | tuple | np.ndarray)
-            and len(vector) == length > 0
+            and np.shape(vector) == (length,) != (0,)
             and bool(np.isfinite(np.asarray(vector, np.float32)).all())
         )
     )
@@ -170,9 +170,18 @@ _FINITE = Rule(lambda values: np.isfinite(values.astype(np.float32)), "not a fin
 _AMOUNT = _between(0, float(np.finfo(np.float32).max), "must be a finite number, 0 or more.")
 _COUNT = _between(0, np.iinfo(np.int32).max, "must be from 0 to 2,147,483,647.")
 _POSITION = _between(0, np.iinfo(np.int16).max, "must be from 0 (the first of the slate) to 32,767.")
-_INTEGER = _between(-(2**63), 2**63 - 1, "does not fit 64 bits.")
+_INTEGER = Rule(
+    # Beside floats 2^63 - 1 would be one, too, and that is 2^63.
+    lambda values: (
+        (values >= -(2**63)) & (values < 2.0**63 if is_float_dtype(values) else values <= 2**63 - 1)
+    ),
+    "does not fit 64 bits.",
+)
 _FLAG = _between(0, 1, "must be 1 (it happened) or 0 (it did not).")
-_PROPENSITY = Rule(lambda values: (values > 0) & (values <= 1), "must be a probability above 0, up to 1.")
+_PROPENSITY = Rule(
+    lambda values: (values.astype(np.float32) > 0) & (values <= 1),
+    "must be a probability up to 1, and above 0 as a float32; weights are one over it.",
+)
 _VECTOR = Rule(_vectors, "must be as long as the first vector of the column and hold finite numbers alone.")
 
 _KEY = Column("str", _TEXT, required=True, nullable=False, unique=True)

@@ -137,6 +137,9 @@ def test_a_repeated_key_is_refused(table):
         ("click", [0.5, 1, 0], 1),
         ("click", [0, 1, None], 1),
         ("propensity", [0.0, 1.0, 1.1], 2),
+        ("propensity", [1e-60, 1.0, 0.5], 1),
+        ("request_id", [2.0**63, 1.0, -(2.0**63)], 1),
+        ("request_id", np.array([2**63, 1, 2], np.uint64), 1),
         ("position", [0, -1, 40_000], 2),
         ("watch_s", [-1.0, np.inf, np.nan], 2),
         ("watch_s", ["1", "2", "3"], 3),
@@ -166,12 +169,20 @@ def test_a_wrong_value_is_counted_shown_and_explained(column, values, rows):
         ("v_image", [[1.0, 2.0], [1.0]]),
         ("v_image", [[1.0, 2.0], [1.0, np.nan]]),
         ("v_image", [[1.0], "no vector"]),
+        ("v_image", [np.zeros(2), np.zeros((2, 2))]),
         ("x_topic", [["a"], "b"]),
     ],
 )
 def test_a_wrong_attribute_of_a_content_is_one_row_to_mend(column, values):
     problem = only_problem_of(contents=contents().assign(**{column: values}))
     assert (problem.table, problem.column, problem.rows) == ("contents", column, 1)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "Int64"])
+def test_request_ids_are_any_64_bits(dtype):
+    ends = pd.array([-(2**63), 2**63 - 1, 0], dtype)
+    valid = validate(tables(impressions=impressions().assign(request_id=ends)))
+    assert valid.impressions["request_id"].tolist() == [-(2**63), 2**63 - 1, 0]
 
 
 def test_vectors_of_one_length_are_kept():
