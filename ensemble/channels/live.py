@@ -25,7 +25,8 @@ def live(asked: MarketQueries, count: int) -> np.ndarray:
     known = open_ & ~np.isnan(viewers)
     if not known.any():
         return first_kept(rooms, open_, min(count, len(rooms)))
-    total = np.sum(np.broadcast_to(viewers, open_.shape), axis=1, where=known)
+    # In float64 whole numbers add up the same in every order: rooms open to others stand between in a batch.
+    total = np.sum(np.broadcast_to(viewers, open_.shape), axis=1, where=known, dtype=np.float64)
     usual = total / np.maximum(known.sum(axis=1), 1)
     age = np.maximum(asked.time[:, None] - shelf.opens[rooms], 0)
     weight = np.where(known, age / (age + PRIOR_S), 0)

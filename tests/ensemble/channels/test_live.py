@@ -1,5 +1,7 @@
 """The live channel proposes rooms that are open now, by viewers."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from ensemble.channels.live import PRIOR_S, live
@@ -47,3 +49,12 @@ def test_each_request_is_compared_with_the_rooms_open_to_it():
     both = live(asked(of, seen=[[0], [-1]]), 3)
     assert both[0].tolist() == [1, 2, -1]  # the mean is 3.5 without the large room
     assert both[1].tolist() == [0, 2, 1]
+
+
+def test_a_request_has_the_rooms_of_its_own_batch_though_others_are_open_to_another():
+    """Of so many people float32 sums depend on what stands between, by as much as two rooms differ here."""
+    mine, viewers = np.arange(64) % 2 == 0, np.ones(64)
+    viewers[[0, 10, 18]] = 2**24, np.nan, 559_241
+    of = rooms(viewers, [OLD] * 64, ends=np.where(mine, NEVER, NOW - 1))
+    both = replace(asked(of, seen=((), ())), time=np.array([NOW, NOW - 10]))
+    assert live(both, 3)[0].tolist() == live(asked(of), 3)[0].tolist() == [0, 10, 18]
