@@ -48,7 +48,7 @@ class Shelf:
         by_trend: int64[n], the same by `market.statistics.trend`.
         turn: int64[n], how many contents are newer than each, of equal age those before it.
         fresh: int64[*], places of little exposed contents of known age, newest first; see `running`.
-        rooms: int64[*], places of live rooms, newest first.
+        rooms: int64[*], places of live rooms; `running` has them newest first.
         viewers: float32[n], people in each room now; NaN where that is not known.
         of_sellers: int64[*], places by seller and, of one seller, newest first; those of the seller s are
             `of_sellers[first_of[s]:first_of[s + 1]]`.
@@ -87,7 +87,7 @@ class Shelf:
         newest = np.argsort(-self.opens, kind="stable")
         self.turn = np.argsort(newest)
         self.fresh = newest[(fresh[self.rows] & (self.opens > 0))[newest]]
-        self.rooms = newest[live[self.rows][newest]]
+        self.rooms = np.flatnonzero(live[self.rows])
         self._hour, self._running = NONE, (self.fresh, self.rooms)
         self.viewers = np.full(len(self.rows), np.nan, np.float32)
         of = seller[self.rows][newest]
@@ -102,12 +102,17 @@ class Shelf:
         """Take over the state of contents `rows` int64[*]; arrays of that length."""
         here = self.place[rows] < len(self.rows)
         place = self.place[rows[here]]
-        if (ends[here] > self.ends[place]).any():
-            self._hour = NONE
+        longer, moved = (ends[here] > self.ends[place]).any(), (opens[here] != self.opens[place]).any()
         self.opens[place], self.ends[place], self.viewers[place] = opens[here], ends[here], viewers[here]
+        if longer:
+            self._hour = NONE
+        elif moved:
+            fresh, rooms = self._running
+            self._running = fresh, self._newest(rooms)
 
     def running(self, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`fresh` and `rooms` without what had ended when the hour of the first of these times began.
+        """`fresh` and `rooms`, the newest first, without what had ended when the hour of the first of these
+        times began.
 
         Of all rooms that there ever were few are left, and the requests of an hour need not look for them
         anew.
@@ -115,8 +120,12 @@ class Shelf:
         hour = int(time.min()) // 3600
         if hour != self._hour:
             fresh, rooms = (places[self.ends[places] > hour * 3600] for places in (self.fresh, self.rooms))
-            self._hour, self._running = hour, (fresh, rooms)
+            self._hour, self._running = hour, (fresh, self._newest(rooms))
         return self._running
+
+    def _newest(self, rooms: np.ndarray) -> np.ndarray:
+        """Places of rooms int64[*], those first that opened last: events say when, so it changes."""
+        return rooms[np.lexsort((rooms, -self.opens[rooms]))]
 
     def of(self, sellers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Contents of sellers int64[b, F], -1 fills: rows of `sellers` int64[*] and places int64[*]."""

@@ -60,7 +60,9 @@ class Retrieval:
             Shelf(
                 available[m],
                 index=read_index(release, m, vectors[available[m]]),
-                opens=self.eligibility.opens,
+                # As published: what events say since then follows, so that a process which starts now
+                # has the order of one that saw them come.
+                opens=self.created_at,
                 ends=self.eligibility.ends,
                 popularity=popularity[m],
                 trend=trend[m],

@@ -266,6 +266,33 @@ def test_viewers_order_the_live_channel_from_the_next_request_on(worlds, tmp_pat
     assert live(asked(shelf, time=synthetic.END), 99)[0].tolist() == [oldest, *others, newest]
 
 
+def test_a_room_that_has_just_opened_comes_first_where_no_number_is_known(worlds, tmp_path):
+    release, journal = worlds(3), Journal(tmp_path)
+    stage = Retrieval(release, Steering(state=tmp_path))
+    shelf = stage.shelves[1]
+    *others, oldest = live(asked(shelf, time=synthetic.END), 99)[0].tolist()
+    content = str(stage_id(release, shelf.rows[oldest]))
+    journal.append([{"event": "started", "content": content, "time": synthetic.END - 1}])
+    stage(**ask(release, 1, 2))
+    assert live(asked(shelf, time=synthetic.END), 99)[0].tolist() == [oldest, *others]
+
+
+@given(SEEDS, NUMBERS)
+@settings(max_examples=30, deadline=None)
+def test_a_process_that_starts_late_finds_what_one_finds_that_saw_the_events_come(
+    worlds, tmp_path_factory, world, seed
+):
+    release, random, state = worlds(world), np.random.default_rng(seed), tmp_path_factory.mktemp("state")
+    seeing, request = Retrieval(release, Steering(state=state)), ask(release, seed, 8)
+    request["time"][:] = synthetic.END
+    for content in random.choice(release.array("text_content_id.npy"), 6):
+        opened = {"event": "started", "content": str(content), "time": int(random.integers(synthetic.END))}
+        Journal(state).append([opened])
+        seen = seeing(**request)
+    for name, array in Retrieval(release, Steering(state=state))(**request).items():
+        np.testing.assert_array_equal(array, seen[name], name)
+
+
 def stage_id(release, row):
     return release.array("text_content_id.npy")[row]
 
