@@ -226,7 +226,8 @@ def shown_where(examples: Examples, known: np.ndarray) -> np.ndarray:
     languages, code, _ = language_codes(examples)
     for place in np.flatnonzero(~known):
         fit = language_fit(profile(examples.markets[place]).languages, languages)[-1, code]
-        if (spoken := shown[place] & (fit > FOREIGN)).any():
+        spoken = shown[place] & (fit > FOREIGN)
+        if (spoken & (code >= 0)).any():  # of unknown languages alone a market does not live
             shown[place] = spoken
     return shown
 

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ import ensemble.export
 from ensemble.adjust import adjust
 from ensemble.build import BuildConfig, build_release
 from ensemble.cascade import Cascade, cascade_steps
-from ensemble.export import content_vectors, raw_contents, search_indexes, write_release
+from ensemble.export import content_vectors, raw_contents, search_indexes, shown_where, write_release
 from ensemble.plan import Plan
 from ensemble.search import MOST_QUERIES, MarketIndex
 from ensemble.stages.user_state import NULL_INTEGER
@@ -162,6 +163,25 @@ def test_nulls_of_users_are_stored_as_the_stage_writes_those_of_strangers(values
     stored = ensemble.export._attribute(values, kind)
     assert stored.tolist() == expected
     assert not stored.dtype.hasobject
+
+
+@pytest.mark.parametrize(
+    ("languages", "shown"),
+    [
+        (["id", None, "id"], [True, True, True]),
+        (["id", None, "de"], [False, True, True]),
+        (["id", "id", "id"], [True, True, True]),
+        ([None, None, None], [True, True, True]),
+    ],
+)
+def test_a_little_known_market_shows_all_unless_it_sells_something_in_its_languages(languages, shown):
+    examples = SimpleNamespace(
+        markets=("DE",),
+        available=np.ones((1, 3), bool),
+        contents=pd.DataFrame({"language": languages}),
+        users=pd.DataFrame({"language": ["de"]}),
+    )
+    assert shown_where(examples, np.array([False])).tolist() == [shown]
 
 
 def test_moments_and_groups_that_are_unknown_have_their_own_codes():
