@@ -49,6 +49,8 @@ QUOTAS = {
 LIMITS = ("frequency_cap", "seller_cap", "category_cap", "slots")
 DIVERSITIES = ("mmr", "dpp")
 RULES = (*LIMITS, *DIVERSITIES, "exploration")
+MOST = 1e9
+"""Weights and prices lie within this, so that a value is never more than a float32 holds."""
 MOST_LIMITS = 15
 """Limits of a slate, each slot one and the frequency cap two, of contents and of sellers: re-ordering has a
 bit for each in a uint16, all 16 mark what is gone."""
@@ -147,7 +149,8 @@ class CascadeConfig:
         expect(self, "cascade", f"retrieved candidates pool slate {counts}", least=1)
         expect(self, "cascade", "trending_half_life_h trending_prior", above=0)
         expect(self, "cascade", "category_share", above=0, most=1)
-        expect(self, "cascade", "fresh_exposures price_usd", least=0)
+        expect(self, "cascade", "fresh_exposures", least=0)
+        expect(self, "cascade", "price_usd", least=0, most=MOST)
         expect(self, "cascade", "explore", least=0, most=0.5)
         if not self.slate <= self.pool <= self.candidates <= self.retrieved:
             raise ValueError(
@@ -196,6 +199,8 @@ class CascadeConfig:
                     raise ValueError(f"cascade.{name} has {task!r}; there are {', '.join(WEIGHTS)}")
                 if not math.isfinite(weight):
                     raise ValueError(f"cascade.{name}.{task} is {weight}; it must be a finite number")
+                if abs(weight) > MOST:
+                    raise ValueError(f"cascade.{name}.{task} is {weight}; it must lie within {MOST:g} of 0")
                 if weight * WEIGHTS[task] < 0:
                     sign = "positive" if weight > 0 else "negative"
                     raise ValueError(f"cascade.{name}.{task} is {weight}; it must not be {sign}")

@@ -121,17 +121,19 @@ def ranking(
 def held_out_pairs(tables: Tables, stage: Stage, seed: int) -> Benchmark:
     """Preference: one liked and one hated content per user, drawn at random; AUC(like) over all of them.
 
-    The columns of the contract that are known only after an exposure are outcomes, none a feature.
+    All rows of a user and a content are held out together: one would tell the label of the others. The
+    columns of the contract that are known only after an exposure are outcomes, none a feature.
     """
     log, markets = _index(tables)
     part = np.full(len(log), "train", dtype=object)
+    pair = log.user * len(tables.contents) + log.item
     rng = np.random.default_rng(seed)
     for held_out in ("test", "valid"):
         liked = _one_per_user(rng, log.user, (part == "train") & log.positive("like"))
         hated = _one_per_user(rng, log.user, (part == "train") & log.positive("negative"))
         both = liked.index.intersection(hated.index)
         rows = np.stack([liked[both], hated[both]], axis=1)
-        part[rows.ravel()] = held_out
+        part[np.isin(pair, pair[rows]) & (part == "train")] = held_out
         if held_out == stage:
             break
     task = _task(tables, log, markets, part, stage, name=f"{tables.name} (likes)", target="like")

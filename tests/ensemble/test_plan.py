@@ -57,6 +57,8 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
         ({"weights_for": {"ZZ.live": {}}}, "cascade.weights_for has 'ZZ.live'"),
         ({"weights_for": {"ID": {"buy": 1.0}}}, "cascade.weights_for.ID has 'buy'"),
         ({"price_usd": float("inf")}, "cascade.price_usd is inf"),
+        ({"price_usd": 1e39}, "cascade.price_usd is 1e+39; it must be from 0 to 1"),
+        ({"weights": {"order": 1e39}}, "cascade.weights.order is 1e+39; it must lie within 1e+09 of 0"),
         ({"rules": ("seller_cap", "luck")}, "cascade.rules has 'luck'; there are frequency_cap"),
         ({"rules": ("mmr", "dpp")}, "cascade.rules has mmr and dpp"),
         ({"rules": ("mmr", "mmr")}, "must name each rule once"),

@@ -141,7 +141,15 @@ def test_hiding_the_labels_of_held_out_pairs_changes_nothing_that_a_system_sees(
     benchmark = held_out_pairs(tables, "test", seed=0)
     visible = set(benchmark.task.tables.impressions["time"])  # times are unique
     hidden = ~tables.impressions["time"].isin(visible)
-    assert hidden.sum() == sum(exam.labels.size for exam in benchmark.exams)
+    log = tables.impressions
+    asked = {
+        (f"u{user}", f"c{item}")
+        for exam in benchmark.exams
+        for user, items in zip(exam.users, exam.candidates)
+        for item in items
+    }
+    assert hidden.tolist() == [pair in asked for pair in zip(log["user_id"], log["content_id"])]
+    assert hidden.sum() > sum(exam.labels.size for exam in benchmark.exams), "no pair has two rows"
     assert len(benchmark.task.train) == (~hidden).sum()
 
 
