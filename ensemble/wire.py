@@ -22,6 +22,10 @@ WIRE_REQUEST = (TensorSpec("request", object),)
 """What `feed` takes: a row is a JSON object with a value for each tensor of `REQUEST`, lists for the tensors
 of two dimensions; it may leave out the optional ones."""
 
+MOST_IDS = 10_000
+"""Ids in a list of a request. Requests that share a run have lists as long as the longest of them, so one of
+a hundred thousand would hold up everybody's."""
+
 _NUMBERS = {
     "slate_channel": np.int32,
     "slate_reason": np.int32,
@@ -144,10 +148,12 @@ def _row(number: int, text: str) -> list[Any]:
         )
     values = []
     for name, fits, kind, many in _KEYS:
-        value = said.get(name, _OPTIONAL.get(name))
+        value: Any = said.get(name, _OPTIONAL.get(name))
         if not (isinstance(value, list) and all(map(fits, value)) if many else fits(value)):
             wanted = f"a list of {kind}" if many else kind
             raise _invalid(f"'{name}' of request {number} is {str(value)[:60]!r}; send {wanted}")
+        if many and len(value) > MOST_IDS:
+            raise _invalid(f"'{name}' of request {number} has {len(value):,} ids; send at most {MOST_IDS:,}")
         values.append(value)
     return values
 

@@ -103,6 +103,7 @@ SOUND = {
         ({"exclude_sellers": "s"}, "'exclude_sellers' of request 1 is 's'; send a list of text"),
         ({"exclude_sellers": None}, "'exclude_sellers'"),
         ({"languages": ["en", 1]}, "'languages'"),
+        ({"exclude": ["a"] * 10_001}, "'exclude' of request 1 has 10,001 ids; send at most 10,000"),
         ({"colour": 1}, "request 1 is not an object of user_id, market,"),
     ],
 )
