@@ -136,15 +136,19 @@ def _one_of(allowed: Iterable[str]) -> Rule:
 
 def _vectors(values: pd.Series) -> pd.Series:
     """Vectors as long as the first one, all numbers finite."""
-    first = values.dropna()
-    length = len(first.iloc[0]) if len(first) else 0
-    return values.map(
-        lambda vector: (
-            isinstance(vector, list | tuple | np.ndarray)
-            and np.shape(vector) == (length,) != (0,)
-            and bool(np.isfinite(np.asarray(vector, np.float32)).all())
-        )
-    )
+    lists = (value for value in values if isinstance(value, list | tuple | np.ndarray))
+    length = len(next(lists, ()))
+
+    def sound(vector: object) -> bool:
+        if not isinstance(vector, list | tuple | np.ndarray) or not length:
+            return False
+        try:
+            numbers = np.asarray(vector, np.float32)
+        except (TypeError, ValueError):
+            return False
+        return numbers.shape == (length,) and bool(np.isfinite(numbers).all())
+
+    return values.map(sound)
 
 
 _TEXT = Rule(_of_distinct(lambda text: text != ""), "empty text; leave the value null where it is not known.")

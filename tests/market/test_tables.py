@@ -170,6 +170,9 @@ def test_a_wrong_value_is_counted_shown_and_explained(column, values, rows):
         ("v_image", [[1.0, 2.0], [1.0, np.nan]]),
         ("v_image", [[1.0], "no vector"]),
         ("v_image", [np.zeros(2), np.zeros((2, 2))]),
+        ("v_image", [[1.0, 2.0], [1.0, [2.0]]]),
+        ("v_image", [[1.0, 2.0], ["a", "b"]]),
+        ("v_image", [3.0, [1.0, 2.0]]),
         ("x_topic", [["a"], "b"]),
     ],
 )
