@@ -522,7 +522,16 @@ cli.main()
 """
 
 
+@pytest.fixture
+def terminal():
+    """A hang-up ends processes also where the tests themselves run under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("terminal")
 def test_a_command_that_is_terminated_or_loses_its_terminal_cleans_up(number):
     command = [sys.executable, "-c", ENDED % 60]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -542,7 +551,7 @@ def test_a_command_that_shall_outlive_its_terminal_does():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.usefixtures("no_server")
+@pytest.mark.usefixtures("no_server", "terminal")
 def test_serving_ends_when_its_process_is_told_to(pasar, tmp_path, monkeypatch, number):
     def wait(_, stop):
         os.kill(os.getpid(), number)

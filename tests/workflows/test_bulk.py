@@ -10,7 +10,7 @@ import nvtabular as nvt
 import onnxruntime
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from merlin.io import Dataset
 from nvtabular import ops
@@ -134,13 +134,15 @@ def assert_same(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> 
     for name, values in got.items():
         other = expected[feature_name(name)]
         if values.dtype.kind == "f":
-            np.testing.assert_allclose(values, other, rtol=1e-6, err_msg=name)
+            # A logarithm's last bit hangs on its place in a batch, and normalising may leave little more.
+            np.testing.assert_allclose(values, other, rtol=1e-6, atol=1e-6, err_msg=name)
         else:
             np.testing.assert_array_equal(values, other, err_msg=name, strict=True)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ROW, max_size=8))
+@example([{}, {}, {}, {}, {"scores": [0.0, 0.0]}, {"scores": [1.3359375]}])
 def test_a_table_is_transformed_as_its_rows_are_served(
     bulk: BulkTransform, graph: onnxruntime.InferenceSession, rows: list[dict]
 ) -> None:
