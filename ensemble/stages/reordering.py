@@ -377,31 +377,36 @@ class Reordering:
             out = np.where(missing.any(axis=1), missing.argmax(axis=1), -1)
             above = (out >= 0) & (out < ranked.kept[row, by_value])
             if above.any():
-                first = np.where(above, self._broken_outside(ranked, out, best, own), first)
+                first = np.where(above, self._broken_outside(ranked, out, best), first)
                 other = np.where(above, out, other)
+                # Those for which it stood behind count where nothing else kept it from the place.
+                alike = above & (first == own) & ~self._shown_more(ranked, other, best)
+                first = np.where(alike, first | ranked.behind[row, out], first)
                 highest &= ~above
         # The strictest limit that the content of the highest value breaks and the chosen one does not.
         decided = np.frexp((own ^ first).astype(np.float32))[1]
         why = self.codes.take(decided, mode="clip")
         if ranked.often is not None:
-            more = ranked.often[row, other] > ranked.often[row, ranked.kept[row, best]]
+            more = self._shown_more(ranked, other, best)
             why = np.where((decided == 0) & more, Reason.FREQUENCY_CAP, why)
         reasons = np.where(highest, Reason.VALUE, why)
         return np.where(left.any(axis=2), best, NONE).T, reasons.T
 
-    def _broken_outside(
-        self, ranked: Ranked, out: np.ndarray, best: np.ndarray, own: np.ndarray
-    ) -> np.ndarray:
-        """Limits that a candidate outside the pool, its place int64[B], broke at each place, uint16[S, B].
+    @staticmethod
+    def _shown_more(ranked: Ranked, other: np.ndarray, best: np.ndarray) -> np.ndarray:
+        """Whether candidates int64[S, B] were shown more often than the pool's at `best`: bool[S, B]."""
+        if ranked.often is None:
+            return np.zeros(best.shape, bool)
+        row = np.arange(best.shape[1])
+        return ranked.often[row, other] > ranked.often[row, ranked.kept[row, best]]
 
-        Those for which it stood behind count where it broke no others than the one taken there.
-        """
+    def _broken_outside(self, ranked: Ranked, out: np.ndarray, best: np.ndarray) -> np.ndarray:
+        """Limits that a candidate outside the pool, its place int64[B], broke at each place, uint16[S, B]."""
         row = np.arange(len(out))
         group = ranked.groups[:, row, out][:, None]
         same = (ranked.groups[:, row, ranked.kept[row, best]] == group) & (group >= 0)
         over = (same.cumsum(axis=1) - same >= self.most[..., 0].transpose(1, 0, 2)) & (group >= 0)
-        broken = self._broken(over, np.broadcast_to(ranked.tired[row, out], own.shape))
-        return np.where(broken == own, broken | ranked.behind[row, out], broken)
+        return self._broken(over, np.broadcast_to(ranked.tired[row, out], best.shape))
 
     def _explain(
         self, ranked: Ranked, chosen: Chosen, row: int, preranked: np.ndarray

@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from ensemble.errors import Code, RequestError
@@ -277,6 +277,7 @@ def test_a_limit_is_broken_only_where_all_that_is_left_breaks_it_or_a_stricter_o
 
 
 @given(SEEDS, NUMBERS, DIVERSITY)
+@example(25, 39136, 0.0)
 @settings(max_examples=120, deadline=None)
 def test_reasons_are_true(worlds, world, seed, diversity):
     for row in rows_of(worlds, world, seed, diversity)[0]:
