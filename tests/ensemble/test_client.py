@@ -151,7 +151,6 @@ def test_a_reply_that_lacks_a_tensor_is_an_error_of_the_server(monkeypatch):
     assert caught.value.code is Code.INTERNAL
 
 
-@pytest.mark.slow
 def test_after_a_server_was_away_its_tasks_are_asked_for_again(monkeypatch):
     class Away(grpc.RpcError):
         def code(self):
@@ -179,6 +178,7 @@ def test_after_a_server_was_away_its_tasks_are_asked_for_again(monkeypatch):
         assert client.tasks == ("order", "click")
 
 
+@pytest.mark.slow
 def test_slates_come_back_with_the_tasks_of_the_served_ranker(feed_server, small_release):
     cascade = Cascade(small_release)
     requests = [
