@@ -101,9 +101,15 @@ class Slate:
 
 
 def pack(requests: Sequence[FeedRequest]) -> dict[str, np.ndarray]:
-    """Requests as the tensors of `REQUEST`, one row each; `RequestError` where a number has no place."""
+    """Requests as the tensors of `REQUEST`, one row each; `RequestError` where a number has no place, or a
+    text stands for a list."""
 
-    def texts(values: Sequence[Sequence[str]]) -> np.ndarray:
+    def texts(name: str) -> np.ndarray:
+        values = [getattr(request, name) for request in requests]
+        if (alone := next((ids for ids in values if isinstance(ids, str)), None)) is not None:
+            raise RequestError(
+                Code.INVALID_ARGUMENT, f"'{name}' is the text {alone[:60]!r}; send a list, [{alone[:60]!r}]"
+            )
         table = np.full((len(values), max(map(len, values), default=0)), "", STRING)
         for row, ids in enumerate(values):
             table[row, : len(ids)] = ids
@@ -122,14 +128,14 @@ def pack(requests: Sequence[FeedRequest]) -> dict[str, np.ndarray]:
         "user_id": np.array([r.user for r in requests], STRING),
         "market": np.array([r.market for r in requests], STRING),
         "time": whole("time", [r.time for r in requests]),
-        "history": texts([r.history for r in requests]),
-        "exclude": texts([r.exclude for r in requests]),
-        "shown": texts([r.shown for r in requests]),
+        "history": texts("history"),
+        "exclude": texts("exclude"),
+        "shown": texts("shown"),
         "diversity": np.array([r.diversity for r in requests], np.float32),
         "seed": whole("seed", [_seed(r) for r in requests]),
         "explain": np.array([r.explain for r in requests], np.bool_),
-        "exclude_sellers": texts([r.exclude_sellers for r in requests]),
-        "languages": texts([r.languages for r in requests]),
+        "exclude_sellers": texts("exclude_sellers"),
+        "languages": texts("languages"),
     }
 
 
