@@ -4,9 +4,13 @@ import ast
 import importlib
 import re
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from ensemble.client import FeedRequest, connect
+from market.tables import Tables, validate
 from tests.conftest import REPOSITORY, SMALL_SETTINGS
 
 DOCUMENTS = sorted(path for path in REPOSITORY.rglob("*.md") if ".venv" not in path.parts)
@@ -93,10 +97,31 @@ def test_the_samples_of_evaluation_run_and_train_nothing_anew(workplace, monkeyp
 def test_the_samples_of_serving_run(feed_server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     every = samples(REPOSITORY / "docs" / "serving.md")
-    assert len(every) == 2
-    asks, serves = every
+    asks, serves, _ = every
     assert "127.0.0.1:8001" in asks
     run(asks.replace("127.0.0.1:8001", feed_server.grpc_url))
     run(serves)
     assert (tmp_path / "repository" / "scoring" / "2").is_dir()
     assert not (tmp_path / "repository" / "scoring" / "1").exists()
+
+
+@pytest.mark.slow
+def test_slates_become_rows_that_the_contract_takes(feed_server, small_world_dataset):
+    namespace = {}
+    exec(samples(REPOSITORY / "docs" / "serving.md")[2], namespace)
+    users, contents = small_world_dataset.users(), small_world_dataset.contents()
+    user = users.iloc[0]
+    request = FeedRequest(user["user_id"], user["market"], 1_780_000_000, seed=3)
+    with connect(feed_server.grpc_url) as client:
+        (slate,) = client.feed([request])
+    first, _, third = (item.content for item in slate.items[:3])
+    log = namespace["impressions"](17, request, slate, {first: {}, third: {"click": 1, "watch_s": 9.5}})
+    tables = Tables("mine", "impressions", "time", users, contents, log)
+    rows = validate(replace(tables, sellers=small_world_dataset.sellers())).impressions
+    assert rows["content_id"].tolist() == [first, third]
+    assert rows[["request_id", "position", "click", "order"]].to_numpy().tolist() == [
+        [17, 0, 0, 0],
+        [17, 2, 1, 0],
+    ]
+    assert rows["watch_s"].tolist() == [0, 9.5]
+    assert rows["propensity"].tolist() == [np.float32(slate.items[place].propensity) for place in (0, 2)]
