@@ -44,6 +44,20 @@ def test_where_no_number_is_known_the_newest_room_comes_first():
     assert live(asked(of), 3).tolist() == [[1, 2, 0]]
 
 
+def test_a_room_that_opens_again_is_found_though_another_closes_in_the_same_moment():
+    of = rooms([3, 2, 1], [OLD] * 3, ends=[NEVER, NOW - 7200, NEVER])
+    assert live(asked(of), 3).tolist() == [[0, 2]]
+    of.update(np.array([0, 1]), np.array([OLD, OLD]), np.array([NOW, NEVER]), np.array([3.0, 2.0]))
+    assert live(asked(of), 3).tolist() == [[1, 2]]
+
+
+def test_a_room_that_opens_anew_comes_first_though_of_another_only_viewers_are_told():
+    of = rooms([np.nan] * 3, [OLD + 2, OLD + 1, OLD])
+    assert live(asked(of), 3).tolist() == [[0, 1, 2]]
+    of.update(np.array([1, 2]), np.array([OLD + 1, NOW]), of.ends[[1, 2]], np.full(2, np.nan))
+    assert live(asked(of), 3).tolist() == [[2, 0, 1]]
+
+
 def test_each_request_is_compared_with_the_rooms_open_to_it():
     of = rooms([100, 4, 3], [OLD, OLD, NOW - 1])
     both = live(asked(of, seen=[[0], [-1]]), 3)
