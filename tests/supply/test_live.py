@@ -210,6 +210,15 @@ def test_a_compaction_reopens_nothing(world):
     assert world.open() == ["l1", "v3"]
 
 
+def test_of_a_journal_in_whose_place_another_was_put_nothing_holds(world):
+    world.tell("ended", "l0")
+    world.tell("seller_suspended", "s1")
+    world.journal.path.unlink()
+    Journal(world.folder).append(parse_all(['{"event": "taken_down", "content": "v3"}'], time.time()))
+    world.rules.refresh()
+    assert world.open() == ["l0", "l1", "p2"]
+
+
 TOLD = st.tuples(
     st.sampled_from(["started", "ended", "taken_down", "put_back", "seller_suspended", "seller_restored"]),
     st.integers(0, 3),
