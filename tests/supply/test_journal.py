@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -151,6 +152,18 @@ def test_appending_compacts_a_journal_that_has_doubled(tmp_path):
     assert max(sizes) < 3 * 4000
     held = {event["content"]: event["viewers"] for event in Tail(journal.path).read()[0]}
     assert held == {f"room-{number % 30}": number for number in range(370, 400)}
+
+
+def test_what_holds_is_no_reason_to_compact_before_the_journal_has_doubled(tmp_path):
+    journal, sizes = Journal(tmp_path, compact_bytes=1000), []
+    journal.append([viewers(f"room-{number}", number) for number in range(10, 60)])
+    held = journal.path.stat().st_size
+    for number in range(120):
+        journal.append([viewers(f"room-{10 + number % 50}", 10)])
+        sizes.append(journal.path.stat().st_size)
+    assert held > 2 * 1000
+    assert 1.9 * held < max(sizes) < 2 * held
+    assert sum(after < before for before, after in pairwise(sizes)) == 2
 
 
 def test_what_a_full_disk_cut_off_is_an_error(journal, monkeypatch):
