@@ -120,6 +120,7 @@ def test_compaction_keeps_what_holds_and_tells_readers_to_start_anew(journal):
     held = [viewers("a", 49, time=49), {"event": "ended", "content": "a", "time": 9}]
     assert tail.read() == (held, True)
     assert journal.path.stat().st_size < before / 5
+    assert journal.path.stat().st_mode & 0o044 == 0o044, "a server of another user reads it too"
     journal.append([viewers("b", 1)])
     assert tail.read() == ([viewers("b", 1)], False)
     assert sorted(path.name for path in journal.folder.iterdir()) == ["journal", "lock"]
