@@ -110,7 +110,7 @@ def test_events_of_a_kind_that_a_newer_version_wrote_are_ignored_and_kept_for_it
         assert decode(lines)[0][1:] == [viewers("a", 2), *newer]
 
 
-def test_compaction_keeps_what_holds_and_tells_readers_to_start_anew(journal):
+def test_compaction_keeps_what_holds_and_tells_readers_to_start_anew(journal, caplog):
     tail = Tail(journal.path)
     journal.append([viewers("a", number, time=number) for number in range(50)])
     journal.append([viewers("a", 7, time=3), {"event": "ended", "content": "a", "time": 9}])
@@ -124,6 +124,7 @@ def test_compaction_keeps_what_holds_and_tells_readers_to_start_anew(journal):
     journal.append([viewers("b", 1)])
     assert tail.read() == ([viewers("b", 1)], False)
     assert sorted(path.name for path in journal.folder.iterdir()) == ["journal", "lock"]
+    assert not caplog.text, "its own line is no event of a newer version"
 
 
 def test_a_journal_that_cannot_be_opened_for_once_is_read_the_next_time(journal, monkeypatch):
