@@ -82,6 +82,7 @@ def test_the_served_graph_says_what_was_fitted_whatever_the_order_of_candidates(
     stacking = Stacking(random.normal(0, 0.3, (2, len(SIGNALS))).astype(np.float32), -4.0)
     lists = asked(queries=5, seed=4)
     lists["recent"][:, 0] = lists["candidates"][:, 3]
+    lists["recent"][:, 1] = 0  # the first of the table is an event as others are
     graph = stacking.to_onnx(EVENTS, NUMBERS).SerializeToString()
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
 
