@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble.channels import Channel, first_eligible, nearest
+from ensemble.explanation import FUNNEL
 from ensemble.plan import Plan
 from ensemble.preranking import PreRanker
+from ensemble.release import Release, ReleaseWriter
 from ensemble.stages.retrieval import CHANNELS, Retrieval, merge
 from market.item_graph import ItemGraph
 from market.kinds import KINDS
@@ -189,11 +191,14 @@ def test_candidates_carry_their_stored_features_and_the_pairs(worlds):
     np.testing.assert_allclose(made["content_numbers"][row, place], expected, rtol=1e-6)
 
 
-def test_a_market_reads_the_ids_that_stand_in_for_those_of_contents(worlds):
+def test_a_market_reads_the_ids_that_stand_in_for_those_of_contents(worlds, tmp_path):
     release = worlds(3)
-    stage, request = Retrieval(release), ask(release, 1, 8)
-    stage.stand_ins = np.zeros_like(release.array("stand_in_ids.npy"))
-    stage.stand_ins[1, 0] = 2
+    stand_ins = np.zeros_like(release.array("stand_in_ids.npy"))
+    stand_ins[1, 0] = 2
+    with ReleaseWriter(tmp_path / "stand-ins", name="stand-ins") as other:
+        other.copy(release)
+        other.array("stand_in_ids.npy", stand_ins)
+    stage, request = Retrieval(Release.open(tmp_path / "stand-ins")), ask(release, 1, 8)
     made = stage(**request)
     there = (request["market_index"] == 1)[:, None] & (made["candidates"] >= 0)
     own = np.where(made["candidates"][..., None] >= 0, stage.content_ids[made["candidates"]], 0)
@@ -248,6 +253,17 @@ def test_pre_ranking_keeps_the_best_of_what_was_retrieved_and_a_share_of_each_ca
         expected = np.stack([row[places] for row, places in zip(array, order[:, :size])])
         np.testing.assert_array_equal(kept[name], expected, name)
     assert not kept["funnel"].any(), "nobody asked"
+
+
+def test_the_funnel_counts_what_was_retrieved_and_what_was_kept(worlds):
+    release = worlds(5)
+    stage, request = Retrieval(release), ask(release, 1, 8)
+    every, made = stage.retrieve(**request)["candidates"], stage(**request | {"explain": np.arange(8) > 0})
+    assert (made["candidates"][1:] == 0).any(), "the first of the table is one of them"
+    for name, candidates in (("retrieved", every), ("kept", made["candidates"])):
+        counted = (candidates >= 0).sum(axis=1)
+        assert made["funnel"][1:, FUNNEL.index(name)].tolist() == counted[1:].tolist()
+    assert not made["funnel"][0].any(), "it did not ask"
 
 
 def test_everything_excluded_leaves_no_candidate(worlds):

@@ -54,6 +54,14 @@ def test_the_weights_that_made_the_choices_are_found():
     assert found.weights[0, SIGNALS.index("again")] < -1
 
 
+def test_a_signal_that_is_the_same_everywhere_has_no_weight():
+    signal, *rest = (given[:300] for given in choices(np.ones((2, len(SIGNALS)), np.float32)))
+    own = SIGNALS.index("own_affinity")
+    signal[..., own] = 1  # as without graphs of markets
+    found = fit_stacking(signal, *rest, strength=1.0)
+    np.testing.assert_allclose(found.weights[:, own], 0, atol=1e-3)
+
+
 def test_without_signal_beside_it_the_ranker_keeps_its_order():
     truth = np.zeros((2, len(SIGNALS)), np.float32)
     truth[0, 0] = 1.0
