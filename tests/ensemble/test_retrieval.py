@@ -255,6 +255,20 @@ def test_pre_ranking_keeps_the_best_of_what_was_retrieved_and_a_share_of_each_ca
     assert not kept["funnel"].any(), "nobody asked"
 
 
+def test_candidates_carry_the_conversion_of_contents_also_where_that_of_some_is_zero(worlds, tmp_path):
+    release = worlds(4)
+    conversion = np.arange(len(release.array("created_at.npy")), dtype=np.float32) % 3 + 1
+    conversion[1::2] = 0
+    with ReleaseWriter(tmp_path / "some", name="some") as other:
+        other.copy(release)
+        other.array("conversion.npy", conversion)
+    made = Retrieval(Release.open(tmp_path / "some")).retrieve(**ask(release, 1, 8))
+    candidates = made["candidates"]
+    assert {-1, 0, 1} <= set(candidates.ravel().tolist())
+    expected = np.where(candidates >= 0, conversion[candidates], 0)
+    np.testing.assert_array_equal(made["conversion"], expected)
+
+
 def test_the_funnel_counts_what_was_retrieved_and_what_was_kept(worlds):
     release = worlds(5)
     stage, request = Retrieval(release), ask(release, 1, 8)
