@@ -1,6 +1,7 @@
 """Candidates are eligible, distinct, filled by quota, and say where they came from."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from ensemble.channels import Channel, first_eligible, nearest
 from ensemble.explanation import FUNNEL
-from ensemble.plan import Plan
+from ensemble.plan import FILE, Plan
 from ensemble.preranking import PreRanker
 from ensemble.release import Release, ReleaseWriter
 from ensemble.stages.retrieval import CHANNELS, Retrieval, merge
@@ -189,6 +190,20 @@ def test_candidates_carry_their_stored_features_and_the_pairs(worlds):
     )[0]
     expected = [*release.array("content_numbers.npy")[content], *pair]
     np.testing.assert_allclose(made["content_numbers"][row, place], expected, rtol=1e-6)
+
+
+def test_where_the_log_knows_no_times_contents_are_the_same_at_every_time(worlds, tmp_path):
+    release = worlds(3)
+    with ReleaseWriter(tmp_path / "timeless", name="timeless") as other:
+        other.copy(release)
+        other.json(FILE, replace(Plan.of(release), as_of=0).to_json())
+    stage, request = Retrieval(Release.open(tmp_path / "timeless")), ask(release, 1, 8)
+    given = {name: request[name] for name in ("market_index", "recent", "speaks")}
+    candidates = np.arange(16).reshape(8, 2)
+    first, later = (
+        stage.describe(candidates, time=request["time"] + after, **given) for after in (0, 50_000)
+    )
+    np.testing.assert_array_equal(first["content_numbers"], later["content_numbers"])
 
 
 def test_a_market_reads_the_ids_that_stand_in_for_those_of_contents(worlds, tmp_path):

@@ -6,7 +6,6 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranx import Qrels, Run, evaluate
-from scipy.stats import ttest_1samp
 
 from evaluation import metrics
 
@@ -141,12 +140,6 @@ def test_the_interval_of_a_mean_covers_it_nineteen_times_of_twenty():
     assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
 
 
-def test_the_interval_of_a_mean_is_that_of_a_t_test():
-    values = np.random.default_rng(0).normal(3, 2, 5)
-    low, high = ttest_1samp(values, 0).confidence_interval()
-    assert metrics.interval(values) == pytest.approx((values.mean(), low, high))
-
-
 def test_an_interval_over_nothing_is_refused():
     with pytest.raises(ValueError, match="no values"):
         metrics.interval(np.array([]))
@@ -163,7 +156,7 @@ def test_the_bootstrap_interval_holds_the_statistic_and_repeats_under_a_seed():
     assert first.mean == metrics.auc(labels, scores)
 
 
-def test_the_bootstrap_interval_of_a_mean_is_about_that_of_a_t_test():
+def test_the_bootstrap_interval_of_a_mean_is_about_its_t_interval():
     values = np.random.default_rng(0).normal(3, 2, 200)
     found = metrics.bootstrap(
         lambda labels, _: float(labels.mean()), values, values, np.arange(200), seed=3, resamples=2000
