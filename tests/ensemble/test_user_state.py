@@ -146,6 +146,21 @@ def test_a_time_outside_the_calendar_is_refused(world, time):
     assert caught.value.code is Code.INVALID_ARGUMENT
 
 
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"time": np.array([0, 1, -1])}, "tensor 'time' holds -1 at row 2"),
+        ({"market": np.array(["ID", "FR", "GB"], object)}, "unknown market 'FR' at row 1"),
+    ],
+)
+def test_one_wrong_request_beside_others_is_refused_by_its_row(world, wrong, why):
+    nothing = np.full((3, 0), "", object)
+    usual = {"user_id": np.full(3, "nobody", object), "market": np.full(3, "ID", object)}
+    given = {**usual, "time": np.arange(3), **wrong}
+    with pytest.raises(RequestError, match=why):
+        UserState(world)(**given, history=nothing, exclude=nothing, shown=nothing)
+
+
 def test_the_last_second_of_the_calendar_is_served(world):
     assert ask(UserState(world), time=4_102_444_799)["raw_hour"] in range(24)
 
