@@ -37,6 +37,8 @@ def test_a_room_that_has_just_opened_is_drawn_to_the_others():
 def test_a_room_of_unknown_number_counts_as_the_usual_one():
     of = rooms([100, np.nan, 2], [OLD] * 3)
     assert live(asked(of), 3).tolist() == [[0, 1, 2]]
+    of = rooms([100, np.nan], [OLD, OLD + 1])
+    assert live(asked(of), 2).tolist() == [[1, 0]], "equal to the only known one, and newer"
 
 
 def test_where_no_number_is_known_the_newest_room_comes_first():
