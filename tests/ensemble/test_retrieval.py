@@ -19,6 +19,7 @@ from market.kinds import KINDS
 from market.moments import moment_features
 from market.statistics import pair_features
 from tests.ensemble import synthetic
+from tests.ensemble.channels.asking import NEVER, NOW, shelf
 
 SEEDS = st.integers(0, 15)
 
@@ -293,6 +294,11 @@ def test_the_funnel_counts_what_was_retrieved_and_what_was_kept(worlds):
         counted = (candidates >= 0).sum(axis=1)
         assert made["funnel"][1:, FUNNEL.index(name)].tolist() == counted[1:].tolist()
     assert not made["funnel"][0].any(), "it did not ask"
+
+
+def test_what_is_withheld_is_open_from_the_second_in_which_it_opens_until_that_in_which_it_ends():
+    of, nobody = shelf(3, opens=[NOW, 1, 1], ends=[NEVER, NOW + 1, NOW]), np.full((1, 0), -1)
+    assert of.withheld(np.array([NOW]), np.array([[0, 1, 2]]), nobody, nobody, None) == [2, 0, 0, 0]
 
 
 def test_everything_excluded_leaves_no_candidate(worlds):
