@@ -809,6 +809,18 @@ def test_exploration_fills_its_places_though_they_are_more_than_a_cap(worlds, tm
             assert abs(here.mean() - expected) <= 5 * error + 1e-3
 
 
+def test_what_is_drawn_keeps_a_cap_that_ends_among_the_places_to_explore(worlds, tmp_path):
+    code, slots = kinds(live=np.s_[::2]), (Slot("live", 1, 8),)
+    release = hundred(worlds(4), tmp_path / "ends", kind_code=code, slots=slots, explore=0.3)
+    one = all_hundred(release)
+    one["explain"][:] = False
+    many = {name: np.repeat(array, 50, axis=0) for name, array in one.items()} | {"seed": np.arange(50)}
+    made = Reordering(release)(**many)
+    rows = np.char.replace(made["content_id"].astype(str), "content-", "").astype(int)
+    assert (made["slate_reason"][:, 7:] == Reason.EXPLORATION).all()
+    assert ((code[rows[:, :8]] == KINDS.index("live")).sum(axis=1) == 1).all()
+
+
 def test_a_content_that_exploration_displaced_is_told_so(worlds, tmp_path):
     greedy = hundred(worlds(4), tmp_path / "greedy")
     exploring = hundred(worlds(4), tmp_path / "exploring", explore=0.3)
