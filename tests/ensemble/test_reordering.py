@@ -764,6 +764,13 @@ def test_what_the_pool_did_not_take_is_told_its_own_reason(worlds, tmp_path):
     assert sum(dropped.values()) == 90
 
 
+def test_where_all_were_shown_too_often_the_pool_left_out_those_shown_more_for_that(worlds, tmp_path):
+    release = hundred(worlds(4), tmp_path / "more", seller_frequency=99)
+    shown = [content for content in range(100) for _ in range(3 if content < 40 else 2)]
+    told = Explanation.of(Reordering(release)(**all_hundred(release, shown))["explanation"][0, 0])
+    assert told.stages[-1].dropped["shown too often"] == 40
+
+
 def test_an_item_below_contents_that_the_pool_left_out_does_not_have_the_highest_value(worlds, tmp_path):
     release = hundred(worlds(4), tmp_path / "left")
     shown = [content for content in range(50) for _ in range(2)]
