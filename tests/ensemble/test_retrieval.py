@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ensemble.channels import Channel, first_eligible, nearest
 from ensemble.explanation import FUNNEL
-from ensemble.plan import FILE, Plan
+from ensemble.plan import FILE, Plan, Slot
 from ensemble.preranking import PreRanker
 from ensemble.release import Release, ReleaseWriter
 from ensemble.stages.retrieval import CHANNELS, Retrieval, merge
@@ -269,6 +269,26 @@ def test_pre_ranking_keeps_the_best_of_what_was_retrieved_and_a_share_of_each_ca
         expected = np.stack([row[places] for row, places in zip(array, order[:, :size])])
         np.testing.assert_array_equal(kept[name], expected, name)
     assert not kept["funnel"].any(), "nobody asked"
+
+
+def test_of_a_kind_that_slots_ask_for_as_large_a_part_is_let_through_as_its_places_are_of_the_slate(
+    worlds, tmp_path
+):
+    release = worlds(3)
+    contents, plan = len(release.array("created_at.npy")), Plan.of(release)
+    sizes = {"retrieved": 40, "candidates": 10, "pool": 10, "slate": 5, "explore": 0.0}
+    slots = (Slot("live", least=1, within=5),)
+    config = replace(plan.config, **sizes, quotas={"two_tower": 40}, rules=("slots",), slots=slots)
+    with ReleaseWriter(tmp_path / "kinds", name="kinds") as other:
+        other.copy(release)
+        other.json(FILE, replace(plan, config=config).to_json())
+        live, video = KINDS.index("live"), KINDS.index("video")
+        other.array("kind_code.npy", np.where(np.arange(contents) < 20, live, video).astype(np.int8))
+        other.array("category_code.npy", np.full(contents, -1, np.int32))
+    candidates = np.arange(40)[None]
+    score = np.where(candidates < 20, -candidates, 100 - candidates).astype(np.float32)
+    best = Retrieval(Release.open(tmp_path / "kinds")).let_through(candidates, score)
+    assert best.tolist() == [[*range(20, 28), 0, 1]]
 
 
 def test_candidates_carry_the_conversion_of_contents_also_where_that_of_some_is_zero(worlds, tmp_path):
