@@ -764,6 +764,21 @@ def test_what_the_pool_did_not_take_is_told_its_own_reason(worlds, tmp_path):
     assert sum(dropped.values()) == 90
 
 
+def test_an_item_tells_each_rule_that_kept_contents_of_higher_value_from_its_place(worlds, tmp_path):
+    seller = np.arange(100, dtype=np.int32)
+    seller[2] = seller[1]
+    release = hundred(worlds(4), tmp_path / "each", seller_code=seller, seller_cap=1)
+    request = all_hundred(release, [0, 0])
+    request["diversity"][:] = 0
+    made = Reordering(release)(**request)
+    told = Explanation.of(made["explanation"][0, 0]).items
+    assert slate_of(made)[:2] == [1, 3]
+    assert [item.rules for item in told[:2]] == [
+        (Reason.FREQUENCY_CAP.text,),
+        (Reason.FREQUENCY_CAP.text, Reason.SELLER_CAP.text),
+    ]
+
+
 def test_where_all_were_shown_too_often_the_pool_left_out_those_shown_more_for_that(worlds, tmp_path):
     release = hundred(worlds(4), tmp_path / "more", seller_frequency=99)
     shown = [content for content in range(100) for _ in range(3 if content < 40 else 2)]
