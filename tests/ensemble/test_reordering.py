@@ -617,6 +617,18 @@ def test_where_all_were_shown_too_often_all_take_turns(worlds, tmp_path, sellers
     assert {shown.count(content) for content in range(100)} <= {5, 6, 7}
 
 
+def test_where_a_stricter_cap_leaves_only_what_was_shown_too_often_the_least_shown_goes_first(
+    worlds, tmp_path
+):
+    """Though a slate could be filled with what was not: all of it is of one seller."""
+    seller = np.maximum(np.arange(100, dtype=np.int32), 49)
+    rules, own = ("seller_cap", "frequency_cap", "exploration"), {"seller_code": seller}
+    release = hundred(worlds(4), tmp_path / "stricter", rules=rules, seller_frequency=999, **own)
+    shown = [content for content in range(50, 100) for _ in range(3 if content < 75 else 2)]
+    slate = slate_of(Reordering(release)(**all_hundred(release, shown)))
+    assert slate == [0, 1, *range(75, 83)]
+
+
 @pytest.mark.parametrize("order", [LIMITS, LIMITS[::-1]], ids=["usual", "reversed"])
 @pytest.mark.parametrize(
     ("group", "cap"),

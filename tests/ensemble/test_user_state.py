@@ -85,8 +85,8 @@ def test_each_exposure_is_passed_on_and_hides_nothing(world):
     assert (made["seen"] == -1).all()
 
 
-def test_a_known_user_has_the_stored_attributes(world):
-    row = 1
+@pytest.mark.parametrize("row", [0, 1])
+def test_a_known_user_has_the_stored_attributes(world, row):
     made = ask(UserState(world), str(world.array("user_id.npy")[row]))
     assert made["raw_language"] == world.array("attribute_language.npy")[row]
     assert made["raw_age"] == world.array("attribute_age.npy")[row]
