@@ -617,6 +617,18 @@ def test_where_all_were_shown_too_often_all_take_turns(worlds, tmp_path, sellers
     assert {shown.count(content) for content in range(100)} <= {5, 6, 7}
 
 
+def test_where_a_stricter_cap_leaves_only_what_was_shown_too_often_the_least_shown_goes_first(
+    worlds, tmp_path
+):
+    """Though a slate could be filled with what was not: all of it is of one seller."""
+    seller = np.maximum(np.arange(100, dtype=np.int32), 49)
+    rules, own = ("seller_cap", "frequency_cap", "exploration"), {"seller_code": seller}
+    release = hundred(worlds(4), tmp_path / "stricter", rules=rules, seller_frequency=999, **own)
+    shown = [content for content in range(50, 100) for _ in range(3 if content < 75 else 2)]
+    slate = slate_of(Reordering(release)(**all_hundred(release, shown)))
+    assert slate == [0, 1, *range(75, 83)]
+
+
 @pytest.mark.parametrize("order", [LIMITS, LIMITS[::-1]], ids=["usual", "reversed"])
 @pytest.mark.parametrize(
     ("group", "cap"),
@@ -764,6 +776,28 @@ def test_what_the_pool_did_not_take_is_told_its_own_reason(worlds, tmp_path):
     assert sum(dropped.values()) == 90
 
 
+def test_an_item_tells_each_rule_that_kept_contents_of_higher_value_from_its_place(worlds, tmp_path):
+    seller = np.arange(100, dtype=np.int32)
+    seller[2] = seller[1]
+    release = hundred(worlds(4), tmp_path / "each", seller_code=seller, seller_cap=1)
+    request = all_hundred(release, [0, 0])
+    request["diversity"][:] = 0
+    made = Reordering(release)(**request)
+    told = Explanation.of(made["explanation"][0, 0]).items
+    assert slate_of(made)[:2] == [1, 3]
+    assert [item.rules for item in told[:2]] == [
+        (Reason.FREQUENCY_CAP.text,),
+        (Reason.FREQUENCY_CAP.text, Reason.SELLER_CAP.text),
+    ]
+
+
+def test_where_all_were_shown_too_often_the_pool_left_out_those_shown_more_for_that(worlds, tmp_path):
+    release = hundred(worlds(4), tmp_path / "more", seller_frequency=99)
+    shown = [content for content in range(100) for _ in range(3 if content < 40 else 2)]
+    told = Explanation.of(Reordering(release)(**all_hundred(release, shown))["explanation"][0, 0])
+    assert told.stages[-1].dropped["shown too often"] == 40
+
+
 def test_an_item_below_contents_that_the_pool_left_out_does_not_have_the_highest_value(worlds, tmp_path):
     release = hundred(worlds(4), tmp_path / "left")
     shown = [content for content in range(50) for _ in range(2)]
@@ -807,6 +841,18 @@ def test_exploration_fills_its_places_though_they_are_more_than_a_cap(worlds, tm
             expected = said[here][0]
             error = np.sqrt(expected * (1 - expected) / draws)
             assert abs(here.mean() - expected) <= 5 * error + 1e-3
+
+
+def test_what_is_drawn_keeps_a_cap_that_ends_among_the_places_to_explore(worlds, tmp_path):
+    code, slots = kinds(live=np.s_[::2]), (Slot("live", 1, 8),)
+    release = hundred(worlds(4), tmp_path / "ends", kind_code=code, slots=slots, explore=0.3)
+    one = all_hundred(release)
+    one["explain"][:] = False
+    many = {name: np.repeat(array, 50, axis=0) for name, array in one.items()} | {"seed": np.arange(50)}
+    made = Reordering(release)(**many)
+    rows = np.char.replace(made["content_id"].astype(str), "content-", "").astype(int)
+    assert (made["slate_reason"][:, 7:] == Reason.EXPLORATION).all()
+    assert ((code[rows[:, :8]] == KINDS.index("live")).sum(axis=1) == 1).all()
 
 
 def test_a_content_that_exploration_displaced_is_told_so(worlds, tmp_path):

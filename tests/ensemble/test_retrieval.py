@@ -1,6 +1,7 @@
 """Candidates are eligible, distinct, filled by quota, and say where they came from."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,14 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble.channels import Channel, first_eligible, nearest
-from ensemble.plan import Plan
+from ensemble.explanation import FUNNEL
+from ensemble.plan import FILE, Plan, Slot
 from ensemble.preranking import PreRanker
+from ensemble.release import Release, ReleaseWriter
 from ensemble.stages.retrieval import CHANNELS, Retrieval, merge
 from market.item_graph import ItemGraph
 from market.kinds import KINDS
 from market.moments import moment_features
 from market.statistics import pair_features
 from tests.ensemble import synthetic
+from tests.ensemble.channels.asking import NEVER, NOW, shelf
 
 SEEDS = st.integers(0, 15)
 
@@ -189,11 +193,28 @@ def test_candidates_carry_their_stored_features_and_the_pairs(worlds):
     np.testing.assert_allclose(made["content_numbers"][row, place], expected, rtol=1e-6)
 
 
-def test_a_market_reads_the_ids_that_stand_in_for_those_of_contents(worlds):
+def test_where_the_log_knows_no_times_contents_are_the_same_at_every_time(worlds, tmp_path):
     release = worlds(3)
-    stage, request = Retrieval(release), ask(release, 1, 8)
-    stage.stand_ins = np.zeros_like(release.array("stand_in_ids.npy"))
-    stage.stand_ins[1, 0] = 2
+    with ReleaseWriter(tmp_path / "timeless", name="timeless") as other:
+        other.copy(release)
+        other.json(FILE, replace(Plan.of(release), as_of=0).to_json())
+    stage, request = Retrieval(Release.open(tmp_path / "timeless")), ask(release, 1, 8)
+    given = {name: request[name] for name in ("market_index", "recent", "speaks")}
+    candidates = np.arange(16).reshape(8, 2)
+    first, later = (
+        stage.describe(candidates, time=request["time"] + after, **given) for after in (0, 50_000)
+    )
+    np.testing.assert_array_equal(first["content_numbers"], later["content_numbers"])
+
+
+def test_a_market_reads_the_ids_that_stand_in_for_those_of_contents(worlds, tmp_path):
+    release = worlds(3)
+    stand_ins = np.zeros_like(release.array("stand_in_ids.npy"))
+    stand_ins[1, 0] = 2
+    with ReleaseWriter(tmp_path / "stand-ins", name="stand-ins") as other:
+        other.copy(release)
+        other.array("stand_in_ids.npy", stand_ins)
+    stage, request = Retrieval(Release.open(tmp_path / "stand-ins")), ask(release, 1, 8)
     made = stage(**request)
     there = (request["market_index"] == 1)[:, None] & (made["candidates"] >= 0)
     own = np.where(made["candidates"][..., None] >= 0, stage.content_ids[made["candidates"]], 0)
@@ -248,6 +269,56 @@ def test_pre_ranking_keeps_the_best_of_what_was_retrieved_and_a_share_of_each_ca
         expected = np.stack([row[places] for row, places in zip(array, order[:, :size])])
         np.testing.assert_array_equal(kept[name], expected, name)
     assert not kept["funnel"].any(), "nobody asked"
+
+
+def test_of_a_kind_that_slots_ask_for_as_large_a_part_is_let_through_as_its_places_are_of_the_slate(
+    worlds, tmp_path
+):
+    release = worlds(3)
+    contents, plan = len(release.array("created_at.npy")), Plan.of(release)
+    sizes = {"retrieved": 40, "candidates": 10, "pool": 10, "slate": 5, "explore": 0.0}
+    slots = (Slot("live", least=1, within=5),)
+    config = replace(plan.config, **sizes, quotas={"two_tower": 40}, rules=("slots",), slots=slots)
+    with ReleaseWriter(tmp_path / "kinds", name="kinds") as other:
+        other.copy(release)
+        other.json(FILE, replace(plan, config=config).to_json())
+        live, video = KINDS.index("live"), KINDS.index("video")
+        other.array("kind_code.npy", np.where(np.arange(contents) < 20, live, video).astype(np.int8))
+        other.array("category_code.npy", np.full(contents, -1, np.int32))
+    candidates = np.arange(40)[None]
+    score = np.where(candidates < 20, -candidates, 100 - candidates).astype(np.float32)
+    best = Retrieval(Release.open(tmp_path / "kinds")).let_through(candidates, score)
+    assert best.tolist() == [[*range(20, 28), 0, 1]]
+
+
+def test_candidates_carry_the_conversion_of_contents_also_where_that_of_some_is_zero(worlds, tmp_path):
+    release = worlds(4)
+    conversion = np.arange(len(release.array("created_at.npy")), dtype=np.float32) % 3 + 1
+    conversion[1::2] = 0
+    with ReleaseWriter(tmp_path / "some", name="some") as other:
+        other.copy(release)
+        other.array("conversion.npy", conversion)
+    made = Retrieval(Release.open(tmp_path / "some")).retrieve(**ask(release, 1, 8))
+    candidates = made["candidates"]
+    assert {-1, 0, 1} <= set(candidates.ravel().tolist())
+    expected = np.where(candidates >= 0, conversion[candidates], 0)
+    np.testing.assert_array_equal(made["conversion"], expected)
+
+
+def test_the_funnel_counts_what_was_retrieved_and_what_was_kept(worlds):
+    release = worlds(5)
+    stage, request = Retrieval(release), ask(release, 1, 8)
+    every, made = stage.retrieve(**request)["candidates"], stage(**request | {"explain": np.arange(8) > 0})
+    assert (made["candidates"][1:] == 0).any(), "the first of the table is one of them"
+    for name, candidates in (("retrieved", every), ("kept", made["candidates"])):
+        counted = (candidates >= 0).sum(axis=1)
+        assert made["funnel"][1:, FUNNEL.index(name)].tolist() == counted[1:].tolist()
+    assert not made["funnel"][0].any(), "it did not ask"
+
+
+def test_what_is_withheld_is_open_from_the_second_in_which_it_opens_until_that_in_which_it_ends():
+    of, nobody = shelf(3, opens=[NOW, 1, 1], ends=[NEVER, NOW + 1, NOW]), np.full((1, 0), -1)
+    assert of.withheld(np.array([NOW]), np.array([[0, 1, 2]]), nobody, nobody, None) == [2, 0, 0, 0]
 
 
 def test_everything_excluded_leaves_no_candidate(worlds):

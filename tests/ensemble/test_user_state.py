@@ -85,8 +85,8 @@ def test_each_exposure_is_passed_on_and_hides_nothing(world):
     assert (made["seen"] == -1).all()
 
 
-def test_a_known_user_has_the_stored_attributes(world):
-    row = 1
+@pytest.mark.parametrize("row", [0, 1])
+def test_a_known_user_has_the_stored_attributes(world, row):
     made = ask(UserState(world), str(world.array("user_id.npy")[row]))
     assert made["raw_language"] == world.array("attribute_language.npy")[row]
     assert made["raw_age"] == world.array("attribute_age.npy")[row]
@@ -144,6 +144,21 @@ def test_a_time_outside_the_calendar_is_refused(world, time):
     with pytest.raises(RequestError, match="from 1970 to 2099") as caught:
         ask(UserState(world), time=time)
     assert caught.value.code is Code.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"time": np.array([0, 1, -1])}, "tensor 'time' holds -1 at row 2"),
+        ({"market": np.array(["ID", "FR", "GB"], object)}, "unknown market 'FR' at row 1"),
+    ],
+)
+def test_one_wrong_request_beside_others_is_refused_by_its_row(world, wrong, why):
+    nothing = np.full((3, 0), "", object)
+    usual = {"user_id": np.full(3, "nobody", object), "market": np.full(3, "ID", object)}
+    given = {**usual, "time": np.arange(3), **wrong}
+    with pytest.raises(RequestError, match=why):
+        UserState(world)(**given, history=nothing, exclude=nothing, shown=nothing)
 
 
 def test_the_last_second_of_the_calendar_is_served(world):

@@ -156,6 +156,14 @@ def test_the_bootstrap_interval_holds_the_statistic_and_repeats_under_a_seed():
     assert first.mean == metrics.auc(labels, scores)
 
 
+def test_the_bootstrap_interval_of_a_mean_is_about_its_t_interval():
+    values = np.random.default_rng(0).normal(3, 2, 200)
+    found = metrics.bootstrap(
+        lambda labels, _: float(labels.mean()), values, values, np.arange(200), seed=3, resamples=2000
+    )
+    assert found == pytest.approx(metrics.interval(values), abs=0.03)
+
+
 def test_the_bootstrap_draws_people_with_all_of_their_rows():
     rng = np.random.default_rng(0)
     labels = np.tile([1, 0], (100, 1))

@@ -131,6 +131,15 @@ def test_shrunk_without_end_all_markets_are_calibrated_as_the_world_is():
     assert (given.intercept[:, 3:] > calibration.intercept[:, 3:] + 0.5).all()
 
 
+@pytest.mark.parametrize(("rows", "low", "high"), [(40, 0.1, 1.0), (4_000, 1.8, 2.2)])
+def test_the_world_leaves_what_the_ranker_says_as_its_outcomes_come(rows, low, high):
+    # In Brazil, which has all rows, the ranker's logits are 2 too low; a third of the rows has the outcome.
+    given = logged(np.array([0, 0, 0, 0, rows]), by_kind=(2, 2, 2))
+    calibration = fit(*given, shrinkage=1e9)
+    mended = calibration.slope[4, 0] * -2.5 + calibration.intercept[4, 3:, 0].mean() + 2.5
+    assert low < mended < high
+
+
 def test_a_task_without_outcomes_stays_as_the_ranker_says():
     probabilities, labels, *where = logged(np.array([100] * 5))
     calibration = fit(probabilities, labels * 0, *where)

@@ -54,6 +54,14 @@ def test_the_weights_that_made_the_choices_are_found():
     assert found.weights[0, SIGNALS.index("again")] < -1
 
 
+def test_a_signal_that_is_the_same_everywhere_has_no_weight():
+    signal, *rest = (given[:300] for given in choices(np.ones((2, len(SIGNALS)), np.float32)))
+    own = SIGNALS.index("own_affinity")
+    signal[..., own] = 1  # as without graphs of markets
+    found = fit_stacking(signal, *rest, strength=1.0)
+    np.testing.assert_allclose(found.weights[:, own], 0, atol=1e-3)
+
+
 def test_without_signal_beside_it_the_ranker_keeps_its_order():
     truth = np.zeros((2, len(SIGNALS)), np.float32)
     truth[0, 0] = 1.0
@@ -82,6 +90,7 @@ def test_the_served_graph_says_what_was_fitted_whatever_the_order_of_candidates(
     stacking = Stacking(random.normal(0, 0.3, (2, len(SIGNALS))).astype(np.float32), -4.0)
     lists = asked(queries=5, seed=4)
     lists["recent"][:, 0] = lists["candidates"][:, 3]
+    lists["recent"][:, 1] = 0  # the first of the table is an event as others are
     graph = stacking.to_onnx(EVENTS, NUMBERS).SerializeToString()
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
 

@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -109,7 +110,7 @@ def test_events_of_a_kind_that_a_newer_version_wrote_are_ignored_and_kept_for_it
         assert decode(lines)[0][1:] == [viewers("a", 2), *newer]
 
 
-def test_compaction_keeps_what_holds_and_tells_readers_to_start_anew(journal):
+def test_compaction_keeps_what_holds_and_tells_readers_to_start_anew(journal, caplog):
     tail = Tail(journal.path)
     journal.append([viewers("a", number, time=number) for number in range(50)])
     journal.append([viewers("a", 7, time=3), {"event": "ended", "content": "a", "time": 9}])
@@ -119,9 +120,11 @@ def test_compaction_keeps_what_holds_and_tells_readers_to_start_anew(journal):
     held = [viewers("a", 49, time=49), {"event": "ended", "content": "a", "time": 9}]
     assert tail.read() == (held, True)
     assert journal.path.stat().st_size < before / 5
+    assert journal.path.stat().st_mode & 0o044 == 0o044, "a server of another user reads it too"
     journal.append([viewers("b", 1)])
     assert tail.read() == ([viewers("b", 1)], False)
     assert sorted(path.name for path in journal.folder.iterdir()) == ["journal", "lock"]
+    assert not caplog.text, "its own line is no event of a newer version"
 
 
 def test_a_journal_that_cannot_be_opened_for_once_is_read_the_next_time(journal, monkeypatch):
@@ -151,6 +154,18 @@ def test_appending_compacts_a_journal_that_has_doubled(tmp_path):
     assert max(sizes) < 3 * 4000
     held = {event["content"]: event["viewers"] for event in Tail(journal.path).read()[0]}
     assert held == {f"room-{number % 30}": number for number in range(370, 400)}
+
+
+def test_what_holds_is_no_reason_to_compact_before_the_journal_has_doubled(tmp_path):
+    journal, sizes = Journal(tmp_path, compact_bytes=1000), []
+    journal.append([viewers(f"room-{number}", number) for number in range(10, 60)])
+    held = journal.path.stat().st_size
+    for number in range(120):
+        journal.append([viewers(f"room-{10 + number % 50}", 10)])
+        sizes.append(journal.path.stat().st_size)
+    assert held > 2 * 1000
+    assert 1.9 * held < max(sizes) < 2 * held
+    assert sum(after < before for before, after in pairwise(sizes)) == 2
 
 
 def test_what_a_full_disk_cut_off_is_an_error(journal, monkeypatch):

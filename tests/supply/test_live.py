@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supply.eligibility import CLOSED, Eligibility
+from supply.eligibility import BARRED, CLOSED, Eligibility
 from supply.events import parse_all
 from supply.journal import Journal
 from supply.live import LiveState
@@ -86,9 +86,9 @@ def test_a_room_that_starts_early_or_runs_late_is_open_until_told_otherwise(worl
     world.tell("started", "l1", at=90)
     assert "l1" in world.open(95)
     assert "l1" not in world.open(200), "its scheduled end still holds"
-    world.tell("started", "l1", at=300)
+    world.tell("started", "l1", at=200)  # in the very second in which it was to end
     assert "l1" in world.open(10**9)
-    world.tell("ended", "l1", at=301)
+    world.tell("ended", "l1", at=201)
     assert "l1" not in world.open(10**9)
 
 
@@ -169,6 +169,13 @@ def test_what_the_release_says_is_out_of_stock_is_closed_without_any_event():
     assert rules.ends.tolist() == [CLOSED, NEVER]
 
 
+def test_a_content_is_barred_until_the_second_in_which_it_opens_and_from_the_one_in_which_it_ends(world):
+    barred = [world.rules.barred(np.arange(-1, 4), 0, at) for at in (9, 10, 99, 100, 199, 200)]
+    ended, unopened = (BARRED.index(reason) for reason in ("ended", "not open"))
+    assert [counts[unopened] for counts in barred] == [4, 1, 1, 0, 0, 0]
+    assert [counts[ended] for counts in barred] == [0, 0, 0, 0, 0, 1]
+
+
 def test_viewers_and_the_product_shown_are_known_by_row(world):
     world.tell("viewers", "l1", viewers=7)
     world.tell("showing", "l1", product="p2")
@@ -201,6 +208,15 @@ def test_a_compaction_reopens_nothing(world):
     world.journal.compact()
     world.rules.refresh()
     assert world.open() == ["l1", "v3"]
+
+
+def test_of_a_journal_in_whose_place_another_was_put_nothing_holds(world):
+    world.tell("ended", "l0")
+    world.tell("seller_suspended", "s1")
+    world.journal.path.unlink()
+    Journal(world.folder).append(parse_all(['{"event": "taken_down", "content": "v3"}'], time.time()))
+    world.rules.refresh()
+    assert world.open() == ["l0", "l1", "p2"]
 
 
 TOLD = st.tuples(

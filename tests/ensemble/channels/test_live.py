@@ -37,11 +37,27 @@ def test_a_room_that_has_just_opened_is_drawn_to_the_others():
 def test_a_room_of_unknown_number_counts_as_the_usual_one():
     of = rooms([100, np.nan, 2], [OLD] * 3)
     assert live(asked(of), 3).tolist() == [[0, 1, 2]]
+    of = rooms([100, np.nan], [OLD, OLD + 1])
+    assert live(asked(of), 2).tolist() == [[1, 0]], "equal to the only known one, and newer"
 
 
 def test_where_no_number_is_known_the_newest_room_comes_first():
     of = rooms([np.nan] * 3, [NOW - 50, NOW - 10, NOW - 30])
     assert live(asked(of), 3).tolist() == [[1, 2, 0]]
+
+
+def test_a_room_that_opens_again_is_found_though_another_closes_in_the_same_moment():
+    of = rooms([3, 2, 1], [OLD] * 3, ends=[NEVER, NOW - 7200, NEVER])
+    assert live(asked(of), 3).tolist() == [[0, 2]]
+    of.update(np.array([0, 1]), np.array([OLD, OLD]), np.array([NOW, NEVER]), np.array([3.0, 2.0]))
+    assert live(asked(of), 3).tolist() == [[1, 2]]
+
+
+def test_a_room_that_opens_anew_comes_first_though_of_another_only_viewers_are_told():
+    of = rooms([np.nan] * 3, [OLD + 2, OLD + 1, OLD])
+    assert live(asked(of), 3).tolist() == [[0, 1, 2]]
+    of.update(np.array([1, 2]), np.array([OLD + 1, NOW]), of.ends[[1, 2]], np.full(2, np.nan))
+    assert live(asked(of), 3).tolist() == [[2, 0, 1]]
 
 
 def test_each_request_is_compared_with_the_rooms_open_to_it():
