@@ -482,6 +482,8 @@ def _cast(values: pd.Series, column: Column) -> pd.Series:
     if column.dtype in ("str", "list<str>", "list<float32>"):
         values = values.astype(object)
         return values.where(values.notna(), None)
+    if values.dtype == object:  # nulls alone, of whichever kind: None, pd.NA
+        values = values.where(values.notna(), np.nan)
     if column.dtype == "float32":
         return values.astype(np.float32)
     dtype: Any = "float64" if values.isna().any() else column.dtype
@@ -509,7 +511,9 @@ def _problems(table: str, failures: pd.DataFrame) -> list[Problem]:
 
 
 def _ids(frame: pd.DataFrame, column: str) -> pd.Index:
-    return pd.Index(frame[column].dropna().unique() if column in frame else [], dtype=object)
+    """The texts of a column; a table that breaks its contract may hold anything there, or have it twice."""
+    values = np.ravel(frame[column].to_numpy(object)) if column in frame else ()
+    return pd.Index([value for value in values if isinstance(value, str)], dtype=object).unique()
 
 
 def _resolve(

@@ -92,7 +92,7 @@ def train(
         parts: see `TrainingLoop`.
 
     Raises:
-        ValueError: `epochs` or `patience` is below 1.
+        ValueError: `epochs` or `patience` is below 1, or the training diverged.
     """
     if epochs < 1 or patience < 1:
         raise ValueError(f"epochs={epochs} and patience={patience} of the {name} must be at least 1")
@@ -108,6 +108,12 @@ def train(
     while state.epoch < epochs and state.epoch - max(state.best_epoch, 0) < patience:
         before = state.epoch * total
         for done, loss in enumerate(loop.run(batches(state.epoch)), 1):
+            if not np.isfinite(loss):
+                # No score of NaN is above another, so that validation might take the model for the best.
+                raise ValueError(
+                    f"the {name} diverged: the loss of batch {before + done} is {loss}; "
+                    "lower its learning_rate"
+                )
             progress(name, before + done, epochs * total, {"loss": loss})
         metrics = validate(model)
         state.epoch += 1

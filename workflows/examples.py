@@ -9,7 +9,7 @@ log may be larger than memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -294,8 +294,8 @@ def read_log(dataset: Dataset, folder: Path, progress: Callable[[int], None] | N
 def requests_of(log: Log) -> tuple[np.ndarray, np.ndarray]:
     """The first impression of each request, by request number, and which request each impression is of.
 
-    A number names a request of one user in one market. Where the data set gives impressions of a request to
-    several parts, those of each part are a request of their own.
+    A number names a request of one user in one market. Where impressions of a request are of several parts,
+    those of each part are a request of their own.
 
     Returns:
         int64[R] and int64[P].
@@ -536,7 +536,7 @@ def _queries(
         file: where the histories are mapped from.
     """
     user, content = np.asarray(log.user), np.asarray(log.content)
-    first, request_of = requests_of(log)
+    first, request_of = requests_of(replace(log, split=split_of))
     by_split = np.argsort(split_of[first], kind="stable")
     place = np.empty(len(first), np.int64)
     place[by_split] = np.arange(len(first))

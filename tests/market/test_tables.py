@@ -100,6 +100,13 @@ def test_a_whole_number_may_be_missing_where_the_contract_allows_it(missing):
     assert np.isnan(ended[1])
 
 
+@pytest.mark.parametrize("null", [None, np.nan, pd.NA])
+def test_a_column_of_nulls_alone_may_hold_any_kind_of_them(null):
+    made = validate(tables(contents=contents().assign(price=null, stock=null, category=null))).contents
+    assert made[["price", "stock", "category"]].isna().all(axis=None)
+    assert (made["price"].dtype, made["stock"].dtype) == (np.float32, np.float64)
+
+
 def test_an_unknown_column_is_refused_by_name():
     problem = only_problem_of(users=users().assign(shoe_size=42))
     assert (problem.table, problem.column) == ("users", "shoe_size")
@@ -207,6 +214,17 @@ def test_a_content_of_an_unknown_seller_is_refused_where_sellers_are_known():
     problem = only_problem_of(contents=sold, sellers=sellers)
     assert (problem.column, problem.rows, problem.example) == ("seller_id", 1, "s9")
     validate(tables(contents=contents().assign(seller_id=["s1", None]), sellers=sellers))
+
+
+@pytest.mark.parametrize("table", ["users", "contents", "sellers"])
+def test_keys_that_are_lists_or_occur_twice_are_told_of(table):
+    key = {"users": "user_id", "contents": "content_id", "sellers": "seller_id"}[table]
+    sellers = pd.DataFrame({"seller_id": ["s1", "s2"], "market": ["ID", "GB"]})
+    frame = {"users": users(), "contents": contents(), "sellers": sellers}[table]
+    with_sellers = {"sellers": sellers, "contents": contents().assign(seller_id="s1")}
+    for broken in (frame.assign(**{key: [["a"], ["b"]]}), pd.concat([frame, frame[[key]]], axis=1)):
+        problems = problems_of(**(with_sellers | {table: broken}))
+        assert (table, key) in {(problem.table, problem.column) for problem in problems}
 
 
 def test_a_price_needs_a_currency():

@@ -14,7 +14,7 @@ import pytest
 from models import two_tower
 from models.batches import RankingBatches, RetrievalBatches
 from models.ranker import RankerConfig, build_ranker, losses, task_labels, train_ranker
-from models.training import TrainingLoop, set_seed
+from models.training import TrainingLoop, set_seed, train
 from models.two_tower import train_two_tower
 from tests.conftest import REPOSITORY
 from tests.models import resumable
@@ -63,6 +63,23 @@ def scripted(metrics: list[float]):
         return {"recall": metrics[len(shown) - 1]}
 
     return validate, shown
+
+
+def test_training_that_diverges_ends_with_the_knob_to_turn_and_not_with_a_model(tmp_path):
+    model = resumable.model()
+    model.optimizer.learning_rate = 1e30
+    with pytest.raises(ValueError, match=r"the toy diverged: .*lower its learning_rate"):
+        train(
+            "toy",
+            model,
+            two_tower.losses,
+            resumable.RandomBatches,
+            lambda model: {"recall": 1.0},
+            monitor="recall",
+            epochs=2,
+            patience=1,
+            folder=tmp_path,
+        )
 
 
 def test_the_best_epochs_weights_are_kept_and_patience_ends_the_run(tmp_path):

@@ -250,6 +250,19 @@ def test_impressions_of_one_request_are_of_one_part_and_unknown_to_it(feed, time
 
 
 @quick
+@given(feeds(), st.sampled_from(["time", "leave_last"]))
+def test_impressions_of_one_request_that_are_cut_apart_are_asked_for_in_their_own_parts(feed, split):
+    # Each impression has the second in which it was seen.
+    feed["time"] = 1_770_000_000 + np.arange(len(feed))
+    examples = built(feed, split)
+    queries, pairs = examples.queries, examples.pairs
+    np.testing.assert_array_equal(queries.split[pairs.query], pairs.split)
+    number = dict(zip(feed["time"], feed["request_id"]))
+    asked = [(number[queries.time[query]], part) for query, part in zip(pairs.query, pairs.split)]
+    assert len(queries) == len(set(asked)) == len(np.unique(pairs.query))
+
+
+@quick
 @given(feeds())
 def test_popularity_counts_positives_of_the_training_part_in_their_market(feed):
     examples = built(feed, "time")
