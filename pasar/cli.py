@@ -291,7 +291,8 @@ def adjust(
             f"the pre-ranker learned with {learned}: values and order of the slate go by the new knobs, but "
             "what is worth much by them alone may not reach the ranker; `pasar build` teaches it again"
         )
-    say(f"release {out} ({made.release.name}); `pasar reload --release {out}` moves a server to it")
+    move = f"pasar reload --release {out} --run RUN"
+    say(f"release {out} ({made.release.name}); `{move}` moves the server that works in RUN to it")
 
 
 def _knob(value: Any) -> str:

@@ -401,7 +401,8 @@ def test_a_running_server_takes_a_release_of_other_knobs_and_chooses_by_them(
     requests = [FeedRequest(user, "ID", end, seed=1) for user in users]
     name, before = slates(serving.url, requests)
     assert name == small_release.name
-    code, said, err = pasar("reload", "--run", serving.run, "--url", serving.url, "--release", out)
+    told = re.search("`pasar (reload .*) --run RUN`", said)[1].split()
+    code, said, err = pasar(*told, "--run", serving.run, "--url", serving.url)
     assert (code, err) == (0, "")
     assert f"({made.name}) as version 2" in said
     name, after = slates(serving.url, requests)
