@@ -224,6 +224,13 @@ def test_the_table_prints_published_figures_beside_ours():
     assert sum("| ease |" in line for line in lines) == 1
 
 
+def test_another_data_set_in_a_public_format_stands_beside_no_published_figure():
+    said = table([Row("tiktok", "XX", "ease", "recall@20", 0.52, 0.4, 0.6, 50, 0)])
+    assert "| tiktok | XX | recall@20 | ease | 0.5200 | 0.4000 to 0.6000 |  |  |  |" in said
+    assert "0.0884" not in said
+    assert "diffmm" not in said
+
+
 def test_published_figures_are_each_given_once_with_a_source():
     keys = [(f.data_set, f.market, f.metric, f.system) for f in PUBLISHED]
     assert len(keys) == len(set(keys))
