@@ -300,7 +300,8 @@ def _benchmark(task: Task, exams: Sequence[FullRanking | Labelled], stage: Stage
     if not exams:
         raise NothingToJudge(
             f"{task.name}: no user has a positive row in the part {stage!r} that can be asked for; "
-            f"check the split {split!r} of the data set and its outcome {task.target!r}"
+            f"check the split {split!r} of the data set and "
+            + (f"its outcome {task.target!r}" if task.target else "whether its rows repeat those of training")
         )
     if not len(task.train):
         raise NothingToJudge(

@@ -309,6 +309,11 @@ def test_the_split_that_is_named_is_the_one_of_the_data_set():
         benchmarks(ratings([("u", "a", "DE"), ("v", "b", "DE")]))
 
 
+def test_a_log_whose_last_rows_repeat_those_of_training_is_told_so():
+    with pytest.raises(NothingToJudge, match="whether its rows repeat those of training"):
+        benchmarks(ratings([("u", "a", "DE")] * 3))
+
+
 def test_full_rankings_ask_for_new_contents_of_the_market():
     for benchmark in every_benchmark():
         for exam in benchmark.exams:
