@@ -116,7 +116,14 @@ def ranking(
             users = np.flatnonzero(np.diff(wanted.indptr))
             if len(users):
                 exams.append(FullRanking(market, users, wanted[users], trained[users], pool, full))
+    asked_in = {exam.market for exam in exams}
+    remarks += [nobody_in(task.name, market) for market in markets if market not in asked_in]
     return replace(_benchmark(task, exams, stage, tables.split), remarks=tuple(remarks))
+
+
+def nobody_in(name: str, market: str) -> str:
+    """The remark that a benchmark has no exam in a market."""
+    return f"{name}, {market}: left out, nobody can be asked there"
 
 
 def held_out_pairs(tables: Tables, stage: Stage, seed: int) -> Benchmark:

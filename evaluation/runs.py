@@ -52,9 +52,6 @@ def evaluate(
     Raises:
         ValueError: a system returned scores of a wrong shape, or NaN.
     """
-    if progress:
-        for remark in benchmark.remarks:
-            progress(remark)
     for system in systems:
         for seed in seeds:
             if progress:

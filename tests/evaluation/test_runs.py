@@ -112,13 +112,6 @@ def test_every_seed_is_fitted_and_named(two_markets):
     assert said == ["small: fitting fixed, seed 3", "small: fitting fixed, seed 4"]
 
 
-def test_what_a_benchmark_cannot_ask_is_told_first(two_markets):
-    said: list[str] = []
-    benchmark = replace(two_markets, remarks=("small, FR: nobody is asked",))
-    list(evaluate(benchmark, [Fixed(np.zeros(6))], progress=said.append))
-    assert said[0] == "small, FR: nobody is asked"
-
-
 def test_rows_come_as_soon_as_they_are_known(two_markets):
     class Broken(Fixed):
         def fit(self, task, *, seed, progress=None):

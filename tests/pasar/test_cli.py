@@ -442,6 +442,16 @@ def test_adjust_says_in_one_line_what_it_cannot_do(pasar, small_build, small_rel
         assert not out.exists()
 
 
+def test_evaluate_says_beside_its_table_what_cannot_be_asked(pasar, tmp_path):
+    rows = [f"u{u} i{u % 30} 5.0 2020-01-0{day}" for u in range(60) for day in (1, 2)]
+    (tmp_path / "de_5core.txt").write_text("\n".join(["userId itemId rate date", *rows]))
+    code, said, err = pasar("evaluate", "xmarket", "--path", tmp_path, "--baselines-only")
+    assert code == 0
+    assert "| xmarket | DE | ndcg@10 (29 negatives) | popularity |" in said
+    assert err.startswith("warning: xmarket (without repeats): no user has a positive row")
+    assert err.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_serve_ends_with_an_error_when_its_server_has_died(serving):
     (server,) = [pid for pid in group(serving.process.pid) if "tritonserver" in command_of(pid)]
