@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from evaluation.protocols import NothingToJudge, benchmarks
+from evaluation.protocols import NothingToJudge, benchmarks, nobody_in
 from evaluation.runs import Row, evaluate
 from evaluation.side_by_side import side_by_side
 from evaluation.systems import baselines
@@ -96,6 +96,7 @@ def run_protocol(
     step: Callable[[str], None] = lambda name: None,
     training: Callable[..., None] | None = None,
     keep: Callable[[list[Row]], None] = lambda rows: None,
+    told: Callable[[str], None] = lambda remark: None,
 ) -> list[Row]:
     """Rows of every system in every market under every seed.
 
@@ -113,6 +114,7 @@ def run_protocol(
         step: told the name of each step as it begins.
         training: told of every batch of training where one part runs at a time.
         keep: given all rows so far whenever a part is done.
+        told: what is left out or asked of fewer, and why; each once, whatever the seeds.
     """
     # Baselines draw nothing, so one seed says all.
     parts = [_Part(protocol, path, tuple(markets), benchmark, each_alone, seeds[0], None)]
@@ -121,7 +123,10 @@ def run_protocol(
     rows: list[Row] = []
     jobs = min(jobs, len(parts))
     made = side_by_side(_run, parts, jobs) if jobs > 1 else (part.run(step, training) for part in parts)
-    for part, found in zip(parts, made):
+    for part, (found, remarks) in zip(parts, made):
+        if part.build is None:  # all parts have the same exams
+            for remark in dict.fromkeys(remarks):
+                told(remark)
         rows += found
         keep(rows)
         step(f"{part} done")
@@ -149,23 +154,32 @@ class _Part:
     def __str__(self) -> str:
         return f"{self.protocol}, " + (f"seed {self.seed}" if self.build else "baselines")
 
-    def run(self, step: Callable[[str], None], training: Callable[..., None] | None) -> list[Row]:
+    def run(
+        self, step: Callable[[str], None], training: Callable[..., None] | None
+    ) -> tuple[list[Row], list[str]]:
+        """Rows and remarks."""
+        remarks: list[str] = []
+
+        def leave(remark: str) -> None:
+            step(remark)
+            remarks.append(remark)
+
         step(f"reading {self.protocol}")
         tables = _tables(self.protocol, self.path)
         if not self.each_alone:
-            return self._learn(tables, self.markets, step, training)
+            return self._learn(tables, self.markets, step, training, leave), remarks
         rows: list[Row] = []
         refused: list[NothingToJudge] = []
         for market in self.markets or sorted(tables.users["market"].unique()):
             step(f"{market} alone")
             try:
-                rows += self._learn(alone(tables, market), (market,), step, training)
+                rows += self._learn(alone(tables, market), (market,), step, training, leave)
             except NothingToJudge as error:
                 refused.append(error)
-                step(f"{market} alone is left out: {error}")
+                leave(f"{market} alone is left out: {error}")
         if refused and not rows:
             raise refused[0]
-        return rows
+        return rows, remarks
 
     def _learn(
         self,
@@ -173,9 +187,12 @@ class _Part:
         markets: Sequence[str],
         step: Callable[[str], None],
         training: Callable[..., None] | None,
+        leave: Callable[[str], None],
     ) -> list[Row]:
         rows: list[Row] = []
-        for benchmark in _asked(chosen(benchmarks(tables), self.benchmark), markets, step):
+        for benchmark in _asked(chosen(benchmarks(tables), self.benchmark), markets, leave):
+            for remark in benchmark.remarks:
+                leave(remark)
             systems: Sequence[System] = baselines(benchmark.task)
             if self.build is not None:
                 systems = _ours(benchmark, self.build, training)
@@ -184,7 +201,7 @@ class _Part:
 
 
 def _asked(
-    found: Sequence[Benchmark], markets: Sequence[str], step: Callable[[str], None]
+    found: Sequence[Benchmark], markets: Sequence[str], leave: Callable[[str], None]
 ) -> Iterator[Benchmark]:
     """Each benchmark with the exams of these markets, all where empty; what one of several lacks is told.
 
@@ -196,7 +213,7 @@ def _asked(
     for benchmark, its in zip(found, have):
         for market in markets:
             if market not in its:
-                step(f"{benchmark.task.name}, {market}: left out, nobody can be asked there")
+                leave(nobody_in(benchmark.task.name, market))
         if here := [market for market in markets if market in its]:
             yield only_markets(benchmark, here)
         elif not markets:
@@ -215,5 +232,5 @@ def _ours(benchmark: Benchmark, build: Any, training: Callable[..., None] | None
     return systems
 
 
-def _run(part: _Part) -> list[Row]:
+def _run(part: _Part) -> tuple[list[Row], list[str]]:
     return part.run(lambda name: None, None)

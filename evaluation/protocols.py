@@ -4,8 +4,9 @@
 protocols, and so does any folder of the same kind with other markets and sizes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -42,7 +43,7 @@ def benchmarks(tables: Tables, stage: Stage = "test", seed: int = 0) -> list[Ben
         ValueError: the log has no outcome to ask for, or a market no contents.
     """
     if tables.name == "kuairand":
-        return [held_out_pairs(tables, stage, seed), watch_time(tables, stage)]
+        return _with_exams([partial(held_out_pairs, tables, stage, seed), partial(watch_time, tables, stage)])
     return _by_kind(tables, stage, seed)
 
 
@@ -115,7 +116,14 @@ def ranking(
             users = np.flatnonzero(np.diff(wanted.indptr))
             if len(users):
                 exams.append(FullRanking(market, users, wanted[users], trained[users], pool, full))
+    asked_in = {exam.market for exam in exams}
+    remarks += [nobody_in(task.name, market) for market in markets if market not in asked_in]
     return replace(_benchmark(task, exams, stage, tables.split), remarks=tuple(remarks))
+
+
+def nobody_in(name: str, market: str) -> str:
+    """The remark that a benchmark has no exam in a market."""
+    return f"{name}, {market}: left out, nobody can be asked there"
 
 
 def held_out_pairs(tables: Tables, stage: Stage, seed: int) -> Benchmark:
@@ -208,25 +216,30 @@ def without_repeats(tables: Tables) -> Tables:
     return replace(tables, impressions=log.sort_index().reset_index(drop=True))
 
 
-def _leave_last(tables: Tables, stage: Stage, seed: int) -> list[Benchmark]:
-    """Ratings, last one by time held out: against 99 negatives and against all; with and without repeats.
+def _with_exams(makers: Sequence[Callable[[], Benchmark]]) -> list[Benchmark]:
+    """The benchmarks that have an exam; one in which nothing can be judged is told in the first's remarks.
 
-    A variant in which nothing can be judged is told in the remarks of the other.
+    Raises:
+        NothingToJudge: none has.
     """
-    variants, unique = {tables.name: tables}, without_repeats(tables)
-    if len(unique.impressions) < len(tables.impressions):
-        variants[f"{tables.name} (without repeats)"] = unique
     found, missing = [], []
-    for name, variant in variants.items():
+    for make in makers:
         try:
-            found.append(
-                ranking(variant, stage, seed, name=name, sampled=("ndcg@10",), full=("recall@20", "ndcg@10"))
-            )
+            found.append(make())
         except NothingToJudge as error:
             missing.append(error)
     if not found:
         raise missing[0]
     return [replace(found[0], remarks=(*found[0].remarks, *map(str, missing))), *found[1:]]
+
+
+def _leave_last(tables: Tables, stage: Stage, seed: int) -> list[Benchmark]:
+    """Ratings, last one by time held out: against 99 negatives and against all; with and without repeats."""
+    variants, unique = {tables.name: tables}, without_repeats(tables)
+    if len(unique.impressions) < len(tables.impressions):
+        variants[f"{tables.name} (without repeats)"] = unique
+    asked = partial(ranking, stage=stage, seed=seed, sampled=("ndcg@10",), full=("recall@20", "ndcg@10"))
+    return _with_exams([partial(asked, variant, name=name) for name, variant in variants.items()])
 
 
 def _orders(tables: Tables, stage: Stage, seed: int) -> list[Benchmark]:
@@ -300,7 +313,8 @@ def _benchmark(task: Task, exams: Sequence[FullRanking | Labelled], stage: Stage
     if not exams:
         raise NothingToJudge(
             f"{task.name}: no user has a positive row in the part {stage!r} that can be asked for; "
-            f"check the split {split!r} of the data set and its outcome {task.target!r}"
+            f"check the split {split!r} of the data set and "
+            + (f"its outcome {task.target!r}" if task.target else "whether its rows repeat those of training")
         )
     if not len(task.train):
         raise NothingToJudge(

@@ -52,9 +52,6 @@ def evaluate(
     Raises:
         ValueError: a system returned scores of a wrong shape, or NaN.
     """
-    if progress:
-        for remark in benchmark.remarks:
-            progress(remark)
     for system in systems:
         for seed in seeds:
             if progress:
@@ -103,7 +100,8 @@ def _row(told: dict[str, Any]) -> Row:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A Markdown table of the rows, the mean over seeds, each group followed by the published figures.
+    """A Markdown table of the rows, the mean over seeds, each group followed by the published figures of the
+    same people.
 
     "95 %" is the mean of the seeds' intervals over users; "seeds" is the interval of the mean over seeds.
     """
@@ -111,7 +109,7 @@ def table(rows: Sequence[Row]) -> str:
     lines.append("|---|---|---|---|---|---|---|---|---|")
     for data_set, market, metric in dict.fromkeys((row.data_set, row.market, row.metric) for row in rows):
         group = [row for row in rows if (row.data_set, row.market, row.metric) == (data_set, market, metric)]
-        known = {figure.system: figure for figure in figures(data_set, market, metric)}
+        known = {f.system: f for f in figures(data_set, market, metric, group[0].users)}
         start = f"| {data_set} | {market} | {metric} |"
         for system in dict.fromkeys(row.system for row in group):
             runs = [row for row in group if row.system == system]

@@ -43,6 +43,9 @@ _ARROW: dict[DType, arrow.DataType] = {
     "list<float32>": arrow.list_(arrow.float32()),
 }
 
+_EXAMPLE = 80
+"""Characters of a wrong value that a message shows."""
+
 Mask = Callable[[pd.Series], Any]
 """Says of each value of a column whether it is right; what it says of null values is not looked at."""
 
@@ -79,9 +82,10 @@ class Problem:
     remedy: str
 
     def __str__(self) -> str:
-        where = (
-            f" in {self.rows:,} row{'s' * (self.rows != 1)} (such as {self.example!r})" if self.rows else ""
-        )
+        example = " ".join(repr(self.example).split())  # of a vector, too, one line that can be read
+        if len(example) > _EXAMPLE:
+            example = example[:_EXAMPLE] + "…"
+        where = f" in {self.rows:,} row{'s' * (self.rows != 1)} (such as {example})" if self.rows else ""
         return f"{self.table}.{self.column}{where}: {self.remedy}"
 
 

@@ -291,7 +291,8 @@ def adjust(
             f"the pre-ranker learned with {learned}: values and order of the slate go by the new knobs, but "
             "what is worth much by them alone may not reach the ranker; `pasar build` teaches it again"
         )
-    say(f"release {out} ({made.release.name}); `pasar reload --release {out}` moves a server to it")
+    move = f"pasar reload --release {out} --run RUN"
+    say(f"release {out} ({made.release.name}); `{move}` moves the server that works in RUN to it")
 
 
 def _knob(value: Any) -> str:
@@ -482,7 +483,7 @@ def evaluate(
     from evaluation.command import run_protocol
     from evaluation.runs import Row, table, write_rows
     from pasar.settings import load_build
-    from pasar.show import reporter, say
+    from pasar.show import reporter, say, warn
 
     def keep(rows: list[Row]) -> None:
         if json_file:
@@ -501,6 +502,7 @@ def evaluate(
             step=report.step,
             training=report.training,
             keep=keep,
+            told=warn,
         )
     say(table(rows))
 
@@ -526,9 +528,11 @@ def tune(
     from evaluation.tuning import Trial, with_knobs
     from evaluation.tuning import tune as search
     from pasar.settings import load_build, render_changed
-    from pasar.show import reporter, say
+    from pasar.show import reporter, say, warn
 
     found = chosen(benchmarks(load_tables(protocol, path), stage="valid"), benchmark)
+    for remark in found[0].remarks:
+        warn(remark)
     build = load_build(protocol, config)
 
     def told(trial: Trial) -> None:

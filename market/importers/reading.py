@@ -29,10 +29,11 @@ def read_text(path: Path, columns: Sequence[str], separator: str, *, header: boo
     """The `columns` of a file of separated fields as text, its index the line of the file each row stands on.
 
     With a `header` the columns are found by their names and others left out; without, they are all the
-    columns, in this order. Fields that are empty are empty text. Raises `ImportProblem`.
+    columns, in this order. Fields that are empty are empty text; a byte order mark, which editors of Windows
+    write, is none of the first. Raises `ImportProblem`.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as lines:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
             quoting: Any = csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE
             reader = csv.reader(lines, delimiter=separator, quoting=quoting)
             # A quoted field may hold line breaks, so that a row ends on a later line than it stands on.

@@ -102,21 +102,38 @@ def test_while_a_step_is_loaded_anew_the_client_is_told_to_ask_again(live):
     assert client.send_events([{"event": "ended", "content": "never heard of"}]) == (1, 1)
 
 
+def counted(server, model):
+    """Requests that Triton says it answered."""
+    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as page:
+        text = page.read().decode()
+    return int(float(re.search(rf'nv_inference_request_success\{{model="{model}"[^}}]*\}} (\S+)', text)[1]))
+
+
+def wait_until_counted(server, model, requests):
+    deadline = time.monotonic() + 10
+    while counted(server, model) < requests and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
 def test_requests_with_events_are_counted_by_the_server(live):
     server, client, _ = live
-
-    def counted():
-        with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as page:
-            text = page.read().decode()
-        return int(float(re.search(r'nv_inference_request_success\{model="events"[^}]*\} (\S+)', text)[1]))
-
-    before = counted()
+    before = counted(server, "events")
     for _ in range(3):
         client.send_events([{"event": "viewers", "content": "l1", "viewers": 2}])
-    deadline = time.monotonic() + 10
-    while counted() < before + 3 and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert counted() >= before + 3
+    wait_until_counted(server, "events", before + 3)
+    assert counted(server, "events") >= before + 3
+
+
+def test_signs_of_life_are_requests_of_the_steps_and_none_of_the_feed(live, small_release):
+    server, client, _ = live
+    feeds, events = counted(server, "feed"), counted(server, "events")
+    for _ in range(3):
+        assert server.revive() == []
+    shown(client, requests(small_release, 1))
+    wait_until_counted(server, "events", events + 3)
+    wait_until_counted(server, "feed", feeds + 1)
+    assert counted(server, "feed") == feeds + 1
+    assert counted(server, "events") >= events + 3
 
 
 def test_events_of_the_command_line_reach_the_server(live, small_release):

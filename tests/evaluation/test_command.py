@@ -105,6 +105,22 @@ def test_a_variant_in_which_a_market_has_no_exam_does_not_cost_the_other_its_row
     assert "ratings (without repeats), FR: left out, nobody can be asked there" in told
 
 
+def test_what_cannot_be_asked_is_told_and_not_only_as_a_step_that_the_next_one_hides(
+    ratings, popularity_alone
+):
+    path = ratings(KNOWN + [(f"v{u}", f"k{u % 3}", "FR") for u in range(9) for _ in range(2)])
+    told: list[str] = []
+    run_protocol("dataset", path, markets=["DE", "FR"], told=told.append)
+    assert told == ["ratings (without repeats), FR: left out, nobody can be asked there"]
+    told.clear()
+    run_protocol("dataset", path, told=told.append)  # a row that the table lacks would not be missed
+    assert told == ["ratings (without repeats), FR: left out, nobody can be asked there"]
+    told.clear()
+    run_protocol("dataset", path, each_alone=True, told=told.append)
+    (remark,) = told
+    assert remark.startswith("ratings (without repeats): no user has a positive row")
+
+
 def test_negatives_are_the_same_under_every_seed(ratings, monkeypatch):
     seen = []
     monkeypatch.setattr(

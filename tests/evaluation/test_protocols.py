@@ -304,9 +304,29 @@ def test_a_variant_without_an_exam_is_told_and_the_other_is_judged():
     assert "ratings (without repeats): no user" in benchmark.remarks[0]
 
 
+def test_a_log_of_lengths_or_of_likes_alone_is_judged_by_what_it_has():
+    log = replace(a_log(2), name="kuairand")
+    no_lengths = replace(log, contents=log.contents.assign(duration_s=np.nan))
+    no_hate = replace(log, impressions=log.impressions.assign(negative=0))
+    for tables, judged, told in (
+        (no_lengths, "kuairand (likes)", "kuairand (watch time): no user"),
+        (no_hate, "kuairand (watch time)", "kuairand (likes): no user"),
+    ):
+        (benchmark,) = benchmarks(tables)
+        assert benchmark.task.name == judged
+        assert told in benchmark.remarks[0]
+    with pytest.raises(NothingToJudge, match=r"kuairand \(likes\)"):
+        benchmarks(replace(no_hate, contents=no_lengths.contents))
+
+
 def test_the_split_that_is_named_is_the_one_of_the_data_set():
     with pytest.raises(NothingToJudge, match="check the split 'leave_last'"):
         benchmarks(ratings([("u", "a", "DE"), ("v", "b", "DE")]))
+
+
+def test_a_log_whose_last_rows_repeat_those_of_training_is_told_so():
+    with pytest.raises(NothingToJudge, match="whether its rows repeat those of training"):
+        benchmarks(ratings([("u", "a", "DE")] * 3))
 
 
 def test_full_rankings_ask_for_new_contents_of_the_market():

@@ -32,7 +32,8 @@ def rows_of(root: Path, data_set: str, system: str) -> list[Row]:
 
 
 def published(row: Row) -> float:
-    (value,) = (f.value for f in figures(row.data_set, row.market, row.metric) if f.system == row.system)
+    known = figures(row.data_set, row.market, row.metric, row.users)
+    (value,) = (figure.value for figure in known if figure.system == row.system)
     return value
 
 

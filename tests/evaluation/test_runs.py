@@ -112,13 +112,6 @@ def test_every_seed_is_fitted_and_named(two_markets):
     assert said == ["small: fitting fixed, seed 3", "small: fitting fixed, seed 4"]
 
 
-def test_what_a_benchmark_cannot_ask_is_told_first(two_markets):
-    said: list[str] = []
-    benchmark = replace(two_markets, remarks=("small, FR: nobody is asked",))
-    list(evaluate(benchmark, [Fixed(np.zeros(6))], progress=said.append))
-    assert said[0] == "small, FR: nobody is asked"
-
-
 def test_rows_come_as_soon_as_they_are_known(two_markets):
     class Broken(Fixed):
         def fit(self, task, *, seed, progress=None):
@@ -222,6 +215,13 @@ def test_the_table_prints_published_figures_beside_ours():
     assert "| tiktok | XX | recall@20 | ease | 0.0850 | 0.0800 to 0.1000 | 2, ± 0.0635 | 0.0884 |  |" in lines
     assert "| tiktok | XX | recall@20 | diffmm |  |  |  | 0.1129 | uses content features |" in lines
     assert sum("| ease |" in line for line in lines) == 1
+
+
+def test_another_data_set_in_a_public_format_stands_beside_no_published_figure():
+    said = table([Row("tiktok", "XX", "ease", "recall@20", 0.52, 0.4, 0.6, 50, 0)])
+    assert "| tiktok | XX | recall@20 | ease | 0.5200 | 0.4000 to 0.6000 |  |  |  |" in said
+    assert "0.0884" not in said
+    assert "diffmm" not in said
 
 
 def test_published_figures_are_each_given_once_with_a_source():

@@ -345,6 +345,14 @@ def test_a_row_is_named_by_its_line_where_quoted_fields_go_over_several(tmp_path
         read_text(file, ["number", "name"], ",", header=True)
 
 
+def test_a_file_that_was_saved_on_windows_has_the_same_columns_and_rows(tmp_path):
+    file = tmp_path / "file.csv"
+    file.write_bytes(b"name,number\none,1\ntwo,2\n")
+    plain = read_text(file, ["name", "number"], ",", header=True)
+    file.write_bytes(b"\xef\xbb\xbfname,number\r\none,1\r\ntwo,2\r\n")
+    pd.testing.assert_frame_equal(read_text(file, ["name", "number"], ",", header=True), plain)
+
+
 @pytest.mark.parametrize(
     ("log", "said"),
     [

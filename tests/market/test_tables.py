@@ -284,6 +284,14 @@ def test_all_problems_are_listed_at_once_a_line_apiece():
     assert len(str(caught.value).splitlines()) == 4
 
 
+def test_a_wrong_vector_is_shown_in_one_short_line_however_long_it_is():
+    wrong = np.full(128, np.nan, np.float32)
+    problem = only_problem_of(contents=contents().assign(v_image=[np.zeros(128), wrong]))
+    assert str(problem).startswith("contents.v_image in 1 row (such as array([nan, nan, ")
+    assert "\n" not in str(problem)
+    assert len(str(problem)) < 250
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=8), st.sampled_from(FLAGS))
 def test_a_flag_is_0_or_1_and_every_other_row_is_counted(values, flag):

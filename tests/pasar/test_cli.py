@@ -401,7 +401,8 @@ def test_a_running_server_takes_a_release_of_other_knobs_and_chooses_by_them(
     requests = [FeedRequest(user, "ID", end, seed=1) for user in users]
     name, before = slates(serving.url, requests)
     assert name == small_release.name
-    code, said, err = pasar("reload", "--run", serving.run, "--url", serving.url, "--release", out)
+    told = re.search("`pasar (reload .*) --run RUN`", said)[1].split()
+    code, said, err = pasar(*told, "--run", serving.run, "--url", serving.url)
     assert (code, err) == (0, "")
     assert f"({made.name}) as version 2" in said
     name, after = slates(serving.url, requests)
@@ -439,6 +440,16 @@ def test_adjust_says_in_one_line_what_it_cannot_do(pasar, small_build, small_rel
         assert (code, printed) == (1, "")
         assert said in one_line(err)
         assert not out.exists()
+
+
+def test_evaluate_says_beside_its_table_what_cannot_be_asked(pasar, tmp_path):
+    rows = [f"u{u} i{u % 30} 5.0 2020-01-0{day}" for u in range(60) for day in (1, 2)]
+    (tmp_path / "de_5core.txt").write_text("\n".join(["userId itemId rate date", *rows]))
+    code, said, err = pasar("evaluate", "xmarket", "--path", tmp_path, "--baselines-only")
+    assert code == 0
+    assert "| xmarket | DE | ndcg@10 (29 negatives) | popularity |" in said
+    assert err.startswith("warning: xmarket (without repeats): no user has a positive row")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.slow
