@@ -12,7 +12,7 @@ import numpy as np
 from ensemble.release import Release
 from market.kinds import KINDS
 from market.knobs import expect
-from market.profiles import MARKETS
+from market.profiles import KNOWN, is_market
 from supply.fatigue import FatigueConfig
 
 FILE = "cascade.json"
@@ -183,12 +183,12 @@ class CascadeConfig:
         }
 
     def _check_weights(self) -> None:
-        scopes = [*KINDS, *MARKETS, *(f"{market}.{kind}" for market in MARKETS for kind in KINDS)]
         for scope in self.weights_for:
-            if scope not in scopes:
+            market, *kind = scope.split(".", 1)
+            if scope not in KINDS and not (is_market(market) and set(kind) <= set(KINDS)):
                 raise ValueError(
                     f"cascade.weights_for has {scope!r}; write a kind ({', '.join(KINDS)}), a market "
-                    f"({', '.join(MARKETS)}), or both, such as 'ID.live'"
+                    f"({KNOWN}), or both, such as 'ID.live'"
                 )
         for name, weights in (
             ("weights", self.weights),

@@ -15,6 +15,7 @@ from evaluation.systems import baselines
 from evaluation.tasks import Benchmark, System
 from market.dataset import Dataset
 from market.importers import read
+from market.profiles import undeclared
 from market.tables import Tables
 
 
@@ -166,6 +167,8 @@ class _Part:
 
         step(f"reading {self.protocol}")
         tables = _tables(self.protocol, self.path)
+        if remark := undeclared(sorted(tables.users["market"].unique())):
+            leave(remark)
         if not self.each_alone:
             return self._learn(tables, self.markets, step, training, leave), remarks
         rows: list[Row] = []

@@ -4,12 +4,18 @@ How people of a market behave is learned from data. A profile holds only what is
 languages that count, the currency, the time zone, the days on which people are paid and on which shops run
 campaigns. Public and religious holidays come from the `holidays` library through `market.calendar`.
 
+Any other country is a market, too, of which public holidays alone are known.
+
 Rates are yearly averages of `RATES_YEAR`, from the World Bank series PA.NUS.FCRF (exchange rates) and
 PA.NUS.PRVT.PP (purchasing power in private consumption). Update both together: their ratio is a price level.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal, get_args
+
+import holidays
 
 from market.languages import canonical
 
@@ -24,7 +30,7 @@ MONDAY, FRIDAY, SATURDAY, SUNDAY = 0, 4, 5, 6
 
 
 class UnknownMarket(ValueError):
-    """A market code that has no profile; the text names the code and the known ones."""
+    """A market code that is no country's; the text names the code and the markets with a profile."""
 
 
 @dataclass(frozen=True)
@@ -198,13 +204,39 @@ WORLD = Market("XX", "Unknown market", "world", "", ("en",), "USD", 1.0, 1.0, "U
 
 MARKETS: dict[str, Market] = {market.code: market for market in (*_ALL, WORLD)}
 
+KNOWN = f"{', '.join(MARKETS)} (upper case), or the ISO 3166 code of another country, such as NL"
+"""The codes of markets, for messages."""
 
+
+def is_market(code: object) -> bool:
+    """Whether `profile` knows the code."""
+    return isinstance(code, str) and (code in MARKETS or code in _countries())
+
+
+@lru_cache(maxsize=1024)
 def profile(code: str) -> Market:
-    """The profile of the market `code`; raises `UnknownMarket` for a code without one."""
-    try:
+    """The profile of the market `code`, of a country without one that of `WORLD` with its public holidays.
+
+    Raises `UnknownMarket` for a code that is no country's.
+    """
+    if code in MARKETS:
         return MARKETS[code]
-    except KeyError:
-        raise UnknownMarket(
-            f"no market {code!r}; known are {', '.join(MARKETS)} (upper case). "
-            "A new market needs a profile in market/profiles.py."
-        ) from None
+    if is_market(code):
+        return replace(WORLD, code=code, name=code, country=code)
+    raise UnknownMarket(f"no market {code!r}; known are {KNOWN}.")
+
+
+def undeclared(codes: Iterable[str]) -> str:
+    """What to know of the markets among `codes` that have no declared profile; empty where all have one."""
+    without = [code for code in codes if is_market(code) and code not in MARKETS]
+    if not without:
+        return ""
+    return (
+        f"no profile of {', '.join(without)} in market/profiles.py: public holidays are known, all else is "
+        "taken for English, UTC, US dollars at par, no pay or shopping days"
+    )
+
+
+@lru_cache(maxsize=1)
+def _countries() -> frozenset[str]:
+    return frozenset(holidays.list_supported_countries(include_aliases=False))

@@ -18,7 +18,7 @@ from pandas.api.types import infer_dtype, is_bool_dtype, is_float_dtype, is_inte
 from market.calendar import END_S
 from market.kinds import KINDS
 from market.languages import canonical, is_code
-from market.profiles import MARKETS
+from market.profiles import KNOWN, MARKETS, is_market
 
 Feedback = Literal["impressions", "positives"]
 Split = Literal["time", "leave_last", "given"]
@@ -156,10 +156,10 @@ def _vectors(values: pd.Series) -> pd.Series:
 
 
 _TEXT = Rule(_of_distinct(lambda text: text != ""), "empty text; leave the value null where it is not known.")
-_MARKET = Rule(_one_of(MARKETS).holds, f"not a known market; use one of {', '.join(MARKETS)}.")
+_MARKET = Rule(_of_distinct(is_market), f"not a known market; use one of {KNOWN}.")
 _MARKETS = Rule(
-    lambda lists: lists.map(lambda codes: len(codes) > 0 and all(code in MARKETS for code in codes)),
-    f"name at least one market, each one of {', '.join(MARKETS)}.",
+    lambda lists: lists.map(lambda codes: len(codes) > 0 and all(map(is_market, codes))),
+    f"name at least one market, each one of {KNOWN}.",
 )
 _LANGUAGE = Rule(
     _of_distinct(is_code),

@@ -100,21 +100,26 @@ def _simulate(config: Any, out: Path, overwrite: bool) -> Any:
     from rich.progress import Progress
 
     from market.world import World
-    from pasar.show import console, say
+    from pasar.show import console
 
     with Progress(console=console) as bars:
         task = bars.add_task("simulating", total=config.impressions)
         dataset = World(config).write(
             out, lambda rows: bars.update(task, completed=rows), overwrite=overwrite
         )
-    say(_description(dataset))
+    _describe(dataset)
     return dataset
 
 
-def _description(dataset: Any) -> str:
+def _describe(dataset: Any) -> None:
+    from market.profiles import undeclared
+    from pasar.show import say, warn
+
     rows = dataset.description.rows
     counts = ", ".join(f"{count:,} {table}" for table, count in rows.items())
-    return f"{dataset.path}: {dataset.name}, {counts}, markets {' '.join(dataset.markets)}"
+    say(f"{dataset.path}: {dataset.name}, {counts}, markets {' '.join(dataset.markets)}")
+    if remark := undeclared(dataset.markets):
+        warn(remark)
 
 
 @data_app.command()
@@ -138,7 +143,7 @@ def make(
 ) -> None:
     """Make a data set of your own tables, checked against the contract of market/tables.py."""
     from market.dataset import make_dataset
-    from pasar.show import console, say
+    from pasar.show import console
 
     with console.status(f"checking {tables}"):
         dataset = make_dataset(
@@ -149,7 +154,7 @@ def make(
             split=split,  # type: ignore[arg-type]
             overwrite=overwrite,
         )
-    say(_description(dataset))
+    _describe(dataset)
 
 
 @data_app.command("import")
@@ -164,7 +169,7 @@ def import_(
     """Import a public data set."""
     from market.dataset import write_dataset
     from market.importers import read
-    from pasar.show import console, say
+    from pasar.show import console
 
     with console.status(f"reading {name}"):
         tables = read(name, path)
@@ -182,7 +187,7 @@ def import_(
             impressions=[impressions],
             overwrite=overwrite,
         )
-    say(_description(dataset))
+    _describe(dataset)
 
 
 @app.command()

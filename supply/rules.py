@@ -10,7 +10,7 @@ import numpy as np
 
 from market.kinds import KINDS
 from market.languages import base
-from market.profiles import MARKETS, profile
+from market.profiles import KNOWN, is_market, profile
 
 EVERYWHERE = "*"
 LANGUAGES = ("any", "spoken")
@@ -44,10 +44,9 @@ class Rules:
     def __post_init__(self) -> None:
         for name in ("forbidden_categories", "forbidden_kinds", "forbidden_sellers", "languages"):
             for code, said in getattr(self, name).items():
-                if code not in MARKETS and code != EVERYWHERE:
+                if not is_market(code) and code != EVERYWHERE:
                     raise RuleError(
-                        f"rules.{name} names market {code!r}; use {EVERYWHERE!r} or one of "
-                        f"{', '.join(MARKETS)}"
+                        f"rules.{name} names market {code!r}; use {EVERYWHERE!r} or one of {KNOWN}"
                     )
                 if name != "languages" and isinstance(said, str):
                     raise RuleError(f"rules.{name}.{code} is {said!r}; write a list, [{said!r}]")

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from market.importers.reading import ImportProblem, dates, expect_text, find, numbers, read_text
-from market.profiles import MARKETS
+from market.profiles import KNOWN, is_market
 from market.tables import Tables, validate
 
 _PATTERN = "[a-z][a-z]_5core.txt"
@@ -44,11 +44,8 @@ def read(folder: Path) -> Tables:
 
 def _market(code: str, path: Path) -> pd.DataFrame:
     market = _ISO_CODES.get(code, code.upper())
-    if market not in MARKETS:
-        raise ImportProblem(
-            f"{path}: there is no profile of the market {market}; move the file away, or add the market to "
-            f"market/profiles.py beside {', '.join(MARKETS)}."
-        )
+    if not is_market(market):
+        raise ImportProblem(f"{path}: there is no market {market}; move the file away. Known are {KNOWN}.")
     frame = read_text(path, ["userId", "itemId", "rate", "date"], " ", header=True)
     expect_text(path, frame["userId"])
     return pd.DataFrame(

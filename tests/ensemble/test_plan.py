@@ -55,6 +55,9 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
             "cascade.weights_for has 'Live'; write a kind (video, live, product)",
         ),
         ({"weights_for": {"ZZ.live": {}}}, "cascade.weights_for has 'ZZ.live'"),
+        ({"weights_for": {"ID.rooms": {}}}, "cascade.weights_for has 'ID.rooms'"),
+        ({"weights_for": {"ID.": {}}}, "cascade.weights_for has 'ID.'"),
+        ({"weights_for": {"live.ID": {}}}, "cascade.weights_for has 'live.ID'"),
         ({"weights_for": {"ID": {"buy": 1.0}}}, "cascade.weights_for.ID has 'buy'"),
         ({"price_usd": float("inf")}, "cascade.price_usd is inf"),
         ({"price_usd": 1e39}, "cascade.price_usd is 1e+39; it must be from 0 to 1"),
@@ -178,6 +181,7 @@ def test_the_narrowest_declaration_of_a_weight_holds():
     assert [config.weight("click", market, kind) for market, kind in asked] == [1.0, 2.0, 3.0, 4.0]
     assert config.weight("cart", "ID", "live") == 0.5
     assert config.weight("order", "ID", "live") == 0.0
+    assert CascadeConfig(weights_for={"NL.live": {"click": 9.0}}).weight("click", "NL", "live") == 9.0
 
 
 def test_a_weight_that_is_not_declared_has_its_default_and_0_switches_an_outcome_off():

@@ -105,6 +105,14 @@ def test_a_variant_in_which_a_market_has_no_exam_does_not_cost_the_other_its_row
     assert "ratings (without repeats), FR: left out, nobody can be asked there" in told
 
 
+def test_a_market_without_a_profile_is_judged_and_told_of(ratings, popularity_alone):
+    path = ratings([(user, content, "NL") for user, content, _ in KNOWN])
+    told: list[str] = []
+    rows = run_protocol("dataset", path, told=told.append)
+    assert {row.market for row in rows} == {"NL"}
+    assert [remark.split(":")[0] for remark in told] == ["no profile of NL in market/profiles.py"]
+
+
 def test_what_cannot_be_asked_is_told_and_not_only_as_a_step_that_the_next_one_hides(
     ratings, popularity_alone
 ):

@@ -89,9 +89,13 @@ def test_xmarket_says_which_line_is_wrong(tmp_path, text, said):
         read("xmarket", xmarket(tmp_path, de_5core=text))
 
 
-def test_xmarket_names_a_market_without_a_profile(tmp_path):
-    with pytest.raises(ImportProblem, match=r"qq_5core\.txt.*market QQ.*market/profiles\.py"):
-        read("xmarket", xmarket(tmp_path, qq_5core="userId itemId rate date\nA X 5 2020-01-02\n"))
+def test_xmarket_reads_markets_without_a_profile_and_names_what_is_no_market(tmp_path):
+    one = "userId itemId rate date\nA X 5 2020-01-02\n"
+    tables = read("xmarket", xmarket(tmp_path, nl_5core=one, au_5core=one))
+    assert {"NL:A", "AU:A"} <= set(tables.users["user_id"])
+    assert {"AU", "NL"} <= set(tables.contents.set_index("content_id").loc["X", "markets"])
+    with pytest.raises(ImportProblem, match=r"qq_5core\.txt: there is no market QQ.*Known are ID, TH"):
+        read("xmarket", xmarket(tmp_path, qq_5core=one))
 
 
 def test_xmarket_wants_at_least_one_market(tmp_path):

@@ -7,9 +7,20 @@ from dataclasses import replace
 from zoneinfo import ZoneInfo
 
 import holidays
+import numpy as np
 import pytest
 
-from market.profiles import MARKETS, REGIONS, WORLD, Market, UnknownMarket, profile
+from market.calendar import local_context
+from market.profiles import (
+    MARKETS,
+    REGIONS,
+    WORLD,
+    Market,
+    UnknownMarket,
+    is_market,
+    profile,
+    undeclared,
+)
 
 EVERY = pytest.mark.parametrize("market", MARKETS.values(), ids=MARKETS)
 
@@ -69,6 +80,21 @@ def test_the_country_has_public_holidays(market: Market):
 def test_the_unknown_market_has_no_calendar_and_no_conversion():
     assert (WORLD.timezone, WORLD.country, WORLD.pay_days, WORLD.shopping_days) == ("UTC", "", (), ())
     assert WORLD.usd_per_unit == WORLD.purchasing_power == 1
+
+
+def test_any_other_country_is_a_market_of_which_public_holidays_alone_are_known():
+    netherlands = profile("NL")
+    assert netherlands == replace(WORLD, code="NL", name="NL", country="NL")
+    assert is_market("NL")
+    assert not any(is_market(code) for code in ("nl", "UK", "", "Netherlands", None, 31))
+    noon = np.array(["2026-04-27T12", "2026-04-28T12"], "datetime64[s]").astype(
+        np.int64
+    )  # the first is King's Day
+    assert local_context(np.array(["NL", "NL"]), noon).is_holiday.tolist() == [1, 0]
+    assert undeclared(["DE", "XX"]) == ""
+    assert undeclared(["AU", "DE", "NL"]).startswith(
+        "no profile of AU, NL in market/profiles.py: public holidays"
+    )
 
 
 @pytest.mark.parametrize("code", ["uk", "id", "", "QQ"])

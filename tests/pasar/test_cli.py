@@ -108,6 +108,16 @@ def test_a_public_data_set_that_is_not_known_is_refused_with_those_that_are(pasa
     assert "kuairand" in one_line(err)
 
 
+def test_a_market_without_a_profile_is_imported_with_a_warning(pasar, tmp_path):
+    for market in ("nl", "de"):
+        text = "userId itemId rate date\nA X 5 2020-01-02\n"
+        (tmp_path / f"{market}_5core.txt").write_text(text)
+    code, said, err = pasar("data", "import", "xmarket", "--path", tmp_path, "--out", tmp_path / "out")
+    assert code == 0
+    assert "markets DE NL" in " ".join(said.split())
+    assert "warning: no profile of NL in market/profiles.py" in " ".join(err.split())
+
+
 def test_a_knob_that_does_not_exist_is_said_with_a_near_one(pasar, tmp_path):
     settings = tmp_path / "mine.toml"
     settings.write_text("[world]\nuser = 3\n")

@@ -68,6 +68,7 @@ def test_what_is_forbidden_by_a_name_that_no_content_has_is_told_with_the_one_me
         f"{gone} and 3 more{advice}",
     ]
     assert Rules().without_effect(category=["books"], seller=[""]) == []
+    assert Rules(forbidden_categories={"NL": ("toys",)}).without_effect(category=["toys"], seller=[""]) == []
 
 
 @pytest.mark.parametrize(
