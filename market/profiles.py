@@ -227,8 +227,8 @@ def profile(code: str) -> Market:
 
 
 def undeclared(codes: Iterable[str]) -> str:
-    """What to know of the markets among `codes` that have no declared profile; empty where all have one."""
-    without = [code for code in codes if is_market(code) and code not in MARKETS]
+    """What to know of those of these markets that have no declared profile; empty where all have one."""
+    without = [code for code in codes if code not in MARKETS]
     if not without:
         return ""
     return (
