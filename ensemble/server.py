@@ -317,8 +317,9 @@ class TritonServer:
         raise ServerError(f"the server was not ready after {self._deadline_s:g} s:\n{_why(text)}")
 
     def _is_ready(self) -> bool:
-        try:  # a bare connection first: a gRPC channel that was refused waits a second before it tries again
-            socket.create_connection((self.host, self._ports["grpc"]), timeout=1.0).close()
+        try:  # bare connections first: a gRPC channel that was refused waits a second before it tries again
+            for port in self._ports.values():  # Triton opens one after another
+                socket.create_connection((self.host, port), timeout=1.0).close()
             with self._client() as client:
                 return client.is_server_ready(client_timeout=1.0)
         except (OSError, InferenceServerException):

@@ -3,10 +3,11 @@
 import os
 import shutil
 import signal
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -361,6 +362,26 @@ def test_a_repository_may_lie_in_a_folder_of_any_name(tmp_path):
     write_repository(folder / "repo", toy.write_release(folder / "r"), *CASCADE, **STAGES)
     with TritonServer(folder / "repo", log=folder / "log", startup_deadline_s=30) as server:
         assert set(processes(server)) == {"server", "user_state", "query", "pick"}
+
+
+@pytest.mark.parametrize("closed", ["http", "grpc", "metrics"])
+def test_a_server_is_ready_once_all_of_its_ports_answer(tmp_path, monkeypatch, closed):
+    class Ready:
+        def is_server_ready(self, client_timeout):
+            return True
+
+    server = TritonServer(tmp_path, log=tmp_path / "triton.log")
+    monkeypatch.setattr(server, "_client", lambda: nullcontext(Ready()))
+    with ExitStack() as opened:
+        bound = {name: opened.enter_context(socket.socket()) for name in ("http", "grpc", "metrics")}
+        for name, one in bound.items():
+            one.bind((server.host, 0))
+            if name != closed:
+                one.listen()
+        monkeypatch.setattr(server, "_ports", {name: one.getsockname()[1] for name, one in bound.items()})
+        assert not server._is_ready()
+        bound[closed].listen()
+        assert server._is_ready()
 
 
 def test_waiting_ends_when_it_is_told_to(feed):
