@@ -32,7 +32,10 @@ def samples(path):
 
 
 def run(code):
-    exec(compile(code, "sample", "exec"), {"__name__": "__main__"})
+    """What a sample defines, by name."""
+    names = {"__name__": "__main__"}
+    exec(compile(code, "sample", "exec"), names)
+    return names
 
 
 @pytest.mark.parametrize(
@@ -107,15 +110,14 @@ def test_the_samples_of_serving_run(feed_server, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_slates_become_rows_that_the_contract_takes(feed_server, small_world_dataset):
-    namespace = {}
-    exec(samples(REPOSITORY / "docs" / "serving.md")[2], namespace)
+    impressions = run(samples(REPOSITORY / "docs" / "serving.md")[2])["impressions"]
     users, contents = small_world_dataset.users(), small_world_dataset.contents()
     user = users.iloc[0]
     request = FeedRequest(user["user_id"], user["market"], 1_780_000_000, seed=3)
     with connect(feed_server.grpc_url) as client:
         (slate,) = client.feed([request])
     first, _, third = (item.content for item in slate.items[:3])
-    log = namespace["impressions"](17, request, slate, {first: {}, third: {"click": 1, "watch_s": 9.5}})
+    log = impressions(17, request, slate, {first: {}, third: {"click": 1, "watch_s": 9.5}})
     tables = Tables("mine", "impressions", "time", users, contents, log)
     rows = validate(replace(tables, sellers=small_world_dataset.sellers())).impressions
     assert rows["content_id"].tolist() == [first, third]

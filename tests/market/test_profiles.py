@@ -87,9 +87,8 @@ def test_any_other_country_is_a_market_of_which_public_holidays_alone_are_known(
     assert netherlands == replace(WORLD, code="NL", name="NL", country="NL")
     assert is_market("NL")
     assert not any(is_market(code) for code in ("nl", "UK", "", "Netherlands", None, 31))
-    noon = np.array(["2026-04-27T12", "2026-04-28T12"], "datetime64[s]").astype(
-        np.int64
-    )  # the first is King's Day
+    # King's Day, and the day after it.
+    noon = np.array(["2026-04-27T12", "2026-04-28T12"], "datetime64[s]").astype(np.int64)
     assert local_context(np.array(["NL", "NL"]), noon).is_holiday.tolist() == [1, 0]
     assert undeclared(["DE", "XX"]) == ""
     assert undeclared(["AU", "DE", "NL"]).startswith(
