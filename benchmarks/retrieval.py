@@ -168,7 +168,7 @@ class Ours:
     def found(self, batch: int) -> np.ndarray:
         found = np.full((TIMED, K), -1, np.int64)
         for market, here, queries in self.data.parts(batch):
-            found[here] = self.data.rows[market][self.indexes[market].search(queries, K)[0]]
+            found[here] = self.data.rows[market][self.indexes[market].search(queries, K)]
         return found
 
     def side(self, batch: int) -> Side:

@@ -70,6 +70,31 @@ class Tuning:
     recall: float
 
 
+class _Scan:
+    """Inverted lists of codes, of which a query scans so many."""
+
+    def __init__(self, lists: faiss.IndexIVFPQFastScan, probes: int) -> None:
+        lists.nprobe = probes
+        lists.implem = _QUERY_BY_QUERY
+        self.lists = lists
+        self._share = probes / lists.nlist
+        self._long = self._share * lists.ntotal >= _CODES_A_QUERY
+
+    def __call__(self, rows: int, queries: object, count: int, rough: object, places: object) -> None:
+        """What `lists.search` does, without its checks of arrays that are made here; all but numbers are
+        addresses."""
+        if self._long:
+            # Both find the same, so threads that search side by side may change it at any time.
+            together = rows * self._share >= _QUERIES_A_LIST
+            self.lists.implem = _LIST_BY_LIST if together else _QUERY_BY_QUERY
+        self.lists.search_c(rows, queries, count, rough, places)
+
+    def serialized(self) -> np.ndarray:
+        """uint8[bytes]."""
+        self.lists.implem = _QUERY_BY_QUERY  # the last search's otherwise
+        return faiss.serialize_index(self.lists)
+
+
 class MarketIndex:
     """The contents of one market, by place: 0..n-1 in the order of `vectors`.
 
@@ -85,9 +110,11 @@ class MarketIndex:
         # in a quarter of the time, since each lies in another page.
         self.vectors = np.array(vectors, np.float32, order="C")
         self.vectors.flags.writeable = False
-        self._scan, self.tuning = scan, tuning
+        self._pointer = faiss.swig_ptr(self.vectors)
+        self.tuning = tuning
+        self._scan = None
         if scan is not None and tuning is not None:
-            scan.nprobe = tuning.probes
+            self._scan = _Scan(scan, tuning.probes)
             _into_huge_pages(scan)
 
     @classmethod
@@ -169,13 +196,12 @@ class MarketIndex:
         """What `load` needs beside the vectors: uint8[bytes], empty where every search is exact."""
         if self._scan is None:
             return np.empty(0, np.uint8)
-        self._scan.implem = _QUERY_BY_QUERY  # the last search's otherwise
-        return faiss.serialize_index(self._scan)
+        return self._scan.serialized()
 
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, k: int) -> np.ndarray:
         """The nearest contents of each query, approximately where the index is tuned for `k`.
 
         Args:
@@ -183,22 +209,19 @@ class MarketIndex:
             k: results wanted.
 
         Returns:
-            places int64[b, min(k, n)] and their inner products float32 of that shape, best first, equal ones
-            by place.
+            places int64[b, min(k, n)], those of the highest inner products, best first, equal ones by place.
         """
         if self.tuning is None or k > self.tuning.k:
             return self.exact(queries, k)
         assert self._scan is not None
         k = min(k, len(self))
-        places, scores = _scanned(self._scan, self, queries, k, self.tuning.refine)
-        if places[:, -1].min(initial=0) < 0:  # the lists scanned hold fewer than k
+        places = self._scanned(self._scan, queries, k, self.tuning.refine)
+        if min(places[:, -1].tolist(), default=0) < 0:  # the lists scanned hold fewer than k
             few = np.flatnonzero(places[:, -1] < 0)
-            places[few], scores[few] = self.exact(queries[few], k)
-        return places, scores
+            places[few] = self.exact(queries[few], k)
+        return places
 
-    def exact(
-        self, queries: np.ndarray, k: int, eligible: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def exact(self, queries: np.ndarray, k: int, eligible: np.ndarray | None = None) -> np.ndarray:
         """The nearest contents of each query, among all or among its eligible ones.
 
         Args:
@@ -207,28 +230,48 @@ class MarketIndex:
             eligible: bool[b, n]; None for all.
 
         Returns:
-            places int64[b, min(k, n)] and inner products float32, best first, equal ones by place; where
-            fewer are eligible, -1 and -inf fill the end.
+            places int64[b, min(k, n)], best first, equal ones by place; where fewer are eligible, -1 fills
+            the end.
         """
         scores = self.scores(queries)
         if eligible is not None:
             scores = np.where(eligible, scores, np.float32(-np.inf))
-        places = nearest(scores, k)
-        best = np.take_along_axis(scores, np.maximum(places, 0), axis=1)
-        return places, np.where(places >= 0, best, np.float32(-np.inf))
+        return nearest(scores, k)
+
+    def _scanned(self, scan: _Scan, queries: np.ndarray, k: int, refine: float) -> np.ndarray:
+        """The best of the scan by scores made anew: places int64[b, k], best first.
+
+        Of equal ones the lower place is first; -1 fills the end where the lists scanned hold fewer. As
+        `faiss.IndexRefine`, but the candidates of a query are sorted once instead of going through two heaps.
+        A scan leaves nothing of Python's in the caches, so every call counts: addresses are asked for once.
+        """
+        faiss.omp_set_num_threads(1)
+        queries = np.ascontiguousarray(queries, np.float32)
+        rows, count = len(queries), min(int(k * refine), len(self))
+        places, scores = np.empty((rows, count), np.int64), np.empty((rows, count), np.float32)
+        asked, found, made = map(faiss.swig_ptr, (queries, places, scores))
+        scan(rows, asked, count, made, found)
+        # Which of those that equal the last are kept depends on the order of the scan, not so of better ones.
+        np.copyto(places, -1, where=scores == scores[:, -1:])
+        faiss.fvec_inner_products_by_idx(made, asked, self._pointer, found, queries.shape[1], rows, count)
+        # Complex numbers are sorted by their real parts and, where these are equal, by the others.
+        pairs = np.empty(places.shape, np.complex128)
+        pairs.real, pairs.imag = -scores, places
+        pairs.sort(axis=1)
+        return pairs.imag[:, :k].astype(np.int64)
 
     def products(self, queries: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Inner products of each query float32[b, D] with its contents at places int64[b, c]; -inf at -1."""
         made = np.empty(places.shape, np.float32)
         queries, places = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(places, np.int64)
-        arrays = made, queries, self.vectors, places
-        faiss.fvec_inner_products_by_idx(*map(faiss.swig_ptr, arrays), self.vectors.shape[1], *places.shape)
+        width, (asked, wanted, score) = self.vectors.shape[1], map(faiss.swig_ptr, (queries, places, made))
+        faiss.fvec_inner_products_by_idx(score, asked, self._pointer, wanted, width, *places.shape)
         return made
 
     def scores(self, queries: np.ndarray) -> np.ndarray:
         """Inner products of queries float32[b, D] with all contents, float32[b, n]."""
         made = np.empty((len(queries), len(self)), np.float32)
-        vectors, (contents, width) = faiss.swig_ptr(self.vectors), self.vectors.shape
+        vectors, (contents, width) = self._pointer, self.vectors.shape
         for query, row in zip(np.ascontiguousarray(queries, np.float32), made):
             # One query a call: each product is summed the same way in every batch.
             faiss.fvec_inner_products_ny(faiss.swig_ptr(row), faiss.swig_ptr(query), vectors, width, contents)
@@ -301,42 +344,6 @@ def _into_huge_pages(scan: faiss.IndexIVFPQFastScan) -> None:
         madvise(ctypes.c_void_p(page * _HUGE_PAGE), ctypes.c_size_t(_HUGE_PAGE), _COLLAPSE)
 
 
-def _scanned(
-    scan: faiss.IndexIVFPQFastScan, index: MarketIndex, queries: np.ndarray, k: int, refine: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """The best of the scan, scored anew: places int64[b, k] and scores of that shape, best first.
-
-    Of equal ones the lower place is first; -1 and -inf fill the end where the lists scanned hold fewer. As
-    `faiss.IndexRefine`, but the candidates of a query are sorted once instead of going through two heaps.
-    """
-    faiss.omp_set_num_threads(1)
-    queries = np.ascontiguousarray(queries, np.float32)
-    places = np.empty((len(queries), min(int(k * refine), len(index))), np.int64)
-    rough = np.empty(places.shape, np.float32)
-    # What `scan.search` does, without its checks of arrays that are made here.
-    asked, count = faiss.swig_ptr(queries), places.shape[1]
-    # Both find the same, so threads that search side by side may change it at any time.
-    share = scan.nprobe / scan.nlist
-    together = len(queries) * share >= _QUERIES_A_LIST and share * scan.ntotal >= _CODES_A_QUERY
-    scan.implem = _LIST_BY_LIST if together else _QUERY_BY_QUERY
-    scan.search_c(len(queries), asked, count, faiss.swig_ptr(rough), faiss.swig_ptr(places))
-    # Which of those that equal the last are kept depends on the order of the scan, all better ones do not.
-    np.copyto(places, -1, where=rough == rough[:, -1:])
-    return _best(places, index.products(queries, places), k)
-
-
-def _best(places: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` best of each row, best first, equal ones by place.
-
-    Complex numbers are sorted by their real parts and, where these are equal, by the others.
-    """
-    pairs = np.empty(places.shape, np.complex128)
-    pairs.real, pairs.imag = -scores, places
-    pairs.sort(axis=1)
-    best = pairs[:, :k]
-    return best.imag.astype(np.int64), -best.real.astype(np.float32)
-
-
 @dataclass(frozen=True)
 class _Sample:
     """Queries float32[q, D], the places int64[q, k] of the exactly nearest of each, and the share of these
@@ -351,7 +358,7 @@ class _Sample:
         """The sample of these queries."""
         # A block at a time: the scores of all queries and contents at once would not fit.
         blocks = np.array_split(queries, -(-len(queries) // 32))
-        truth = np.sort(np.concatenate([exact.exact(block, k)[0] for block in blocks]), axis=1)
+        truth = np.sort(np.concatenate([exact.exact(block, k) for block in blocks]), axis=1)
         return cls(queries, truth, recall)
 
     def first(self, count: int) -> _Sample:
@@ -401,8 +408,8 @@ def _fewest(
     """The fewest lists from `least` to `most` that reach a sample's recall; None where `most` do not."""
     k, found = sample.truth.shape[1], None
     while least <= most:
-        scan.nprobe = probes = (least + most) // 2
-        hits = shares(_scanned(scan, exact, sample.queries, k, refine)[0], sample.truth)
+        probes = (least + most) // 2
+        hits = shares(exact._scanned(_Scan(scan, probes), sample.queries, k, refine), sample.truth)
         if hits.mean() - 2 * hits.std() / np.sqrt(len(hits)) >= sample.recall:
             found, most = Tuning(k, probes, refine, float(hits.mean())), probes - 1
         else:

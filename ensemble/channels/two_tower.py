@@ -14,11 +14,11 @@ def two_tower(asked: MarketQueries, count: int) -> np.ndarray:
     """Contents of the highest cosine with the query, as `ensemble.channels.Source` says."""
     index = asked.shelf.index
     if index.tuning is None:
-        return index.exact(asked.query_vector, count, asked.eligible)[0]
-    places, _ = index.search(asked.query_vector, round(SEARCHED * count))
+        return index.exact(asked.query_vector, count, asked.eligible)
+    places = index.search(asked.query_vector, round(SEARCHED * count))
     kept = asked.may(places)
     places = first_kept(places, kept, min(count, len(index)))
     few = np.flatnonzero(places[:, -1] == NONE)
     if len(few):
-        places[few], _ = index.exact(asked.query_vector[few], count, asked.eligible[few])
+        places[few] = index.exact(asked.query_vector[few], count, asked.eligible[few])
     return places

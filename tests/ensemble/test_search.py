@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ensemble import search
 from ensemble.channels.two_tower import two_tower
 from ensemble.release import Release, ReleaseError, ReleaseWriter
 from ensemble.search import (
@@ -75,30 +76,30 @@ def test_exact_search_is_brute_force_with_equal_scores_by_place(
     asked = random.integers(-1, 2, (queries, 3)).astype(np.float32)
     eligible = random.random((queries, contents)) < random.random() if filtered else None
     index = MarketIndex.build(vectors, asked, k=k)
-    places, scores = index.exact(asked, k, eligible)
+    places = index.exact(asked, k, eligible)
     expected, best = by_brute_force(vectors, asked, k, eligible)
     assert places.dtype == np.int64
-    assert scores.dtype == np.float32
     np.testing.assert_array_equal(places, expected)
-    np.testing.assert_array_equal(scores, best)
+    np.testing.assert_array_equal(index.products(asked, places), best)
 
 
 def test_a_small_market_is_searched_exactly() -> None:
     vectors, queries = clustered(EXACT_UP_TO, 2, 300)
     index = MarketIndex.build(vectors, queries, k=K)
     assert index.tuning is None
-    np.testing.assert_array_equal(index.search(queries, K)[0], index.exact(queries, K)[0])
+    np.testing.assert_array_equal(index.search(queries, K), index.exact(queries, K))
 
 
 def test_a_large_market_is_searched_approximately_with_the_recall_asked_for(
     large: tuple[MarketIndex, np.ndarray],
 ) -> None:
     index, queries = large
-    places, scores = index.search(queries, K)
+    places = index.search(queries, K)
     recall = shares(places, by_brute_force(index.vectors, queries, K)[0]).mean()
     assert 0.98 <= recall < 1
     assert 0.98 <= index.tuning.recall < 1
     assert index.tuning.probes < 64
+    scores = index.products(queries, places)
     np.testing.assert_allclose(scores, np.einsum("bkd,bd->bk", index.vectors[places], queries), rtol=1e-5)
     assert (np.diff(scores, axis=1) <= 0).all()
 
@@ -106,15 +107,17 @@ def test_a_large_market_is_searched_approximately_with_the_recall_asked_for(
 def test_a_scan_list_by_list_finds_what_one_query_by_query_finds(
     large: tuple[MarketIndex, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index, queries = large
+    built, queries = large
+    monkeypatch.setattr("ensemble.search._CODES_A_QUERY", 0)
+    index = MarketIndex.load(built.vectors, built.lists(), built.tuning)
+    assert index._scan is not None
     scans = []
-    for queries_a_list in (0, np.inf):
+    for queries_a_list, scan in ((0, "_LIST_BY_LIST"), (np.inf, "_QUERY_BY_QUERY")):
         monkeypatch.setattr("ensemble.search._QUERIES_A_LIST", queries_a_list)
-        monkeypatch.setattr("ensemble.search._CODES_A_QUERY", 0)
         scans.append([index.search(queries[at : at + size], K) for at, size in ((0, 1), (1, 2), (3, 997))])
+        assert index._scan.lists.implem == getattr(search, scan)
     for lists, alone in zip(*scans):
-        np.testing.assert_array_equal(lists[0], alone[0])
-        np.testing.assert_array_equal(lists[1], alone[1])
+        np.testing.assert_array_equal(lists, alone)
 
 
 def test_many_equal_contents_at_the_border_are_searched_exactly() -> None:
@@ -123,10 +126,8 @@ def test_many_equal_contents_at_the_border_are_searched_exactly() -> None:
     index = MarketIndex.build(vectors, queries[:300], k=K, recall=0.9)
     assert index.tuning is not None
     asked = np.concatenate([vectors[4_000:4_001], queries[300:]])
-    places, scores = index.search(asked, K)
-    expected, best = index.exact(asked[:1], K)
-    np.testing.assert_array_equal(places[:1], expected)
-    np.testing.assert_array_equal(scores[:1], best)
+    places = index.search(asked, K)
+    np.testing.assert_array_equal(places[:1], index.exact(asked[:1], K))
     np.testing.assert_array_equal(places[0], np.arange(4_000, 4_000 + K))
 
 
@@ -137,23 +138,21 @@ def test_vectors_without_clusters_get_fewer_lists() -> None:
     many = MarketIndex.build(tight, queries, k=K, recall=0.95)
     assert few._scan is not None
     assert many._scan is not None
-    assert few._scan.nlist < many._scan.nlist
+    assert few._scan.lists.nlist < many._scan.lists.nlist
 
 
 @pytest.mark.parametrize("k", [K, K + 1])
 def test_a_batch_finds_what_each_query_finds_alone(large: tuple[MarketIndex, np.ndarray], k: int) -> None:
     index, queries = large
-    places, scores = index.search(queries[:70], k)
     alone = [index.search(queries[row : row + 1], k) for row in range(70)]
-    np.testing.assert_array_equal(places, np.concatenate([found[0] for found in alone]))
-    np.testing.assert_array_equal(scores, np.concatenate([found[1] for found in alone]))
+    np.testing.assert_array_equal(index.search(queries[:70], k), np.concatenate(alone))
 
 
 def test_more_results_than_it_was_tuned_for_are_searched_exactly(
     large: tuple[MarketIndex, np.ndarray],
 ) -> None:
     index, queries = large
-    places, _ = index.search(queries, 4 * K)
+    places = index.search(queries, 4 * K)
     assert shares(places, by_brute_force(index.vectors, queries, 4 * K)[0]).mean() > 0.9999
 
 
@@ -162,10 +161,9 @@ def test_lists_that_hold_too_few_contents_are_made_up_for_by_an_exact_search(
 ) -> None:
     index, queries = large
     narrow = MarketIndex.load(index.vectors, index.lists(), Tuning(500, 1, 2.0, 0.0))
-    places, scores = narrow.search(queries, 500)
+    places = narrow.search(queries, 500)
     assert (places >= 0).all()
     assert len(np.unique(places[0])) == 500
-    assert np.isfinite(scores).all()
 
 
 def test_an_index_read_from_its_lists_is_the_one_that_was_built(
@@ -177,8 +175,7 @@ def test_an_index_read_from_its_lists_is_the_one_that_was_built(
     assert again.tuning == index.tuning
     np.testing.assert_array_equal(again.lists(), index.lists())
     read = MarketIndex.load(vectors, index.lists(), index.tuning)
-    for mine, its in zip(index.search(queries, K), read.search(queries, K)):
-        np.testing.assert_array_equal(mine, its)
+    np.testing.assert_array_equal(index.search(queries, K), read.search(queries, K))
 
 
 def test_an_index_that_cannot_reach_its_recall_searches_exactly() -> None:
@@ -215,8 +212,7 @@ def test_a_release_holds_the_index_of_every_market(
     for market, made in enumerate((small, index)):
         read = read_index(release, market, made.vectors)
         assert read.tuning == made.tuning
-        for mine, its in zip(made.search(queries, K), read.search(queries, K)):
-            np.testing.assert_array_equal(mine, its)
+        np.testing.assert_array_equal(made.search(queries, K), read.search(queries, K))
     with pytest.raises(ReleaseError, match=r"search_1\.npy of release 'two markets'.*build the release"):
         read_index(release, 1, index.vectors[:-1])
 
@@ -229,9 +225,9 @@ def test_what_was_seen_or_has_ended_is_made_up_for(large: tuple[MarketIndex, np.
     seen = random.integers(0, contents, (rows, 40))
     # The first of these queries has seen almost all that is near, the second almost everything.
     seen = np.concatenate([seen, np.full((rows, contents), -1)], axis=1)
-    nearest = index.exact(queries[:1], contents - 10)[0][0]
+    nearest = index.exact(queries[:1], contents - 10)[0]
     seen[0, 40 : 40 + K] = nearest[:K]
-    seen[1, 40 : 40 + contents - 10] = index.exact(queries[1:2], contents - 10)[0][0]
+    seen[1, 40 : 40 + contents - 10] = index.exact(queries[1:2], contents - 10)[0]
     asked = replace(ask(on, seen=seen, time=10), query_vector=queries[:rows])
     found = two_tower(asked, K // 2)
     expected, _ = by_brute_force(index.vectors, queries[:rows], K // 2, asked.eligible)
