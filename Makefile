@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 MINOR = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 LOCKS = locks/uv.txt locks/build.txt locks/cpu-$(MINOR).txt locks/server.txt
 STAMP = $(VENV)/.installed-$(MINOR)
+# Most tests keep one core busy. Those of a file share what its fixtures make, so they stay together.
+SIDES := --numprocesses 2 --dist loadfile
 
 .PHONY: help setup demo test unit lock clean
 
@@ -39,10 +41,10 @@ demo: setup ## simulate, train, serve with Triton, print feeds
 	@$(BIN)/pasar demo
 
 test: setup ## run every test that this machine can
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(SIDES)
 
 unit: setup ## run the fast tests alone
-	@$(BIN)/python -m pytest -m "not slow and not real_data"
+	@$(BIN)/python -m pytest $(SIDES) -m "not slow and not real_data"
 
 lock: setup ## resolve the locks anew
 	@for minor in 3.10 3.11; do \

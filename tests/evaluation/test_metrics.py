@@ -1,11 +1,12 @@
 """The metrics: agreement with ranx, ties, short lists, degenerate input."""
 
+import importlib
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranx import Qrels, Run, evaluate
 
 from evaluation import metrics
 
@@ -55,9 +56,17 @@ def test_lists_of_zero_length_are_refused():
         metrics.top_k(np.zeros((1, 3)), 0)
 
 
-@settings(max_examples=15, deadline=None)
+@pytest.fixture(scope="module")
+def ranx():
+    """ranx, run as Python: to compile it takes minutes, for the same figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("numba.config.DISABLE_JIT", True)
+        yield importlib.import_module("ranx")
+
+
+@settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 10_000), levels=st.sampled_from([2, 5, 1000]), masked=st.sampled_from([0.0, 0.9]))
-def test_ranking_metrics_agree_with_ranx(seed, levels, masked):
+def test_ranking_metrics_agree_with_ranx(ranx, seed, levels, masked):
     queries, items, k = 6, 30, 10
     scores, relevant = random_case(seed, queries, items, levels)
     scores[np.random.default_rng(seed).random(scores.shape) < masked] = -np.inf  # lists shorter than k
@@ -67,15 +76,15 @@ def test_ranking_metrics_agree_with_ranx(seed, levels, masked):
     count = np.diff(relevant.indptr)
 
     # ranx has its own order of ties: it gets the place in our list as the score.
-    qrels = Qrels({f"q{q:02d}": {str(i): 1 for i in relevant[q].indices} for q in range(queries)})
-    run = Run(
+    qrels = ranx.Qrels({f"q{q:02d}": {str(i): 1 for i in relevant[q].indices} for q in range(queries)})
+    run = ranx.Run(
         {
             f"q{q:02d}": {str(item): float(k - place) for place, item in enumerate(row) if item >= 0}
             for q, row in enumerate(lists)
         }
     )
     names = {"recall": "recall", "hr": "hit_rate", "ndcg": "ndcg"}
-    evaluate(qrels, run, [f"{theirs}@{k}" for theirs in names.values()])
+    ranx.evaluate(qrels, run, [f"{theirs}@{k}" for theirs in names.values()])
     for ours, theirs in names.items():
         expected = [run.scores[f"{theirs}@{k}"][f"q{q:02d}"] for q in range(queries)]
         np.testing.assert_allclose(metrics.RANKING[ours](hit, count), expected, atol=1e-9, err_msg=ours)

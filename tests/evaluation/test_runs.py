@@ -34,6 +34,19 @@ class Fixed:
         return every if candidates is None else np.take_along_axis(every, candidates, axis=1)
 
 
+class Drawn:
+    """Scores drawn for each pair, the same whatever other users are asked for; no two are equal."""
+
+    name = "drawn"
+
+    def fit(self, task, *, seed, progress=None):
+        self.scores = np.random.default_rng(seed).random((task.users, task.items))
+
+    def score(self, users, candidates=None):
+        every = self.scores[users]
+        return every if candidates is None else np.take_along_axis(every, candidates, axis=1)
+
+
 @pytest.fixture
 def two_markets() -> Benchmark:
     """Contents 0 to 3 in DE, 2 to 5 in ID; u0 has 0 and wants 1 and 2, u1 has 5 and wants 3."""
@@ -82,7 +95,7 @@ def test_figures_are_those_of_lists_without_known_contents_and_other_markets(two
 def test_ranking_and_sampling_in_small_blocks_give_the_same_figures(monkeypatch):
     tables = as_positives(a_log(0), "leave_last")
     whole = benchmarks(tables)
-    figures = [list(evaluate(benchmark, baselines(benchmark.task))) for benchmark in whole]
+    figures = [list(evaluate(benchmark, [Drawn()])) for benchmark in whole]
     for module in (tasks, protocols):
         monkeypatch.setattr(module, "BLOCK_ENTRIES", 100)
     split = benchmarks(tables)
@@ -97,8 +110,20 @@ def test_ranking_and_sampling_in_small_blocks_give_the_same_figures(monkeypatch)
         else:
             assert exam.truth.shape[0] * exam.truth.shape[1] > 2 * 100, "ranked in one block"
     assert kinds == {FullRanking, Labelled}
-    again = [list(evaluate(benchmark, baselines(benchmark.task))) for benchmark in split]
+    again = [list(evaluate(benchmark, [Drawn()])) for benchmark in split]
     assert repr(again) == repr(figures)
+
+
+def test_a_baseline_scores_a_user_alone_as_among_all():
+    for benchmark in benchmarks(as_positives(a_log(0), "leave_last")):
+        users = np.arange(benchmark.task.users)
+        for system in baselines(benchmark.task):
+            system.fit(benchmark.task, seed=0)
+            every = system.score(users)
+            # Products of another size may differ in their last bits, and so may the ranks of equal contents.
+            alone = np.concatenate([system.score(users[user : user + 1]) for user in users])
+            np.testing.assert_allclose(alone, every, rtol=1e-4, atol=1e-6, err_msg=system.name)
+            assert np.ptp(every, axis=0).max() > 0, f"{system.name} scores all users alike"
 
 
 def exams_of(made: list[Benchmark]) -> list[FullRanking | Labelled]:
