@@ -14,13 +14,18 @@ from evaluation.side_by_side import side_by_side
 from evaluation.systems import baselines
 from evaluation.tasks import Benchmark, System
 from market.dataset import Dataset
-from market.importers import read
-from market.profiles import undeclared
+from market.importers import IMPORTERS, read
 from market.tables import Tables
 
 
 def load_tables(protocol: str, path: Path) -> Tables:
-    """The tables of a public data set, or of a data set on disk where `protocol` is "dataset"."""
+    """The tables of a public data set, or of a data set on disk where `protocol` is "dataset".
+
+    Raises:
+        ValueError: there is no such protocol; or as `market.importers.read` and `Dataset.open` do.
+    """
+    if protocol not in (*IMPORTERS, "dataset"):
+        raise ValueError(f"no protocol {protocol!r}; there are {', '.join(IMPORTERS)}, and dataset for any")
     if protocol != "dataset":
         return read(protocol, path)
     dataset = Dataset.open(path)
@@ -167,8 +172,6 @@ class _Part:
 
         step(f"reading {self.protocol}")
         tables = _tables(self.protocol, self.path)
-        if remark := undeclared(sorted(tables.users["market"].unique())):
-            leave(remark)
         if not self.each_alone:
             return self._learn(tables, self.markets, step, training, leave), remarks
         rows: list[Row] = []

@@ -15,6 +15,7 @@ import scipy.sparse as sp
 
 from evaluation import metrics
 from evaluation.tasks import BLOCK_ENTRIES, Benchmark, FullRanking, Interactions, Labelled, Task, pairs
+from market.profiles import undeclared
 from market.tables import OUTCOMES, Split, Tables
 
 Stage = Literal["test", "valid"]
@@ -43,8 +44,12 @@ def benchmarks(tables: Tables, stage: Stage = "test", seed: int = 0) -> list[Ben
         ValueError: the log has no outcome to ask for, or a market no contents.
     """
     if tables.name == "kuairand":
-        return _with_exams([partial(held_out_pairs, tables, stage, seed), partial(watch_time, tables, stage)])
-    return _by_kind(tables, stage, seed)
+        made = _with_exams([partial(held_out_pairs, tables, stage, seed), partial(watch_time, tables, stage)])
+    else:
+        made = _by_kind(tables, stage, seed)
+    if remark := undeclared(sorted(tables.users["market"].unique())):
+        made = [replace(benchmark, remarks=(remark, *benchmark.remarks)) for benchmark in made]
+    return made
 
 
 def ranking(

@@ -558,6 +558,8 @@ def tune(
     if trials:
         best = render_changed(with_knobs(build, trials[0].knobs))
         say(f"the best of {len(trials)}, {trials[0].value:.4f}:\n\n{best}")
+    else:
+        say("no trial began; give more --minutes")
 
 
 @app.command()

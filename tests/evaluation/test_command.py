@@ -111,6 +111,13 @@ def test_a_market_without_a_profile_is_judged_and_told_of(ratings, popularity_al
     rows = run_protocol("dataset", path, told=told.append)
     assert {row.market for row in rows} == {"NL"}
     assert [remark.split(":")[0] for remark in told] == ["no profile of NL in market/profiles.py"]
+    for benchmark in benchmarks(load_tables("dataset", path), stage="valid"):
+        assert benchmark.remarks[0] == told[0]  # what `pasar tune` says
+
+
+def test_an_unknown_protocol_is_told_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match=r"no protocol 'netflix'; there are gowalla.*, and dataset"):
+        run_protocol("netflix", tmp_path)
 
 
 def test_what_cannot_be_asked_is_told_and_not_only_as_a_step_that_the_next_one_hides(
