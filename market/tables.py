@@ -43,6 +43,9 @@ _ARROW: dict[DType, arrow.DataType] = {
     "list<float32>": arrow.list_(arrow.float32()),
 }
 
+LONGEST_ID = 256
+"""Characters of an id. A release holds ids at one width, so each takes the room of the longest."""
+
 _EXAMPLE = 80
 """Characters of a wrong value that a message shows."""
 
@@ -156,6 +159,12 @@ def _vectors(values: pd.Series) -> pd.Series:
 
 
 _TEXT = Rule(_of_distinct(lambda text: text != ""), "empty text; leave the value null where it is not known.")
+_ID = Rule(
+    # Other types than text are told of by the column's.
+    _of_distinct(lambda id: not isinstance(id, str) or (0 < len(id) <= LONGEST_ID and "\0" not in id)),
+    f"an id must have 1 to {LONGEST_ID} characters, none of them NUL; make ids of longer ones their hashes, "
+    "and leave a value null where it is not known.",
+)
 _MARKET = Rule(_of_distinct(is_market), f"not a known market; use one of {KNOWN}.")
 _MARKETS = Rule(
     lambda lists: lists.map(lambda codes: len(codes) > 0 and all(map(is_market, codes))),
@@ -192,7 +201,7 @@ _PROPENSITY = Rule(
 )
 _VECTOR = Rule(_vectors, "must be as long as the first vector of the column and hold finite numbers alone.")
 
-_KEY = Column("str", _TEXT, required=True, nullable=False, unique=True)
+_KEY = Column("str", _ID, required=True, nullable=False, unique=True)
 _REFERENCE = replace(_KEY, unique=False)
 _SPOKEN = Column("str", _LANGUAGE, form=canonical)
 _HOME = Column("str", _MARKET, required=True, nullable=False)
@@ -210,7 +219,7 @@ CONTRACT: dict[str, dict[str, Column]] = {
         "content_id": _KEY,
         "kind": Column("str", _one_of(KINDS), required=True, nullable=False),
         "markets": Column("list<str>", _MARKETS, required=True, nullable=False),
-        "seller_id": Column("str", _TEXT),
+        "seller_id": Column("str", _ID),
         "category": Column("str", _TEXT),
         "language": _SPOKEN,
         "price": Column("float32", _AMOUNT),
@@ -246,7 +255,7 @@ CONTRACT: dict[str, dict[str, Column]] = {
         "content_id": _REFERENCE,
         "time": Column("int64", _TIME, required=True, nullable=False),
         "viewers": Column("int32", _COUNT),
-        "showing": Column("str", _TEXT),
+        "showing": Column("str", _ID),
         "stock": Column("int32", _COUNT),
     },
 }

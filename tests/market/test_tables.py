@@ -137,6 +137,8 @@ def test_a_repeated_key_is_refused(table):
         ("market", ["ID", None, "GB"], 1),
         ("user_id", ["u1", 7, "u2"], 1),
         ("user_id", ["u1", "", "u2"], 1),
+        ("user_id", ["u1", "u\0", "u2"], 1),
+        ("user_id", ["u1", "u" * 257, "u2"], 1),
         ("time", [1_700_000_000_000, 1, 2], 1),
         ("time", [1.5, 2, 3], 1),
         ("time", pd.to_datetime(["2024-01-01"] * 3), 3),
