@@ -80,7 +80,9 @@ def test_exact_search_is_brute_force_with_equal_scores_by_place(
     expected, best = by_brute_force(vectors, asked, k, eligible)
     assert places.dtype == np.int64
     np.testing.assert_array_equal(places, expected)
-    np.testing.assert_array_equal(index.products(asked, places), best)
+    scores = index.products(asked, places)
+    assert scores.dtype == np.float32
+    np.testing.assert_array_equal(scores, best)
 
 
 def test_a_small_market_is_searched_exactly() -> None:
@@ -144,8 +146,15 @@ def test_vectors_without_clusters_get_fewer_lists() -> None:
 @pytest.mark.parametrize("k", [K, K + 1])
 def test_a_batch_finds_what_each_query_finds_alone(large: tuple[MarketIndex, np.ndarray], k: int) -> None:
     index, queries = large
-    alone = [index.search(queries[row : row + 1], k) for row in range(70)]
-    np.testing.assert_array_equal(index.search(queries[:70], k), np.concatenate(alone))
+    queries = queries[:70]
+    places, one_by_one = index.search(queries, k), np.split(queries, len(queries))
+    alone = [index.search(query, k) for query in one_by_one]
+    np.testing.assert_array_equal(places, np.concatenate(alone))
+    for made, each in (
+        (index.products(queries, places), map(index.products, one_by_one, alone)),
+        (index.scores(queries), map(index.scores, one_by_one)),
+    ):
+        np.testing.assert_array_equal(made, np.concatenate(list(each)))
 
 
 def test_more_results_than_it_was_tuned_for_are_searched_exactly(
@@ -164,6 +173,7 @@ def test_lists_that_hold_too_few_contents_are_made_up_for_by_an_exact_search(
     places = narrow.search(queries, 500)
     assert (places >= 0).all()
     assert len(np.unique(places[0])) == 500
+    assert np.isfinite(narrow.products(queries, places)).all()
 
 
 def test_an_index_read_from_its_lists_is_the_one_that_was_built(
