@@ -24,7 +24,7 @@ NO_PAYDAY = 31.0
 END_S = 4_102_444_800
 """Moments that a calendar can be asked about lie before this one, 2100 (s since the epoch)."""
 
-# Clocks change, and hours begin, on a quarter of an hour in every zone that has a profile.
+# Clocks change, and hours begin, on a quarter of an hour in every zone of a market since 1972.
 _QUARTER_S = 900
 
 
@@ -68,7 +68,7 @@ class _Quarter(NamedTuple):
 def local_context(markets: NDArray[np.str_], times: NDArray[np.int64]) -> CalendarContext:
     """The local calendar at `times` (int64 [B], s since 1970 UTC) in `markets` (codes [B]).
 
-    Raises `UnknownMarket` for a code without a profile, ValueError for arrays that do not match.
+    Raises `UnknownMarket` for a code of no country, ValueError for arrays that do not match.
     """
     markets, times = np.asarray(markets), np.asarray(times)
     if markets.ndim != 1 or markets.shape != times.shape or not np.issubdtype(times.dtype, np.integer):

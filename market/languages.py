@@ -1,20 +1,17 @@
 """Codes of languages in one form, so that two of them which mean the same language are equal."""
 
+import csv
 import re
 from functools import lru_cache
+from pathlib import Path
 
 _CODE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 
-# Of the `languageAlias` elements of CLDR's supplementalMetadata.xml: codes that were withdrawn, and for
-# languages of profiles those of three letters, also of what is part of a macrolanguage.
-_PREFERRED = {
-    "in": "id", "iw": "he", "ji": "yi", "jw": "jv", "mo": "ro", "tl": "fil",
-    "baq": "eu", "ben": "bn", "cat": "ca", "chi": "zh", "cmn": "zh", "deu": "de", "eng": "en", "eus": "eu",
-    "fra": "fr", "fre": "fr", "ger": "de", "glg": "gl", "guj": "gu", "heb": "he", "hin": "hi", "ind": "id",
-    "ita": "it", "jav": "jv", "jpn": "ja", "kan": "kn", "mal": "ml", "mar": "mr", "may": "ms", "msa": "ms",
-    "por": "pt", "spa": "es", "sun": "su", "tam": "ta", "tel": "te", "tgl": "fil", "tha": "th", "tur": "tr",
-    "urd": "ur", "vie": "vi", "yid": "yi", "zho": "zh", "zsm": "ms",
-}  # fmt: skip
+ALIASES_FILE = Path(__file__).parent / "cldr" / "language_aliases.csv"
+"""Codes that CLDR prefers another one to: withdrawn ones, those of three letters where there is one of two,
+and those of what is part of a macrolanguage."""
+with ALIASES_FILE.open(newline="", encoding="utf-8") as _file:
+    _PREFERRED = {row["alias"]: row["language"] for row in csv.DictReader(_file)}
 
 
 def is_code(text: str) -> bool:

@@ -50,7 +50,7 @@ def neighbour_shares(markets: Sequence[str], outcomes: np.ndarray) -> np.ndarray
     is in proportion to its own share, too.
 
     Args:
-        markets: codes with a profile; any other raises `UnknownMarket`.
+        markets: codes of countries, or "XX"; any other raises `UnknownMarket`.
         outcomes: int[M] or bool[M], wanted outcomes of each market.
 
     Returns:

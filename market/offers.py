@@ -59,7 +59,7 @@ class Offers:
         """From the catalogue.
 
         Args:
-            markets: codes with a profile; any other raises `UnknownMarket`.
+            markets: codes of countries, or "XX"; any other raises `UnknownMarket`.
             available: bool[M, N], where a content is sold.
             languages: BCP 47 codes, in the order of `language`.
         """

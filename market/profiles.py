@@ -4,23 +4,34 @@ How people of a market behave is learned from data. A profile holds only what is
 languages that count, the currency, the time zone, the days on which people are paid and on which shops run
 campaigns. Public and religious holidays come from the `holidays` library through `market.calendar`.
 
-Any other country is a market, too, of which public holidays alone are known.
+Any other country is a market, too: of that, what CLDR and the IANA know is taken, from `cldr/countries.csv`.
 
 Rates are yearly averages of `RATES_YEAR`, from the World Bank series PA.NUS.FCRF (exchange rates) and
 PA.NUS.PRVT.PP (purchasing power in private consumption). Update both together: their ratio is a price level.
 """
 
+import csv
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, get_args
-
-import holidays
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from market.languages import canonical
 
 Region = Literal[
-    "europe", "south-east-asia", "latin-america", "north-america", "east-asia", "south-asia", "world"
+    "europe",
+    "south-east-asia",
+    "latin-america",
+    "north-america",
+    "east-asia",
+    "south-asia",
+    "central-asia",
+    "west-asia",
+    "north-africa",
+    "africa",
+    "oceania",
+    "world",
 ]
 REGIONS: tuple[Region, ...] = get_args(Region)
 """Every region, the level between a market and the world at which sparse statistics are shared."""
@@ -203,6 +214,11 @@ WORLD = Market("XX", "Unknown market", "world", "", ("en",), "USD", 1.0, 1.0, "U
 """For data sets of one market that do not say which: UTC, US dollars at par, no pay or shopping days."""
 
 MARKETS: dict[str, Market] = {market.code: market for market in (*_ALL, WORLD)}
+"""The markets with a declared profile, by code."""
+
+COUNTRIES_FILE = Path(__file__).parent / "cldr" / "countries.csv"
+"""Of every country its region (as the United Nations' M49 has it), its official languages, the most used
+first, time zone and weekend; `tests/market/cldr.py` says where each comes from and writes it anew."""
 
 KNOWN = f"{', '.join(MARKETS)} (upper case), or the ISO 3166 code of another country, such as NL"
 """The codes of markets, for messages."""
@@ -215,15 +231,28 @@ def is_market(code: object) -> bool:
 
 @lru_cache(maxsize=1024)
 def profile(code: str) -> Market:
-    """The profile of the market `code`, of a country without one that of `WORLD` with its public holidays.
+    """The profile of the market `code`; of a country without a declared one what `COUNTRIES_FILE` says, with
+    English as the last of its languages and the prices of the US.
 
     Raises `UnknownMarket` for a code that is no country's.
     """
     if code in MARKETS:
         return MARKETS[code]
-    if is_market(code):
-        return replace(WORLD, code=code, name=code, country=code)
-    raise UnknownMarket(f"no market {code!r}; known are {KNOWN}.")
+    if code not in _countries():
+        raise UnknownMarket(f"no market {code!r}; known are {KNOWN}.")
+    country = _countries()[code]
+    return Market(
+        code,
+        country["name"],
+        country["region"],
+        code,
+        (*country["languages"].split(), *WORLD.languages),
+        WORLD.currency,
+        WORLD.usd_per_unit,
+        WORLD.purchasing_power,
+        country["timezone"],
+        weekend=tuple(map(int, country["weekend"].split())),
+    )
 
 
 def undeclared(codes: Iterable[str]) -> str:
@@ -232,11 +261,13 @@ def undeclared(codes: Iterable[str]) -> str:
     if not without:
         return ""
     return (
-        f"no profile of {', '.join(without)} in market/profiles.py: public holidays are known, all else is "
-        "taken for English, UTC, US dollars at par, no pay or shopping days"
+        f"no profile of {', '.join(without)} in market/profiles.py: languages, time zone, weekend and public "
+        "holidays are the country's, but no pay or shopping days are known, and prices are taken to be those "
+        "of the US"
     )
 
 
 @lru_cache(maxsize=1)
-def _countries() -> frozenset[str]:
-    return frozenset(holidays.list_supported_countries(include_aliases=False))
+def _countries() -> dict[str, Any]:
+    with COUNTRIES_FILE.open(newline="", encoding="utf-8") as file:
+        return {row["code"]: row for row in csv.DictReader(file)}

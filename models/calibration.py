@@ -249,7 +249,7 @@ def fit_calibration(
         market: int64[P], places in `markets`.
         kind: int64[P], encoded ids below `kinds`.
         price_local: float32[P], the pair feature; 0 where there is no price.
-        markets: codes; those without a profile raise `UnknownMarket`.
+        markets: codes of countries, or "XX"; any other raises `UnknownMarket`.
     """
     region = np.array([profile(code).region for code in markets])
     tasks = predicted.shape[1]

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from market.languages import base, canonical, is_code
-from market.profiles import MARKETS
+from market.languages import ALIASES_FILE, base, canonical, is_code
+from market.profiles import MARKETS, profile
+from tests.market import cldr
 
 CODES = st.from_regex(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8}){0,3}", fullmatch=True)
 
@@ -22,6 +23,8 @@ CODES = st.from_regex(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8}){0,3}", fullmatch=True)
         ("EN", "en"),
         ("eng", "en"),
         ("cmn-hant-tw", "zh-Hant-TW"),
+        ("nld", "nl"),
+        ("dut-BE", "nl-BE"),
         ("pt-br", "pt-BR"),
         ("es-419", "es-419"),
         ("de-1996", "de-1996"),
@@ -48,5 +51,10 @@ def test_what_is_no_code_is_none(text):
 
 
 def test_no_profile_has_a_language_that_another_code_is_preferred_to():
-    for market in MARKETS.values():
-        assert [canonical(code) for code in market.languages] == list(market.languages)
+    for codes in cldr.REGIONS.values():
+        for market in (*MARKETS.values(), *map(profile, codes.split())):
+            assert [canonical(code) for code in market.languages] == list(market.languages)
+
+
+def test_the_preferred_codes_are_those_of_cldr():
+    assert ALIASES_FILE.read_text("utf-8") == cldr.aliases()

@@ -117,6 +117,17 @@ def test_likeness_is_mutual_and_highest_with_itself():
     assert language_likeness(profile("MX"), profile("CO")) > language_likeness(profile("MX"), profile("BR"))
 
 
-def test_a_market_without_a_profile_is_refused():
+def test_a_country_that_declares_nothing_starts_from_its_region_and_language():
+    codes = (*CODES, "AT", "PE", "KH")
+    made = neighbour_shares(codes, np.array([9000] * len(CODES) + [0, 0, 0]))
+    first = [max(zip(shares, codes))[1] for shares in made[-3:]]
+    assert first[:2] == ["DE", "MX"]
+    region = profile("KH").region
+    assert {code for share, code in zip(made[-1], codes) if share} == {
+        code for code in CODES if profile(code).region == region
+    }
+
+
+def test_a_code_of_no_country_is_refused():
     with pytest.raises(UnknownMarket, match="QQ"):
         neighbour_shares(("GB", "QQ"), np.array([True, False]))

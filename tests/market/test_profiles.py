@@ -1,5 +1,6 @@
 """Profiles say only what is so: real codes, zones, currencies and dates."""
 
+import csv
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from market.calendar import local_context
 from market.profiles import (
+    COUNTRIES_FILE,
     MARKETS,
     REGIONS,
     WORLD,
@@ -21,8 +23,10 @@ from market.profiles import (
     profile,
     undeclared,
 )
+from tests.market import cldr
 
 EVERY = pytest.mark.parametrize("market", MARKETS.values(), ids=MARKETS)
+COUNTRIES = sorted(code for codes in cldr.REGIONS.values() for code in codes.split())
 
 
 @EVERY
@@ -82,18 +86,48 @@ def test_the_unknown_market_has_no_calendar_and_no_conversion():
     assert WORLD.usd_per_unit == WORLD.purchasing_power == 1
 
 
-def test_any_other_country_is_a_market_of_which_public_holidays_alone_are_known():
-    netherlands = profile("NL")
-    assert netherlands == replace(WORLD, code="NL", name="NL", country="NL")
+def test_any_other_country_is_a_market_with_its_languages_clock_weekend_and_holidays():
+    assert profile("NL") == Market(
+        "NL", "Netherlands", "europe", "NL", ("nl", "en"), "USD", 1.0, 1.0, "Europe/Amsterdam"
+    )
+    assert profile("IL").weekend == (4, 5)
     assert is_market("NL")
     assert not any(is_market(code) for code in ("nl", "UK", "", "Netherlands", None, 31))
-    # King's Day, and the day after it.
-    noon = np.array(["2026-04-27T12", "2026-04-28T12"], "datetime64[s]").astype(np.int64)
-    assert local_context(np.array(["NL", "NL"]), noon).is_holiday.tolist() == [1, 0]
+    # King's Day and the day after it begin two hours before they do in UTC.
+    moments = np.array(["2026-04-26T22", "2026-04-27T22"], "datetime64[s]").astype(np.int64)
+    context = local_context(np.array(["NL", "NL"]), moments)
+    assert (context.is_holiday.tolist(), context.hour.tolist()) == ([1, 0], [0, 0])
     assert undeclared(["DE", "XX"]) == ""
     assert undeclared(["AU", "DE", "NL"]).startswith(
-        "no profile of AU, NL in market/profiles.py: public holidays"
+        "no profile of AU, NL in market/profiles.py: languages, time zone"
     )
+
+
+def test_every_country_has_a_profile_that_can_be_used():
+    assert len(COUNTRIES) == len(set(COUNTRIES)) > 240
+    assert set(COUNTRIES) <= set(holidays.list_supported_countries())
+    for code in COUNTRIES:
+        market = profile(code)
+        assert (market.code, market.country) == (code, code)
+        assert market.name
+        assert market.region in REGIONS
+        assert market.region != WORLD.region
+        assert market.languages
+        assert 1 <= len(market.weekend) <= 2
+        assert ZoneInfo(market.timezone)
+
+
+def test_what_is_known_of_countries_is_what_the_sources_say():
+    assert COUNTRIES_FILE.read_text("utf-8") == cldr.countries()
+
+
+@pytest.mark.parametrize("market", [m for m in MARKETS.values() if m is not WORLD], ids=lambda m: m.code)
+def test_a_declared_profile_is_of_the_region_language_and_clock_that_the_sources_name(market: Market):
+    rows = {row["code"]: row for row in csv.DictReader(cldr.countries().splitlines())}
+    known = rows[market.code]
+    assert (market.region, market.timezone) == (known["region"], known["timezone"])
+    assert market.languages[0] in known["languages"].split()
+    assert set(known["languages"].split()) <= set(market.languages)
 
 
 @pytest.mark.parametrize("code", ["uk", "id", "", "QQ"])

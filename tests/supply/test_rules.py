@@ -51,6 +51,14 @@ def test_other_codes_of_a_spoken_language_are_spoken():
     ]
 
 
+def test_a_country_without_a_declared_profile_speaks_its_own_languages_and_english():
+    said = np.array(["nl", "fr", "nld-BE", "en"])
+    assert Rules(languages={"*": "spoken"}).allow(("NL", "BE"), **CONTENTS | {"language": said}).tolist() == [
+        [True, False, True, True],
+        [True, True, True, True],
+    ]
+
+
 def test_what_is_forbidden_by_a_name_that_no_content_has_is_told_with_the_one_meant():
     rules = Rules(
         forbidden_categories={"GB": ("Alcohol", "books"), "*": ("weapons", "toy"), "ID": ("toys",)},
