@@ -43,6 +43,17 @@ _EXIT_S = 5
 """Seconds that requests under way have to finish when the server stops, and a watch when it ends."""
 _LAST_BYTES = 8192
 """Of the log, where the end of a server that ended by itself is explained."""
+_LIFELINE = f"""
+read -r ended && exit
+kill -TERM "$SERVER"
+waited=0
+while kill -0 "$SERVER" && [ $waited -lt {2 * _EXIT_S} ]; do sleep 1; waited=$((waited + 1)); done
+kill -KILL -- "-$SERVER"
+rm -f "$MEMORY"*
+rm -rf -- "$FOLDER"
+"""
+"""A shell's script that ends the server when the pipe to whoever started it breaks before a word was said:
+a process that is killed can stop nothing."""
 
 
 class ServerError(RuntimeError):
@@ -54,7 +65,7 @@ class _PortClash(ServerError):
 
 
 class TritonServer:
-    """Serves a model repository while the context lasts.
+    """Serves a model repository while the context lasts, and no longer than the process that started it.
 
     with TritonServer("build/repository", log="build/triton.log") as server:
         client = tritonclient.grpc.InferenceServerClient(server.grpc_url)
@@ -85,6 +96,7 @@ class TritonServer:
         self._wanted = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
         self._ports: dict[str, int] = {}
         self._process: subprocess.Popen[bytes] | None = None
+        self._lifeline: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
         self._log_start = 0
         self._shm = f"pasar_{secrets.token_hex(6)}_"
@@ -239,6 +251,7 @@ class TritonServer:
                 start_new_session=True,
             )
         try:
+            self._hold_lifeline(self._process.pid, folder)
             self._wait_until_ready()
         except BaseException:
             self._end_process()
@@ -259,8 +272,21 @@ class TritonServer:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 time.sleep(0.01)
         self._process = None
+        if self._lifeline is not None:
+            self._lifeline.communicate(b"ended\n")
+            self._lifeline = None
         for leftover in _SHM.glob(f"{self._shm}*"):
             leftover.unlink(missing_ok=True)
+
+    def _hold_lifeline(self, server: int, folder: Path) -> None:
+        self._lifeline = subprocess.Popen(
+            ["/bin/sh", "-c", _LIFELINE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "SERVER": str(server), "MEMORY": str(_SHM / self._shm), "FOLDER": str(folder)},
+            start_new_session=True,
+        )
 
     def _command(self, wheel: Path, folder: Path) -> list[str]:
         ports = [f"--{name}-port={port}" for name, port in self._ports.items()]

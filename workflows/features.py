@@ -71,7 +71,8 @@ class FeatureConfig:
 
     Attributes:
         history_length: events of a user's past that a query carries (events).
-        seen_length: contents of a user's past that are not shown again (contents).
+        seen_length: contents of a user's past that are not shown again (contents); no fewer than
+            `history_length`, since what is in the history and not among these is taken for a cart.
         content_min_count: training positives a content needs for an id of its own (events).
         user_min_count: training queries a user needs for an id of its own (queries).
         min_count: rows any other category needs for an id of its own (rows).
@@ -94,6 +95,11 @@ class FeatureConfig:
         counts = "history_length seen_length content_min_count user_min_count min_count partition_mb"
         expect(self, "features", counts, least=1)
         expect(self, "features", "season_days vector_dims", least=0)
+        if self.seen_length < self.history_length:
+            raise ValueError(
+                f"features.seen_length is {self.seen_length}; it must be at least features.history_length, "
+                f"{self.history_length}, or what was bought would be shown again as if it lay in a cart"
+            )
 
 
 @dataclass(frozen=True)

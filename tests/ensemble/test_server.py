@@ -4,6 +4,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -355,6 +357,34 @@ def test_a_stopped_server_leaves_no_process_and_no_shared_memory(tmp_path):
     with pytest.raises(ServerError, match="is not running"):
         _ = server.grpc_url
     server.stop()  # again, without harm
+
+
+OWNER = """
+import sys, time
+from ensemble.server import TritonServer
+server = TritonServer(sys.argv[1], log=sys.argv[2]).start()
+print(server._shm, server._folder, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_server_does_not_outlive_a_killed_process_that_started_it(tmp_path):
+    write_repository(tmp_path / "repo", toy.write_release(tmp_path / "r"), *CASCADE, **STAGES)
+    command = [sys.executable, "-c", OWNER, tmp_path / "repo", tmp_path / "log"]
+    server = TritonServer(tmp_path / "repo", log=tmp_path / "log")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        try:
+            server._shm, folder = owner.stdout.readline().split()
+            assert set(processes(server)) == {"server", "user_state", "query", "pick"}
+            assert memory(server)
+        finally:
+            owner.kill()
+    deadline = time.monotonic() + 30
+    while (processes(server) or memory(server) or Path(folder).exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert processes(server) == {}
+    assert memory(server) == []
+    assert not Path(folder).exists()
 
 
 def test_a_repository_may_lie_in_a_folder_of_any_name(tmp_path):

@@ -95,6 +95,10 @@ def test_the_file_of_the_working_folder_is_read(tmp_path, monkeypatch):
         ("[build]\nseed = -1", "build.seed is -1; it must be from 0 to 4,294,967,295"),
         ("[build.split]\nvalid_fraction = nan", "valid_fraction=nan"),
         ("[build.features]\nhistory_length = 0", "features.history_length is 0; it must be at least 1"),
+        (
+            "[build.features]\nhistory_length = 300",
+            "features.seen_length is 200; it must be at least features.history_length, 300",
+        ),
         ("[build.two_tower]\nhidden = [0]", "two_tower.hidden is (0,); it must be at least 1"),
         ("[build.two_tower]\ntemperature = nan", "two_tower.temperature is nan; it must be above 0"),
         ("[build.ranker]\nbatch_size = 0", "ranker.batch_size is 0; it must be at least 1"),
