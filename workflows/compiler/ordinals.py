@@ -110,14 +110,17 @@ class OrdinalGraph(Graph):
 
     def _codes(self, table: _Table, keys: pa.StringArray, *, alone: bool) -> np.ndarray:
         """int64: the codes of the ordinals 0, 1, ..., then of ..., -3, -2 (brought texts), then of -1."""
-        codes = np.append(table.codes, table.default)
-        brought = [text for text in reversed(self._brought) if text]
 
         def of(texts: pa.StringArray) -> np.ndarray:
-            return codes[pc.fill_null(pc.index_in(texts, value_set=table.keys), -1)]
+            # Asked this way round, since a table of a million keys costs more than to look them up in a few.
+            places = pc.index_in(table.keys, value_set=texts)
+            made = np.full(len(texts), table.default, np.int64)
+            found = places.is_valid().to_numpy(zero_copy_only=False)
+            made[places.drop_null().to_numpy()] = table.codes[found]
+            return made
 
         known = table.codes if alone else of(keys)
-        tail = of(pa.array(brought, pa.string()))
+        tail = of(pa.array([text for text in reversed(self._brought) if text], pa.string()))
         return np.concatenate([known, tail, [table.default]]).astype(np.int64)
 
     def _stored(self, dtype: np.dtype) -> np.dtype:
