@@ -6,6 +6,7 @@ graph computes on their places in the vocabulary. Both come from one compiler, s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -96,14 +97,15 @@ class Runner:
             self._session = onnxruntime.InferenceSession(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
-        self._vocabularies = {name: Vocabulary(keys) for name, keys in vocabularies.items()}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            self._vocabularies = dict(zip(vocabularies, pool.map(Vocabulary, vocabularies.values())))
 
     def run(self, table: pa.Table) -> dict[str, np.ndarray]:
         """The outputs, [R] or [R, length], of a table's R rows."""
         if self._session is None:
             return {}
         specs = self._session.get_inputs()
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
             columns = dict(zip([s.name for s in specs], pool.map(lambda s: self._column(table, s), specs)))
         parts: dict[str, list[np.ndarray]] = {name: [] for name in self._outputs}
         for start in range(0, max(table.num_rows, 1), ROWS):

@@ -7,8 +7,10 @@ in memory at a time, and all that is kept of it are its different keys and its m
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +74,23 @@ def fit(workflow: nvt.Workflow, tables: Iterable[pa.Table], schema: Schema | Non
         found: dict[Node, Any] = {
             node: {name: _STATISTICS[type(node.op)]() for name in inputs.columns[node]} for node in ready
         }
-        for table in tables:
-            for node, columns in inputs.read(table).items():
-                for name, values in columns.items():
-                    found[node][name].add(values)
-        for node in ready:
-            (_categorify if type(node.op) is ops.Categorify else _normalize)(node.op, found[node])
-            node.op.fitted = True
-            del pending[node]
+        # Each column is counted for itself, by libraries that let go of Python's lock.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for table in tables:
+                added = [
+                    pool.submit(found[node][name].add, values)
+                    for node, columns in inputs.read(table).items()
+                    for name, values in columns.items()
+                ]
+                for column in added:
+                    column.result()
+            for node in ready:
+                if type(node.op) is ops.Categorify:
+                    _categorify(node.op, found[node], pool)
+                else:
+                    _normalize(node.op, found[node])
+                node.op.fitted = True
+                del pending[node]
     workflow.graph.construct_schema(schema, preserve_dtypes=True)
     return workflow
 
@@ -230,12 +241,12 @@ class _Moments:
 _STATISTICS: dict[type, type[_Keys] | type[_Moments]] = {ops.Categorify: _Keys, ops.Normalize: _Moments}
 
 
-def _categorify(op: ops.Categorify, columns: Mapping[str, _Keys]) -> None:
+def _categorify(op: ops.Categorify, columns: Mapping[str, _Keys], pool: ThreadPoolExecutor) -> None:
     folder = Path(op.out_path) / "categories"
     folder.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for name, column in columns.items():
-        keys, counts = column.counts()
+
+    def write(name: str) -> str:
+        keys, counts = columns[name].counts()
         if not len(keys):
             raise ValueError(f"column {name!r} has no value to fit on; leave it out of the workflow")
         order = np.argsort(-counts, kind="stable")
@@ -247,19 +258,20 @@ def _categorify(op: ops.Categorify, columns: Mapping[str, _Keys]) -> None:
         if size:
             order = order[: max(size - first, 0)]
         kept = counts[order]
-        files[name] = _save(
-            folder / f"unique.{name}.parquet",
-            pa.table({name: keys.take(pa.array(order)), f"{name}_size": kept}),
-            pd.RangeIndex(first, first + len(kept)),
-        )
         meta = {
             "kind": ["pad", "null", "oov", "unique"],
             "offset": [PAD_OFFSET, NULL_OFFSET, OOV_OFFSET, first],
             "num_indices": [1, 1, buckets, len(kept)],
-            "num_observed": [0, column.missing, counts.sum() - kept.sum(), kept.sum()],
+            "num_observed": [0, columns[name].missing, counts.sum() - kept.sum(), kept.sum()],
         }
         _save(folder / f"meta.{name}.parquet", pa.table(meta), pd.RangeIndex(4))
-    op.fit_finalize(files)
+        return _save(
+            folder / f"unique.{name}.parquet",
+            pa.table({name: keys.take(pa.array(order)), f"{name}_size": kept}),
+            pd.RangeIndex(first, first + len(kept)),
+        )
+
+    op.fit_finalize(dict(zip(columns, pool.map(write, columns))))
 
 
 def _save(file: Path, table: pa.Table, index: pd.RangeIndex) -> str:
