@@ -48,13 +48,14 @@ def with_stacking(
     cascade = Cascade(draft, threads=2)
     cascade.retrieval.moments = data.examples.moments
     vectors, random = draft.array("content_vectors.npy"), np.random.default_rng(seed)
+    query_vectors = encode(two_tower.query_encoder, data.query_arrays(rows), BATCH)
     parts = []
     for part in _parts(np.arange(len(rows))):
         target_of = wanted[user[part]].toarray()
         seen = data.examples.latest_seen[user[part]].astype(np.int64)
         held_out = np.take_along_axis(target_of, np.maximum(seen, 0), axis=1)
         seen = np.where(held_out, -1, seen)
-        made = _ranked(cascade, data, two_tower, rows[part], seen)
+        made = _ranked(cascade, data, rows[part], query_vectors[part], seen)
         lists = [made]
         if config.drawn:
             candidates = _drawn(cascade.retrieval, made, seen, target_of, random)
@@ -138,11 +139,12 @@ def with_preranker(
     cascade = Cascade(draft, threads=2)
     retrieval = cascade.retrieval
     retrieval.moments = data.examples.moments
+    query_vectors = encode(two_tower.query_encoder, data.query_arrays(rows), BATCH)
     lists = []
-    for part in _parts(rows):
+    for part in _parts(np.arange(len(rows))):
         # What they want is in none of these histories.
-        seen = data.examples.queries.history[part].astype(np.int64)
-        made = _ranked(cascade, data, two_tower, part, seen)
+        seen = data.examples.queries.history[rows[part]].astype(np.int64)
+        made = _ranked(cascade, data, rows[part], query_vectors[part], seen)
         value = cascade.blend(made["probabilities"], made["candidates"], made["market_index"])
         value = np.where(made["candidates"] >= 0, value, -np.inf)
         numbers = retrieval.preranking_numbers(made)
@@ -189,18 +191,19 @@ def _parts(rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _ranked(
-    cascade: Cascade, data: TrainingSet, two_tower: Any, rows: np.ndarray, seen: np.ndarray
+    cascade: Cascade, data: TrainingSet, rows: np.ndarray, query_vectors: np.ndarray, seen: np.ndarray
 ) -> dict[str, np.ndarray]:
     """The cascade's tensors after ranking all that was retrieved for queries int64[B].
 
     Args:
+        query_vectors: float32[B, D], of these queries.
         seen: int64[B, S], contents not to be shown to each, -1 fills.
     """
     examples, encoded = data.examples, data.features.query
     layout = Layout.of(encoded.schema, data.features.content.schema)
     made = layout.pack_queries({name: array[rows] for name, array in encoded.arrays.items()})
     made |= {
-        "query_vector": encode(two_tower.query_encoder, data.query_arrays(rows)),
+        "query_vector": query_vectors,
         "market_index": examples.queries.market[rows].astype(np.int64),
         "time": np.maximum(examples.queries.time[rows], 0),
         "recent": examples.queries.history[rows].astype(np.int64),

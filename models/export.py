@@ -19,6 +19,7 @@ from workflows.vectors import VectorSpace
 from .batches import PAIR_FEATURES, UNSEEN, followed_column, match_name
 from .blocks import table_of
 from .members import Rankers, TwoTowers, mean_chance, members_of
+from .training import traced
 
 import models.names  # noqa: F401  (before Merlin)  # isort: skip
 import merlin.models.tf as mm  # isort: skip
@@ -93,15 +94,16 @@ def _convert(
     embeddings = [tf.TensorSpec(t.embeddings.shape, tf.float32, name=name) for name, t in tables.items()]
     signature = [*specs, *embeddings]
 
-    @tf.function(input_signature=signature)
-    def traced(*inputs):
+    def named(*inputs):
         with ExitStack() as replaced:
             for table, rows in zip(tables.values(), inputs[len(specs) :]):
                 replaced.enter_context(table.replaced(rows))
             made = function(*inputs[: len(specs)])
         return tuple(tf.identity(made[name], name=name) for name in outputs)
 
-    graph, _ = tf2onnx.convert.from_function(traced, input_signature=signature, opset=OPSET)
+    graph, _ = tf2onnx.convert.from_function(
+        traced(named, input_signature=signature), input_signature=signature, opset=OPSET
+    )
     # tf2onnx declares ai.onnx.ml 2 whether or not a node is of it, which would clash with the workflows' 4.
     used = {node.domain for node in graph.graph.node}
     kept = [entry for entry in graph.opset_import if entry.domain in used]

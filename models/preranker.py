@@ -8,7 +8,7 @@ import numpy as np
 
 from market.knobs import expect
 
-from .training import set_seed
+from .training import set_seed, traced
 
 import tensorflow as tf  # isort: skip
 
@@ -94,7 +94,7 @@ def train_preranker(
     learned = [query, content, hidden, bias, out]
     optimizer = tf.keras.optimizers.Adam(config.learning_rate)
 
-    @tf.function(reduce_retracing=True)
+    @traced
     def step(q: tf.Tensor, c: tf.Tensor, g: tf.Tensor, goal: tf.Tensor, there: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
             asked, offered = (q @ query)[:, tf.newaxis], c @ content

@@ -20,7 +20,7 @@ from .gates import PRIOR, Gates
 from .heads import TaskHeads
 from .history import HistoryAttention, Items, history_length, history_schema
 from .members import Rankers, train_members
-from .training import Progress, TrainingState, quiet, set_seed, train
+from .training import Progress, TrainingState, quiet, set_seed, traced, train
 from .unseen import fill_unseen
 
 import merlin.models.tf as mm  # isort: skip
@@ -298,7 +298,7 @@ def losses(model: mm.Model, x: dict[str, tf.Tensor], y: tf.Tensor) -> tf.Tensor:
 
 def predict(model: mm.Model | Rankers, batches: RankingBatches) -> tuple[np.ndarray, np.ndarray]:
     """Predictions and labels of all batches, float32[P, T] each."""
-    call = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+    call = traced(lambda x: model(x, training=False))
     predicted, labels = [], []
     for place in range(len(batches)):
         x, y = batches[place]

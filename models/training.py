@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -26,6 +26,22 @@ Progress = Callable[[str, int, int, dict[str, float]], None]
 
 def quiet(name: str, done: int, total: int, metrics: dict[str, float]) -> None:
     """A `Progress` that shows nothing."""
+
+
+def traced(
+    function: Callable[..., Any], *, input_signature: Sequence[tf.TensorSpec] | None = None
+) -> Callable[..., Any]:
+    """A function of tensors as a graph.
+
+    Without AutoGraph, which would read and rewrite the source of every layer at each trace, to find control
+    flow that tensors decide: no model has any.
+    """
+    return tf.function(
+        function,
+        input_signature=input_signature,
+        reduce_retracing=input_signature is None,
+        autograph=False,
+    )
 
 
 class Batches(Protocol):
@@ -156,7 +172,7 @@ class TrainingLoop:
         losses(model, self.columns.unpack(*map(tf.constant, packed[:2])), tf.constant(packed[2]))
         model.optimizer._create_all_weights(model.trainable_variables)
         signature = [tf.TensorSpec([None, array.shape[1]], array.dtype) for array in packed]
-        self.step = tf.function(self._step, input_signature=signature)
+        self.step = traced(self._step, input_signature=signature)
 
     def run(self, batches: Batches) -> Iterator[float]:
         """Take a step for each batch, in order; yields its mean loss."""

@@ -15,7 +15,7 @@ from .gates import PRIOR, Gated
 from .members import TwoTowers, train_members
 from .related import WithRelated, related_ids
 from .row_adam import RowAdam
-from .training import Progress, TrainingState, quiet, set_seed, train
+from .training import Progress, TrainingState, quiet, set_seed, traced, train
 from .unseen import fill_unseen
 
 import merlin.models.tf as mm  # isort: skip
@@ -174,7 +174,7 @@ def build_two_tower(
 def encode(encoder: tf.keras.Model, arrays: dict[str, np.ndarray], batch_size: int = 8192) -> np.ndarray:
     """Vectors of encoded rows, float32[R, dim]."""
     rows = len(next(iter(arrays.values())))
-    call = tf.function(lambda x: encoder(x, training=False), reduce_retracing=True)
+    call = traced(lambda x: encoder(x, training=False))
     parts = [
         call({name: tf.constant(array[start : start + batch_size]) for name, array in arrays.items()}).numpy()
         for start in range(0, rows, batch_size)
