@@ -21,8 +21,9 @@ def test_the_agreement_of_a_release_is_that_of_the_candidates_it_serves(tmp_path
     retrieval, request = Retrieval(draft), ask(draft, 1, QUERIES)
     worth = random.random(len(draft.array("created_at.npy")))
 
-    def ranked(cascade, data, two_tower, rows, seen):
+    def ranked(cascade, data, rows, query_vectors, seen):
         asked = {name: array[rows] for name, array in request.items()}
+        np.testing.assert_array_equal(query_vectors, asked["query_vector"])
         return asked | retrieval.retrieve(**asked) | {"probabilities": None}
 
     def trained(query_vector, vectors, numbers, *_):
@@ -36,11 +37,14 @@ def test_the_agreement_of_a_release_is_that_of_the_candidates_it_serves(tmp_path
         retrieval=retrieval, plan=Plan.of(draft), blend=lambda _, candidates, __: worth[candidates]
     )
     queries = SimpleNamespace(rows=lambda part: slice(0, QUERIES), history=np.full((QUERIES, 1), -1))
-    data = SimpleNamespace(examples=SimpleNamespace(queries=queries, moments=retrieval.moments))
+    examples = SimpleNamespace(queries=queries, moments=retrieval.moments)
+    data = SimpleNamespace(examples=examples, query_arrays=lambda rows: rows)
+    two_tower = SimpleNamespace(query_encoder=request["query_vector"])
+    monkeypatch.setattr(distil, "encode", lambda encoder, rows, _: encoder[rows])
     monkeypatch.setattr(distil, "Cascade", lambda *_, **__: cascade)
     monkeypatch.setattr(distil, "_ranked", ranked)
     monkeypatch.setattr(distil, "train_preranker", trained)
-    made = distil.with_preranker(draft, tmp_path / "made", data, None, PreRankerConfig(), 0)
+    made = distil.with_preranker(draft, tmp_path / "made", data, two_tower, PreRankerConfig(), 0)
 
     judged = {name: array[::10] for name, array in request.items()}
     brought = retrieval.retrieve(**judged)["candidates"]
