@@ -168,9 +168,9 @@ def test_what_a_data_sets_shape_asks_for_joins_the_working_folders_file(tmp_path
     monkeypatch.chdir(tmp_path)
     default = load().build
     assert load_build("kuairand") == default
-    Path(FILE).write_text("[build.features]\nseen_length = 7\n")
+    Path(FILE).write_text("[build.features]\nseen_length = 70\n")
     made = load_build("gowalla")
-    assert (made.features.seen_length, made.features.history_length) == (7, 50)
+    assert (made.features.seen_length, made.features.history_length) == (70, 50)
     assert made.item_graph.events == 500
-    named = load_build("gowalla", written(tmp_path, "[build.features]\nseen_length = 9\n"))
-    assert named.features == dataclasses.replace(default.features, seen_length=9)
+    named = load_build("gowalla", written(tmp_path, "[build.features]\nseen_length = 90\n"))
+    assert named.features == dataclasses.replace(default.features, seen_length=90)
