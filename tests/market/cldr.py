@@ -38,6 +38,7 @@ REGIONS = {
         NA NE NG RE RW SC SH SL SN SO SS ST SZ TD TG TZ UG YT ZA ZM ZW""",
     "oceania": "AS AU CC CK CX FJ FM GU KI MH MP NC NF NR NU NZ PF PG PN PW SB TK TO TV UM VU WF WS",
 }
+COUNTRIES = sorted(code for codes in REGIONS.values() for code in codes.split())
 # Of countries whose clocks differ, the zone most people live in; and of one that ISO does not list.
 ZONES = {
     "AU": "Australia/Sydney",
@@ -72,7 +73,7 @@ def countries() -> str:
     region = {code: name for name, codes in REGIONS.items() for code in codes.split()}
     names = Locale("en").territories
     rows = []
-    for code in sorted(region):
+    for code in COUNTRIES:
         spoken = get_official_languages(code, de_facto=True)
         languages = " ".join(dict.fromkeys(language.split("_")[0] for language in spoken))
         weekend = " ".join(map(str, _weekend(code)))
