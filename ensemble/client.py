@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +22,9 @@ from ensemble.rules import Reason
 from ensemble.stages.user_state import REQUEST
 from ensemble.steps import STRING, TensorSpec, check_inputs
 from ensemble.wire import read_slates, write_requests
+from feedback import records
 
-FEED, EVENTS = "feed", "events"
+FEED, EVENTS, FEEDBACK = "feed", "events", "feedback"
 DIVERSITY = 0.1
 """What a client sends unless it says otherwise."""
 _OPTIONS = [
@@ -175,6 +176,42 @@ def unpack(reply: dict[str, np.ndarray], tasks: Sequence[str]) -> list[Slate]:
     return slates
 
 
+def shown(
+    request_id: int,
+    request: FeedRequest,
+    slate: Slate,
+    *,
+    seen: Container[int] | None = None,
+    release: str | None = None,
+) -> dict[str, Any]:
+    """What `FeedClient.send_feedback` is told of a slate that came into view.
+
+    Args:
+        request_id: a whole number of 64 bits that names the request among those of this user and second.
+        seen: places that came into view, from 0; by default all.
+        release: `FeedClient.release` of when the slate was asked for.
+    """
+    items = [
+        {"content": item.content, "position": place, "propensity": item.propensity}
+        for place, item in enumerate(slate.items)
+        if seen is None or place in seen
+    ]
+    return records.shown(request_id, request.user, request.market, request.time, items, release)
+
+
+def outcome(
+    request_id: int, request: FeedRequest, content: str, at: int | None = None, **came: float
+) -> dict[str, Any]:
+    """What `FeedClient.send_feedback` is told of one place of it, such as `click=1` or `watch_s=12.5`.
+
+    Args:
+        at: s since the epoch; by default now.
+        came: values of `market.outcomes.OUTCOMES`; of each the latest that is told of a content holds, so
+            `watch_s` is all that was watched by then.
+    """
+    return records.outcome(request_id, request.user, request.time, content, at, **came)
+
+
 def infer_message(request: Mapping[str, np.ndarray]) -> messages.ModelInferRequest:
     """What `FeedClient.infer` sends to ask for the slates of a request's tensors."""
     return _asking(check_inputs(REQUEST, request))
@@ -261,17 +298,44 @@ class FeedClient:
             RequestError: with the number of the event that is wrong; UNAVAILABLE where no server answers;
                 NOT_FOUND where the server has no live state.
         """
+        written, unknown = self._tell(EVENTS, "event", events, "live state", "--state", "written", "unknown")
+        return written, unknown
+
+    def send_feedback(self, told: Sequence[Mapping[str, Any]]) -> int:
+        """Tell the server what was shown and what came of it; the next data set has it.
+
+        Args:
+            told: as `shown` and `outcome` make them; all are taken in or none.
+
+        Returns:
+            records written.
+
+        Raises:
+            RequestError: with the number of the record that is wrong; UNAVAILABLE where no server answers or
+                the log cannot be written; NOT_FOUND where the server has no feedback log.
+        """
+        (written,) = self._tell(FEEDBACK, "record", told, "feedback log", "--feedback", "written")
+        return written
+
+    def _tell(
+        self, model: str, name: str, events: Sequence[Mapping[str, Any]], what: str, option: str, *wanted: str
+    ) -> list[int]:
+        """The numbers that a step beside the cascade answers events with.
+
+        Args:
+            what, option: what a server without that step does not have, and how to start one with it.
+        """
         texts = np.array([[json.dumps(event) for event in events]], object).reshape(1, -1)
         try:
-            reply = self._ask(self._server.ModelInfer, _message(EVENTS, "event", texts))
+            reply = self._ask(self._server.ModelInfer, _message(model, name, texts))
         except RequestError as error:
             if "unknown model" in error.message:
                 raise RequestError(
-                    Code.NOT_FOUND, "the server has no live state; start it with `pasar serve --state DIR`"
+                    Code.NOT_FOUND, f"the server has no {what}; start it with `pasar serve {option} DIR`"
                 ) from None
             raise
-        result = _tensors(reply, "written", "unknown")
-        return int(result["written"][0, 0]), int(result["unknown"][0, 0])
+        result = _tensors(reply, *wanted)
+        return [int(result[name][0, 0]) for name in wanted]
 
     def _ask(self, call: Callable[..., Any], message: Any) -> Any:
         try:

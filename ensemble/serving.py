@@ -16,8 +16,10 @@ from ensemble.release import Release
 from ensemble.repository import CONFIG, write_repository
 from ensemble.server import TritonServer
 from ensemble.stages.events import Events
+from ensemble.stages.feedback import Feedback
 from ensemble.steering import without_effect
 from ensemble.wire import WIRE_REQUEST, wire_reply
+from feedback.log import FeedbackLog
 from market.folders import expect_own, only_user, remove, tidy
 from market.knobs import expect
 from supply.journal import JOURNAL, Journal
@@ -69,6 +71,7 @@ def serve_release(
     run: Path,
     settings: ServeConfig,
     state: Path | None = None,
+    feedback: Path | None = None,
     *,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Iterator[TritonServer]:
@@ -77,11 +80,12 @@ def serve_release(
     Args:
         release: folder of a release.
         state: folder of the live state, made where it does not exist; None serves without one.
+        feedback: folder of the feedback log, made where it does not exist; None takes none in.
         warn: told, a line each, which rules forbid what no content of the release has.
 
     Raises:
         FolderInUse: another server works in `run`, or its `repository` is none.
-        ReleaseError: the release is damaged, or `run` or `state` lies in it.
+        ReleaseError: the release is damaged, or `run`, `state` or `feedback` lies in it.
         ValueError: under the release's weights nothing is worth showing.
         ServerError: as `TritonServer.start`.
     """
@@ -91,6 +95,8 @@ def serve_release(
     opened.expect_outside(repository, elsewhere)
     if state is not None:
         opened.expect_outside(state / JOURNAL, "choose another folder with --state")
+    if feedback is not None:
+        opened.expect_outside(feedback / "log", "choose another folder with --feedback")
     Blend(opened)  # refuses weights under which nothing is worth showing
     for text in without_effect(opened, settings.rules):
         warn(text)
@@ -98,6 +104,8 @@ def serve_release(
     if state is not None:
         Journal(state).compact()
         options["state"] = str(state.resolve())
+    if feedback is not None:
+        options["feedback"] = str(FeedbackLog(feedback).folder.resolve())
     cores = len(os.sched_getaffinity(0)) if settings.one_process else 1
     with only_user(run, elsewhere):
         tidy(repository)
@@ -113,7 +121,7 @@ def serve_release(
             delay_us=settings.delay_us,
             instances=settings.instances or cores,
             threads=settings.threads,
-            beside=() if state is None else (Events.step(),),
+            beside=[step for step, has in ((Events.step(), state), (Feedback.step(), feedback)) if has],
             options=options,
         )
         with TritonServer(

@@ -19,7 +19,7 @@ from ensemble.steps import check_inputs
 from evaluation.systems import KNOWN
 from evaluation.tasks import ProgressLog, Task
 from market.dataset import write_dataset
-from market.tables import POSITIVE_OUTCOMES
+from market.outcomes import POSITIVE_OUTCOMES
 from market.watch_time import WatchTime
 from models.seasons import latest_events
 from models.training import quiet

@@ -15,8 +15,9 @@ import scipy.sparse as sp
 
 from evaluation import metrics
 from evaluation.tasks import BLOCK_ENTRIES, Benchmark, FullRanking, Interactions, Labelled, Task, pairs
+from market.outcomes import OUTCOMES
 from market.profiles import undeclared
-from market.tables import OUTCOMES, Split, Tables
+from market.tables import Split, Tables
 
 Stage = Literal["test", "valid"]
 """The part that the exams are about. At "valid" a task has no validation rows, and test rows are nowhere."""

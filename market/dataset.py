@@ -160,6 +160,10 @@ class Dataset:
             )
         return _read(self.impression_files, columns)
 
+    def impression_parts(self) -> Iterator[pd.DataFrame]:
+        """The impressions a file at a time, in the order of time where there is time."""
+        return (_read([file]) for file in self.impression_files)
+
     def _files(self, table: str) -> list[Path]:
         return self.impression_files if table == "impressions" else [self.path / f"{table}.parquet"]
 
@@ -258,26 +262,27 @@ def make_dataset(
         if not file.is_file():
             raise DatasetError(f"{file} is missing; put users, contents and impressions there as Parquet.")
 
-    known_columns = {name for columns in CONTRACT.values() for name in columns}
-
-    def read(file: Path) -> pd.DataFrame:
-        frame = _read([file], remedy="write this table again from where it came")
-        # pandas keeps an index apart; a column of the contract may have been made one.
-        kept = [name for name in frame.index.names if name in known_columns and name not in frame]
-        return frame.reset_index(level=kept) if kept else frame
-
     return write_dataset(
         path,
         name=name,
         feedback=feedback,
         split=split,
-        users=read(known["users"]),
-        contents=read(known["contents"]),
-        sellers=read(optional["sellers"]) if "sellers" in optional else None,
-        impressions=map(read, parts),
-        moments=(lambda: read(optional["moments"])) if "moments" in optional else None,
+        users=read_table(known["users"]),
+        contents=read_table(known["contents"]),
+        sellers=read_table(optional["sellers"]) if "sellers" in optional else None,
+        impressions=map(read_table, parts),
+        moments=(lambda: read_table(optional["moments"])) if "moments" in optional else None,
         overwrite=overwrite,
     )
+
+
+def read_table(file: Path) -> pd.DataFrame:
+    """A table as its owner wrote it, not yet checked; raises `DatasetError` where it cannot be read."""
+    frame = _read([file], remedy="write this table again from where it came")
+    # pandas keeps an index apart; a column of the contract may have been made one.
+    known = {name for columns in CONTRACT.values() for name in columns}
+    kept = [name for name in frame.index.names if name in known and name not in frame]
+    return frame.reset_index(level=kept) if kept else frame
 
 
 def _expect_same_columns(expected: list[str], part: pd.DataFrame) -> None:

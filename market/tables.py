@@ -16,8 +16,10 @@ import pyarrow as arrow
 from pandas.api.types import infer_dtype, is_bool_dtype, is_float_dtype, is_integer_dtype, is_numeric_dtype
 
 from market.calendar import END_S
+from market.ids import LONGEST_ID, is_id
 from market.kinds import KINDS
 from market.languages import canonical, is_code
+from market.outcomes import FLAGS, OUTCOMES, POSITIVE_OUTCOMES
 from market.profiles import KNOWN, MARKETS, is_market
 
 Feedback = Literal["impressions", "positives"]
@@ -25,13 +27,6 @@ Split = Literal["time", "leave_last", "given"]
 DType = Literal["str", "int64", "int32", "int16", "int8", "float32", "list<str>", "list<float32>"]
 
 SPLITS = ("train", "valid", "test")
-POSITIVE_OUTCOMES = ("click", "like", "follow", "comment", "share", "long_view", "cart", "order")
-"""Outcomes that say a person wanted the content; any of them makes an impression a positive."""
-FLAGS = (*POSITIVE_OUTCOMES, "refund", "negative")
-"""Outcomes that happened or did not: int8 0 or 1."""
-OUTCOMES = ("watch_s", *FLAGS, "value", "rating")
-"""What may be logged after an exposure; none of them is ever a feature of the same exposure."""
-
 _ARROW: dict[DType, arrow.DataType] = {
     "str": arrow.string(),
     "int64": arrow.int64(),
@@ -42,9 +37,6 @@ _ARROW: dict[DType, arrow.DataType] = {
     "list<str>": arrow.list_(arrow.string()),
     "list<float32>": arrow.list_(arrow.float32()),
 }
-
-LONGEST_ID = 256
-"""Characters of an id. A release holds ids at one width, so each takes the room of the longest."""
 
 _EXAMPLE = 80
 """Characters of a wrong value that a message shows."""
@@ -161,7 +153,7 @@ def _vectors(values: pd.Series) -> pd.Series:
 _TEXT = Rule(_of_distinct(lambda text: text != ""), "empty text; leave the value null where it is not known.")
 _ID = Rule(
     # Other types than text are told of by the column's.
-    _of_distinct(lambda id: not isinstance(id, str) or (0 < len(id) <= LONGEST_ID and "\0" not in id)),
+    _of_distinct(lambda id: not isinstance(id, str) or is_id(id)),
     f"an id must have 1 to {LONGEST_ID} characters, none of them NUL; make ids of longer ones their hashes, "
     "and leave a value null where it is not known.",
 )

@@ -190,6 +190,49 @@ def import_(
     _describe(dataset)
 
 
+@data_app.command("extend")
+def extend(
+    data: Annotated[Path, typer.Option("--data", help="Folder of a data set; it stays as it is.")],
+    log: Annotated[Path, typer.Option("--log", help="Folder of a feedback log.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the new data set.")],
+    tables: Annotated[
+        Path | None,
+        typer.Option("--tables", help="Folder of users, contents, sellers or moments as they are now."),
+    ] = None,
+    wait_hours: Annotated[
+        float, typer.Option(min=0, help="How long an outcome may take; younger impressions wait.")
+    ] = 24.0,
+    until: Annotated[
+        str | None, typer.Option(help="ISO 8601 moment that counts as now, UTC unless it says otherwise.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a data set that stands there.")] = False,
+) -> None:
+    """Add what came back since to a data set: impressions that were shown, with what came of them."""
+    from rich.progress import Progress
+
+    from feedback.extend import extend
+    from market.dataset import Dataset
+    from pasar.show import console, say, warn
+
+    with Progress(console=console) as bars:
+        task = bars.add_task("joining")
+        made, taken = extend(
+            Dataset.open(data),
+            log,
+            out,
+            tables=tables,
+            wait_s=round(wait_hours * 3600),
+            until=_moment(until),
+            overwrite=overwrite,
+            progress=lambda done, of: bars.update(task, completed=done, total=of),
+        )
+    _describe(made)
+    said = f"added {taken.rows:,} impressions, {taken.moments:,} moments, {taken.people:,} users"
+    say(f"{said}; {taken.waiting:,} impressions wait for what may still come of them")
+    for text in taken.remarks():
+        warn(text)
+
+
 @app.command()
 def build(
     data: Annotated[Path, typer.Option("--data", help="Folder of a data set.")],
@@ -314,6 +357,10 @@ def serve(
     state: Annotated[
         Path | None, typer.Option(help="Folder of the live state; without it no events are taken in.")
     ] = None,
+    feedback: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the feedback log; without it the server takes no feedback in."),
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
     """Serve a release on Triton until interrupted; a new release is taken with `pasar reload`."""
@@ -328,7 +375,7 @@ def serve(
     signal.signal(signal.SIGINT, lambda *_: stop.set())
     _when_ended(lambda *_: stop.set())
     folder = run or release.absolute().parent / "serving"  # of ".", too, which has itself as a parent
-    with serve_release(release, folder, settings, state, warn=warn) as server, server.watch():
+    with serve_release(release, folder, settings, state, feedback, warn=warn) as server, server.watch():
         say(
             f"serving {release} at {server.grpc_url} (gRPC), {server.http_url} (HTTP), "
             f"{server.metrics_url}/metrics; Ctrl-C stops"
@@ -350,6 +397,7 @@ def reload(
     from ensemble.release import Release
     from ensemble.repository import add_version, models, read_option
     from ensemble.stages.events import Events
+    from ensemble.stages.feedback import Feedback
     from ensemble.steering import without_effect
     from ensemble.wire import WIRE_REQUEST, wire_reply
     from pasar.show import say, warn
@@ -359,7 +407,7 @@ def reload(
     plan, repository = Plan.of(opened), run / "repository"
     Blend(opened)  # refuses weights under which nothing is worth showing
     steps = served_steps(plan, one_process=Cascade.name in models(repository))
-    beside = [Events.step()] if Events.name in models(repository) else []
+    beside = [step for step in (Events.step(), Feedback.step()) if step.name in models(repository)]
     version = add_version(repository, release, steps, WIRE_REQUEST, wire_reply(plan), url=url, beside=beside)
     # A catalogue that has lost a category is no reason to stay with the old release.
     for text in without_effect(opened, Rules(**json.loads(read_option(repository, "rules", "{}")))):
@@ -371,15 +419,45 @@ def reload(
 def live(
     file: Annotated[str, typer.Argument(help="JSON lines, an event each; - reads standard input.")],
     state: Annotated[Path, typer.Option(help="The folder that `pasar serve --state` reads.")],
+    feedback: Annotated[
+        Path | None, typer.Option(help="The folder that `pasar serve --feedback` has, to remember them.")
+    ] = None,
 ) -> None:
     """Take events in: rooms that open or end, viewers, stock, what is taken down. A wrong line ends it."""
-    import sys
-
+    from feedback.log import FeedbackLog
     from pasar.show import say
-    from supply.events import EventError, parse_all
+    from supply.events import parse
     from supply.journal import Journal
 
     journal = Journal(state)
+    log = None if feedback is None else FeedbackLog(feedback)
+
+    def take(events: list[dict[str, Any]]) -> None:
+        if log is not None:
+            log.append(events)
+        journal.append(events)
+
+    say(f"{_take_in(file, parse, take):,} events in {journal.path}")
+
+
+@app.command("feedback")
+def take_feedback(
+    file: Annotated[str, typer.Argument(help="JSON lines, a record each; - reads standard input.")],
+    log: Annotated[Path, typer.Option(help="Folder of the feedback log.")],
+) -> None:
+    """Take feedback in: what was shown, and what came of it. A wrong line ends it."""
+    from feedback.log import FeedbackLog
+    from feedback.records import parse
+    from pasar.show import say
+
+    kept = FeedbackLog(log)
+    say(f"{_take_in(file, parse, kept.append):,} records in {kept.folder}")
+
+
+def _take_in(file: str, parse: Callable[[Any, float], Any], take: Callable[[list], None]) -> int:
+    """Have what the lines of a file say taken in as it comes; how many said something."""
+    from supply.events import EventError, parse_all
+
     taken = number = 0
     with contextlib.ExitStack() as opened:
         # Bytes, so that a line that is no UTF-8 is refused by its number as other wrong ones are.
@@ -387,15 +465,15 @@ def live(
         # Lines of a file come many at once; those of a pipe count from the moment they are written.
         while batch := list(itertools.islice(lines, 1 if file == "-" else 1000)):
             try:
-                events = parse_all(batch, clock.time(), first=number + 1)
+                events = parse_all(batch, clock.time(), first=number + 1, parse=parse)
             except EventError as error:
                 raise EventError(
                     f"{error}; the {taken:,} events before line {number + 1} were taken in"
                 ) from None
-            journal.append(events)
+            take(events)
             number += len(batch)
             taken += len(events)
-    say(f"{taken:,} events in {journal.path}")
+    return taken
 
 
 @app.command()

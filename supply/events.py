@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,24 +72,12 @@ def parse(text: str | bytes, now: float) -> Event:
     Raises:
         EventError: not such an object.
     """
-    try:
-        said = json.loads(text)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise EventError(f"not JSON ({error}); send one object a line") from None
-    except RecursionError:
-        raise EventError("JSON nested too deeply; send one flat object a line") from None
-    if not isinstance(said, Mapping):
-        raise EventError(f"{_short(said)} is no object; send {{'event': 'ended', 'content': 'l00017'}}")
-    name = said.get("event")
-    if not isinstance(name, str) or name not in EVENT_KINDS:
-        raise EventError(f"'event' is {_short(name)}; use one of {', '.join(EVENT_KINDS)}")
+    said, name = named(text, EVENT_KINDS, "{'event': 'ended', 'content': 'l00017'}")
     kind = EVENT_KINDS[name]
     keys = ["event", kind.subject, "time", *([kind.value] if isinstance(kind.value, str) else [])]
-    for key in said:
-        if key not in keys:
-            raise EventError(f"{name!r} has no {_short(key)}; it has {', '.join(keys)}")
-    event: Event = {"event": name, kind.subject: _id(said, name, kind.subject)}
-    event["time"] = _whole(said.get("time", int(now)), name, "time", int(now) + AHEAD_S)
+    only(said, name, keys)
+    event: Event = {"event": name, kind.subject: text_of(said, name, kind.subject)}
+    event["time"] = whole(said.get("time", int(now)), name, "time", int(now) + AHEAD_S)
     if event["time"] > int(now):
         event[TAKEN] = int(now)
     if isinstance(kind.value, str):
@@ -97,13 +85,24 @@ def parse(text: str | bytes, now: float) -> Event:
             raise EventError(f"event {name!r} has no value {kind.value!r}; send {', '.join(keys)}")
         value = said[kind.value]
         event[kind.value] = (
-            _whole(value, name, kind.value, _MOST) if kind.number else _id(said, name, kind.value)
+            whole(value, name, kind.value, _MOST) if kind.number else text_of(said, name, kind.value)
         )
     return event
 
 
-def parse_all(texts: Iterable[str | bytes], now: float, *, what: str = "line", first: int = 1) -> list[Event]:
-    """Checked events; one that is wrong refuses all, by its number. Empty texts are left out."""
+def parse_all(
+    texts: Iterable[str | bytes],
+    now: float,
+    *,
+    what: str = "line",
+    first: int = 1,
+    parse: Callable[[str | bytes, float], Event] = parse,
+) -> list[Event]:
+    """Checked events; one that is wrong refuses all, by its number. Empty texts are left out.
+
+    Args:
+        parse: checks one.
+    """
     events = []
     for number, text in enumerate(texts, first):
         if text.strip():
@@ -114,23 +113,53 @@ def parse_all(texts: Iterable[str | bytes], now: float, *, what: str = "line", f
     return events
 
 
-def _id(said: Mapping[str, Any], name: str, key: str) -> str:
+def named(text: str | bytes, kinds: Iterable[str], example: str) -> tuple[Mapping[str, Any], str]:
+    """A JSON object and its "event", one of `kinds`.
+
+    Args:
+        example: of an object, for who sends none.
+    """
+    try:
+        said = json.loads(text)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise EventError(f"not JSON ({error}); send one object a line") from None
+    except RecursionError:
+        raise EventError("JSON nested too deeply; send one flat object a line") from None
+    if not isinstance(said, Mapping):
+        raise EventError(f"{short(said)} is no object; send {example}")
+    name = said.get("event")
+    if not isinstance(name, str) or name not in kinds:
+        raise EventError(f"'event' is {short(name)}; use one of {', '.join(kinds)}")
+    return said, name
+
+
+def only(said: Mapping[str, Any], name: str, keys: Iterable[str]) -> None:
+    """Refuse what an event has beside its `keys`."""
+    for key in said:
+        if key not in keys:
+            raise EventError(f"{name!r} has no {short(key)}; it has {', '.join(keys)}")
+
+
+def text_of(said: Mapping[str, Any], name: str, key: str) -> str:
+    """The id that an event has under a key."""
     value = said.get(key)
     if not isinstance(value, str) or not value:
-        raise EventError(f"{key!r} of {name!r} is {_short(value)}; send an id, as text")
+        raise EventError(f"{key!r} of {name!r} is {short(value)}; send an id, as text")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise EventError(f"{key!r} of {name!r} is {_short(value)}, half a character; send an id") from None
+        raise EventError(f"{key!r} of {name!r} is {short(value)}, half a character; send an id") from None
     return value
 
 
-def _whole(value: Any, name: str, key: str, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        raise EventError(f"{key!r} of {name!r} is {_short(value)}; send a whole number from 0 to {most}")
+def whole(value: Any, name: str, key: str, most: int, least: int = 0) -> int:
+    """A value of an event that is a whole number from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise EventError(f"{key!r} of {name!r} is {short(value)}; send a whole number from {least} to {most}")
     return value
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as a message shows it."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -53,17 +53,8 @@ class Journal:
         """
         if not events:
             return
-        # A line that another writer's crash has torn ends here.
-        block = b"\n" + b"".join(map(_line, events))
         with self._locked(fcntl.LOCK_SH):  # against a compaction, not against other appends
-            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                written = os.write(handle, block)
-                size = os.fstat(handle).st_size
-            finally:
-                os.close(handle)
-        if written != len(block):
-            raise OSError(f"{self.path} took {written} of {len(block)} bytes; make room and send again")
+            size = append(self.path, events)
         if size >= self.compact_bytes:
             try:
                 self._compact_if_doubled()
@@ -172,6 +163,25 @@ class Tail:
                 _LOG.warning("%s has events of kinds that this version does not know; ignored", self.path)
             self.foreign += lost
         return known, anew
+
+
+def append(path: Path, events: Iterable[Event]) -> int:
+    """Append events to a file, all in one write; its size afterwards (bytes).
+
+    Raises:
+        OSError: they could not be written whole; none of them is surely taken in.
+    """
+    # A line that another writer's crash has torn ends here.
+    block = b"\n" + b"".join(map(_line, events))
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        written = os.write(handle, block)
+        size = os.fstat(handle).st_size
+    finally:
+        os.close(handle)
+    if written != len(block):
+        raise OSError(f"{path} took {written} of {len(block)} bytes; make room and send again")
+    return size
 
 
 def decode(lines: Iterable[bytes]) -> tuple[list[Event], int]:

@@ -217,6 +217,7 @@ def serve(
     *,
     one_process: bool,
     state: Path | None = None,
+    feedback: Path | None = None,
     rules: Rules | None = None,
 ) -> AbstractContextManager[TritonServer]:
     """A Triton server of a release, on free ports."""
@@ -226,7 +227,7 @@ def serve(
     settings = ServeConfig(
         grpc_port=0, http_port=0, metrics_port=0, one_process=one_process, rules=rules or Rules()
     )
-    return serve_release(release.path, folder, settings, state)
+    return serve_release(release.path, folder, settings, state, feedback)
 
 
 @pytest.fixture(scope="session")

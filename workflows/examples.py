@@ -23,8 +23,9 @@ from market.calendar import local_context
 from market.dataset import Dataset
 from market.moments import UNKNOWN, LoggedMoments, Timeline
 from market.offers import Offers
+from market.outcomes import OUTCOMES, POSITIVE_OUTCOMES
 from market.profiles import MARKETS
-from market.tables import OUTCOMES, POSITIVE_OUTCOMES, SPLITS
+from market.tables import SPLITS
 from market.watch_time import WatchTime
 from workflows.windows import over_windows
 

@@ -11,6 +11,7 @@ from ensemble.errors import Code, RequestError
 from ensemble.lookup import IdIndex
 from ensemble.release import Release
 from ensemble.steps import StageStep, TensorSpec
+from feedback.log import FeedbackLog
 from supply.events import EVENT_KINDS, EventError, parse_all
 from supply.journal import Journal
 
@@ -20,12 +21,15 @@ class Events:
 
     Args:
         state: folder of the live state.
+        feedback: folder of the feedback log, which remembers what the live state forgets; None where there is
+            none.
     """
 
     name = "events"
 
-    def __init__(self, release: Release, state: Path) -> None:
+    def __init__(self, release: Release, state: Path, feedback: Path | None = None) -> None:
         self.journal = Journal(state)
+        self.log = None if feedback is None else FeedbackLog(feedback)
         self.known = {
             "content": IdIndex(release.array("text_content_id.npy")),
             "seller": IdIndex(release.array("seller_ids.npy")),
@@ -58,11 +62,14 @@ class Events:
             rows = [parse_all(texts, now, what="event") for texts in event]
         except EventError as error:
             raise RequestError(Code.INVALID_ARGUMENT, str(error)) from None
+        events = [said for row in rows for said in row]
         try:
-            self.journal.append([said for row in rows for said in row])
+            if self.log is not None:
+                self.log.append(events)
+            self.journal.append(events)
         except OSError as error:
             raise RequestError(
-                Code.UNAVAILABLE, f"the journal cannot be written: {error.strerror or error}"
+                Code.UNAVAILABLE, f"the events cannot be written: {error.strerror or error}"
             ) from None
         unknown = np.zeros(len(rows), np.int64)
         for subject, index in self.known.items():

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from ensemble.cascade import Cascade, served_steps
 from ensemble.plan import Plan
 from ensemble.stages.events import Events
+from ensemble.stages.feedback import Feedback
 from ensemble.steps import StageStep
 from tests.ensemble import synthetic
 from tests.ensemble.asking import requests
@@ -25,15 +26,17 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 MAY_IMPORT = {
     "market": set(),
     "supply": {"market"},
+    "feedback": {"market", "supply"},
     "workflows": {"market"},
     "models": {"market", "workflows"},
-    "ensemble": {"market", "supply"},
+    "ensemble": {"market", "supply", "feedback"},
     "triton_repo": {"ensemble"},
-    "evaluation": {"market", "supply", "workflows", "models", "ensemble", "triton_repo"},
-    "pasar": {"market", "supply", "workflows", "models", "ensemble", "triton_repo", "evaluation"},
+    "evaluation": {"market", "supply", "feedback", "workflows", "models", "ensemble", "triton_repo"},
+    "pasar": {"market", "supply", "feedback", "workflows", "models", "ensemble", "triton_repo", "evaluation"},
     "benchmarks": {
         "market",
         "supply",
+        "feedback",
         "workflows",
         "models",
         "ensemble",
@@ -117,7 +120,7 @@ def test_a_request_is_served_where_no_training_library_can_be_imported(small_rel
 BUILD_IN_THE_IMAGE = """
 import sys
 
-release_path, state, image, *steps = sys.argv[1:]
+release_path, state, feedback, image, *steps = sys.argv[1:]
 may = {*image.split(","), *sys.stdlib_module_names}
 
 class Wall:
@@ -132,7 +135,7 @@ from ensemble.release import Release
 from ensemble.stages import build
 
 for step in steps:
-    build(step, Release.open(release_path), state=state)
+    build(step, Release.open(release_path), state=state, feedback=feedback)
 """
 
 
@@ -155,8 +158,8 @@ def in_the_image() -> set[str]:
 def test_each_step_of_its_own_is_built_from_what_the_gpu_image_installs(tmp_path):
     release = synthetic.release(tmp_path, 5)
     cascade = served_steps(Plan.of(release), one_process=False)
-    steps = [*(step.name for step in cascade if isinstance(step, StageStep)), Events.name]
-    files = [str(release.path), str(tmp_path / "state")]
+    steps = [*(step.name for step in cascade if isinstance(step, StageStep)), Events.name, Feedback.name]
+    files = [str(release.path), str(tmp_path / "state"), str(tmp_path / "feedback")]
     command = [sys.executable, "-c", BUILD_IN_THE_IMAGE, *files, ",".join(in_the_image()), *steps]
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr

@@ -10,7 +10,7 @@ import evaluation.cascade
 from evaluation.cascade import BELOW, FullCascade, Released, TwoTower
 from evaluation.command import load_tables
 from evaluation.protocols import benchmarks, parts
-from market.tables import OUTCOMES
+from market.outcomes import OUTCOMES
 from supply.fatigue import FatigueConfig
 
 pytestmark = pytest.mark.slow

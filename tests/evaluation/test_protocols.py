@@ -19,7 +19,8 @@ from evaluation.protocols import (
 )
 from evaluation.systems import baselines
 from evaluation.tasks import FullRanking, Labelled
-from market.tables import OUTCOMES, Tables, validate
+from market.outcomes import OUTCOMES
+from market.tables import Tables, validate
 
 MARKETS = ("DE", "ID")
 BEGIN = 1_700_000_000

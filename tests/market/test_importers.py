@@ -10,7 +10,8 @@ from scipy.sparse import coo_matrix, save_npz
 from market.dataset import write_dataset
 from market.importers import IMPORTERS, ImportProblem, read
 from market.importers.reading import integers, read_text
-from market.tables import OUTCOMES, Tables
+from market.outcomes import OUTCOMES
+from market.tables import Tables
 
 
 def put(folder: Path, **files: str) -> Path:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market.calendar import END_S
-from market.tables import CONTRACT, FLAGS, OUTCOMES, ContractError, Problem, Tables, validate
+from market.outcomes import FLAGS, OUTCOMES
+from market.tables import CONTRACT, ContractError, Problem, Tables, validate
 
 
 def users() -> pd.DataFrame:

@@ -22,12 +22,15 @@ from ensemble.cascade import Cascade
 from ensemble.client import FeedClient, FeedRequest, connect, pack
 from ensemble.errors import RequestError
 from ensemble.release import Release
+from feedback.log import FeedbackLog
+from feedback.records import outcome, shown
 from market.dataset import Dataset
 from market.world import WorldConfig
 from pasar import cli
 from pasar.settings import render
 from supply.journal import Tail
 from tests.ensemble import synthetic
+from tests.market.test_dataset import part, write
 
 COMMAND = [sys.executable, "-c", "from pasar.cli import main; main()"]
 CHATTER = re.compile(r"oneDNN|cpu_feature_guard|grappler|tensorflow/core|Warning|Traceback")
@@ -508,6 +511,49 @@ def test_events_of_a_file_are_taken_in_up_to_a_wrong_line_which_is_named(pasar, 
     said = "line 1201: event 'stock' has no value 'stock'; send event, content, time, stock; "
     assert said + "the 667 events before line 1001 were taken in" in one_line(err)
     assert len(Tail(state / "journal").read()[0]) == 2 + 667
+
+
+def test_events_are_remembered_in_a_feedback_log_too_where_one_is_given(pasar, tmp_path):
+    file, log = tmp_path / "events.jsonl", FeedbackLog(tmp_path / "log")
+    file.write_text('{"event": "viewers", "content": "l1", "time": 7200, "viewers": 3}\n')
+    code, _, err = pasar("live", file, "--state", tmp_path / "state", "--feedback", log.folder)
+    assert code == 0, err
+    said = [{"event": "viewers", "content": "l1", "time": 7200, "viewers": 3}]
+    assert Tail(tmp_path / "state" / "journal").read()[0] == log.read(2)[0] == said
+
+
+def test_feedback_of_a_file_extends_a_data_set(pasar, tmp_path):
+    base = write(tmp_path / "base", impressions=[part([7000, 7100])])
+    records = [
+        shown(1, "u1", "ID", 7200, [{"content": "c0", "position": 0, "propensity": 1}]),
+        shown(2, "u9", "NL", 9999, [{"content": "c1", "position": 0, "propensity": 0.5}]),
+        outcome(1, "u1", 7200, "c0", 7300, click=1, order=1),
+        outcome(1, "u1", 7200, "c9", 7300, click=1),
+    ]
+    file, log = tmp_path / "records.jsonl", tmp_path / "log"
+    file.write_text("\n".join(map(json.dumps, records)))
+    code, out, err = pasar("feedback", file, "--log", log)
+    assert code == 0, err
+    assert out.startswith("4 records in ")
+    command = ["data", "extend", "--data", base.path, "--log", log, "--out", tmp_path / "next"]
+    until = "1970-01-01T04:00"
+    code, out, err = pasar(*command, "--wait-hours", 1, "--until", until)
+    assert code == 0, err
+    assert "added 2 impressions, 0 moments, 1 users; 0 impressions wait" in " ".join(out.split())
+    for said in ("no profile of NL", "1 outcomes are of what no record says was shown", "an outcome 'order'"):
+        assert said in " ".join(out.split()) + " ".join(err.split())
+    assert Dataset.open(tmp_path / "next").impressions()["click"].tolist() == [1, 1, 1, 0]
+    code, _, err = pasar(*command, "--until", until)
+    assert code == 1
+    assert "has nothing to add to tiny" in one_line(err)
+
+
+def test_a_wrong_line_of_feedback_is_named(pasar, tmp_path):
+    file = tmp_path / "records.jsonl"
+    file.write_text('\n{"event": "outcome"}')
+    code, _, err = pasar("feedback", file, "--log", tmp_path / "log")
+    assert code == 1
+    assert "line 2: 'request' of 'outcome' is None; send a whole number" in one_line(err)
 
 
 @pytest.mark.parametrize(
