@@ -4,14 +4,12 @@ import ast
 import importlib
 import re
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from ensemble.client import FeedRequest, connect
-from market.tables import Tables, validate
-from tests.conftest import REPOSITORY, SMALL_SETTINGS
+from feedback.extend import extend
+from tests.conftest import REPOSITORY, SMALL_SETTINGS, serve
 
 DOCUMENTS = sorted(path for path in REPOSITORY.rglob("*.md") if ".venv" not in path.parts)
 SMALL_WORLD = """
@@ -100,7 +98,7 @@ def test_the_samples_of_evaluation_run_and_train_nothing_anew(workplace, monkeyp
 def test_the_samples_of_serving_run(feed_server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     every = samples(REPOSITORY / "docs" / "serving.md")
-    asks, serves, _ = every
+    asks, serves, _told = every
     assert "127.0.0.1:8001" in asks
     run(asks.replace("127.0.0.1:8001", feed_server.grpc_url))
     run(serves)
@@ -109,21 +107,25 @@ def test_the_samples_of_serving_run(feed_server, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_slates_become_rows_that_the_contract_takes(feed_server, small_world_dataset):
-    impressions = run(samples(REPOSITORY / "docs" / "serving.md")[2])["impressions"]
-    users, contents = small_world_dataset.users(), small_world_dataset.contents()
-    user = users.iloc[0]
-    request = FeedRequest(user["user_id"], user["market"], 1_780_000_000, seed=3)
-    with connect(feed_server.grpc_url) as client:
-        (slate,) = client.feed([request])
-    first, _, third = (item.content for item in slate.items[:3])
-    log = impressions(17, request, slate, {first: {}, third: {"click": 1, "watch_s": 9.5}})
-    tables = Tables("mine", "impressions", "time", users, contents, log)
-    rows = validate(replace(tables, sellers=small_world_dataset.sellers())).impressions
-    assert rows["content_id"].tolist() == [first, third]
+def test_slates_become_rows_of_the_next_data_set(small_release, small_world_dataset, tmp_path):
+    told = samples(REPOSITORY / "docs" / "serving.md")[2]
+    user = small_world_dataset.users().iloc[0]
+    for old, new in (("u000120", user["user_id"]), ("ID", user["market"])):
+        assert f'"{old}"' in told
+        told = told.replace(f'"{old}"', f'"{new}"')
+    log = tmp_path / "log"
+    with serve(small_release, tmp_path / "serving", one_process=True, feedback=log) as server:
+        made = run(told.replace("127.0.0.1:8001", server.grpc_url))
+    request, items = made["request"], made["slate"].items
+    extended, _ = extend(small_world_dataset, log, tmp_path / "next", wait_s=0, until=request.time + 1)
+    rows = extended.impressions().tail(3)
+    assert rows["content_id"].tolist() == [item.content for item in items[:3]]
     assert rows[["request_id", "position", "click", "order"]].to_numpy().tolist() == [
-        [17, 0, 0, 0],
-        [17, 2, 1, 0],
+        [17, 0, 1, 1],
+        [17, 1, 0, 0],
+        [17, 2, 0, 0],
     ]
-    assert rows["watch_s"].tolist() == [0, 9.5]
-    assert rows["propensity"].tolist() == [np.float32(slate.items[place].propensity) for place in (0, 2)]
+    np.testing.assert_array_equal(rows["watch_s"], np.float32([9.5, 0.8, 0]))
+    assert rows["value"].tolist() == [12, 0, 0]
+    assert rows["propensity"].tolist() == [np.float32(item.propensity) for item in items[:3]]
+    assert set(rows["market"]) == {user["market"]}
