@@ -24,6 +24,7 @@ from evaluation.metrics import mean_interval
 from evaluation.runs import Row
 from market.moments import UNKNOWN, LoggedMoments, Timeline
 from market.world import World
+from market.world.behaviour import Outcomes
 from models.seasons import latest_events
 from supply.eligibility import Eligibility
 from workflows.examples import TEST, Examples, build_history, whole_numbers
@@ -145,8 +146,17 @@ def play(
     return rows
 
 
-def outcomes(world: World, policy: Policy, requests: Requests) -> np.ndarray:
-    """What comes of each request's slate, float64[B, M], columns as in `MEASURES`; the world starts anew."""
+def outcomes(
+    world: World,
+    policy: Policy,
+    requests: Requests,
+    told: Callable[[Asked, np.ndarray, Outcomes], None] = lambda asked, slates, real: None,
+) -> np.ndarray:
+    """What comes of each request's slate, float64[B, M], columns as in `MEASURES`; the world starts anew.
+
+    Args:
+        told: hears of each batch what was asked, the slates, and what came of them.
+    """
     world.reset()
     clicked = np.full((world.config.users, OWN_CLICKS), NONE)
     shown, shown_at = np.full((2, world.config.users, OWN_SHOWN), NONE)
@@ -154,9 +164,11 @@ def outcomes(world: World, policy: Policy, requests: Requests) -> np.ndarray:
     for batch in batches(requests.user, requests.time, BATCH):
         user, time = requests.user[batch], requests.time[batch]
         lately = np.where(time[:, None] - shown_at[user] < LATELY_S, shown[user], NONE)
-        slates = policy(Asked(user, requests.market[batch], time, clicked[user], lately))
+        asked = Asked(user, requests.market[batch], time, clicked[user], lately)
+        slates = policy(asked)
         expected = world.expected_value(user, slates, time, slate=True)
         real = world.step(user, slates, time)
+        told(asked, slates, real)
         columns = (expected.value, real.value, real.click, real.order, real.watch_s, real.negative)
         made[batch] = np.stack([column.sum(axis=1, dtype=np.float64) for column in columns], axis=1)
         both = np.concatenate([clicked[user], np.where(real.click == 1, slates, NONE)], axis=1)
@@ -260,7 +272,12 @@ class Player:
 
     def cascade_slate(self, asked: Asked) -> np.ndarray:
         """What a server without a live state would reply, but for the log's people in rooms."""
-        return self.user_state.contents(self.cascade(self._request(asked))["content_id"])
+        return self.served(asked)[0]
+
+    def served(self, asked: Asked) -> tuple[np.ndarray, np.ndarray]:
+        """The same, and the propensity of each place, float32[B, S]."""
+        reply = self.cascade(self._request(asked))
+        return self.user_state.contents(reply["content_id"]), reply["slate_propensity"]
 
     def two_tower(self, asked: Asked) -> np.ndarray:
         """The contents nearest to the query."""

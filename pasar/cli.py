@@ -775,6 +775,37 @@ def cold_market(
     console.print(_compared(f"{market}, {played:,} users on the test days", rows, rows[0].system))
 
 
+@app.command()
+def loop(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the logs and the releases.")] = Path(
+        "runs/loop"
+    ),
+    requests: Annotated[int, typer.Option(help="Held-out requests that are played.", min=1)] = 4000,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """What feedback is worth in the simulated world: a release serves, and learns from what came of it."""
+    from evaluation.feedback_loop import FIRST, feedback_loop
+    from evaluation.runs import write_rows
+    from pasar.settings import load
+    from pasar.show import console, reporter
+
+    settings = load(config)
+    with reporter() as report:
+        rows = feedback_loop(
+            settings.world,
+            settings.build,
+            out,
+            requests=requests,
+            seed=settings.build.seed,
+            progress=report.training,
+            step=report.step,
+        )
+    if json_file:
+        write_rows(json_file, rows)
+    console.print(_compared("Requests of the test days", rows, FIRST))
+
+
 @app.command("ablate-ranker")
 def ablate_ranker(
     out: Annotated[Path, typer.Option("--out", help="Folder of the log and its features.")] = Path(
