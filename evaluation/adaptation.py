@@ -12,7 +12,7 @@ import pandas as pd
 
 from ensemble.build import BuildConfig, Built, build_release, fingerprint
 from evaluation.closed_loop import Asked, Player, Policy
-from market.dataset import Dataset, write_dataset
+from market.dataset import Dataset, write_like
 from market.statistics import EventCounts
 from market.world import World
 from models.batches import PairPopularity, TrainingSet
@@ -63,18 +63,7 @@ def select_markets(
     stays = impressions["market"].isin(markets)
     if moments is not None:
         moments = without_orders(moments, impressions[~stays])
-    return write_dataset(
-        path,
-        name=dataset.name,
-        feedback=dataset.feedback,
-        split=dataset.split,
-        users=dataset.users(),
-        contents=dataset.contents(),
-        sellers=dataset.sellers(),
-        impressions=[impressions[stays]],
-        moments=None if moments is None else lambda: moments,
-        overwrite=overwrite,
-    )
+    return write_like(dataset, path, impressions=[impressions[stays]], moments=moments, overwrite=overwrite)
 
 
 def without_orders(moments: pd.DataFrame, gone: pd.DataFrame) -> pd.DataFrame:

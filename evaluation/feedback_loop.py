@@ -19,7 +19,7 @@ from evaluation.runs import Row
 from feedback.extend import extend
 from feedback.log import FeedbackLog
 from feedback.records import outcome, parse, shown
-from market.dataset import Dataset, write_dataset
+from market.dataset import Dataset, write_like
 from market.folders import remove
 from market.world import World, WorldConfig
 from market.world.behaviour import Outcomes
@@ -121,16 +121,11 @@ def feedback_loop(
 def until(dataset: Dataset, end: int, path: Path) -> Dataset:
     """A data set as it was at a time; its users and contents stay."""
     moments = dataset.moments()
-    return write_dataset(
+    return write_like(
+        dataset,
         path,
-        name=dataset.name,
-        feedback=dataset.feedback,
-        split=dataset.split,
-        users=dataset.users(),
-        contents=dataset.contents(),
-        sellers=dataset.sellers(),
         impressions=(part[part["time"] < end] for part in dataset.impression_parts()),
-        moments=None if moments is None else lambda: moments[moments["time"] < end],
+        moments=None if moments is None else moments[moments["time"] < end],
         overwrite=True,
     )
 

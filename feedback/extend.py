@@ -15,7 +15,7 @@ import pandas as pd
 
 from feedback.impressions import join
 from feedback.log import HOUR_S, FeedbackLog
-from market.dataset import Dataset, read_table, write_dataset
+from market.dataset import Dataset, read_table, write_like
 from market.outcomes import FLAGS, OUTCOMES, POSITIVE_OUTCOMES
 from supply.events import Event
 
@@ -122,16 +122,14 @@ def extend(
             moments = said if moments is None else pd.concat([moments, said], ignore_index=True)
         strangers = people[~people["user_id"].isin(users["user_id"])]
         taken.people = len(strangers)
-        made = write_dataset(
+        made = write_like(
+            dataset,
             path,
-            name=dataset.name,
-            feedback=dataset.feedback,
-            split=dataset.split,
             users=_with(users, strangers),
             contents=contents,
             sellers=table("sellers", dataset.sellers),
             impressions=_all_parts(dataset, Path(spool)),
-            moments=None if moments is None else (lambda: moments),
+            moments=moments,
             overwrite=overwrite,
         )
     return made, taken

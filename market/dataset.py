@@ -236,6 +236,33 @@ def write_dataset(
     return Dataset.open(path)
 
 
+def write_like(
+    dataset: Dataset,
+    path: Path,
+    *,
+    impressions: Iterable[pd.DataFrame],
+    moments: pd.DataFrame | None,
+    users: pd.DataFrame | None = None,
+    contents: pd.DataFrame | None = None,
+    sellers: pd.DataFrame | None = None,
+    overwrite: bool = False,
+) -> Dataset:
+    """`write_dataset` of what another data set is and has, but for its impressions, its moments and the
+    tables that are given."""
+    return write_dataset(
+        path,
+        name=dataset.name,
+        feedback=dataset.feedback,
+        split=dataset.split,
+        users=dataset.users() if users is None else users,
+        contents=dataset.contents() if contents is None else contents,
+        sellers=dataset.sellers() if sellers is None else sellers,
+        impressions=impressions,
+        moments=None if moments is None else lambda: moments,
+        overwrite=overwrite,
+    )
+
+
 def make_dataset(
     tables: Path,
     path: Path,
