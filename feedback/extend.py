@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
-from feedback.impressions import join
+from feedback.impressions import REQUEST, join
 from feedback.log import HOUR_S, FeedbackLog
 from market.dataset import Dataset, read_table, write_like
 from market.outcomes import FLAGS, OUTCOMES, POSITIVE_OUTCOMES
@@ -23,6 +23,8 @@ WAIT_S = 86_400
 """An order may come a day after its exposure."""
 PART_ROWS = 1_000_000
 """Rows from which on a file of impressions is full."""
+_MANY = 2**62
+"""Numbers of requests that are that large are drawn or hashed, so that small ones are free."""
 _Table = TypeVar("_Table", pd.DataFrame, pd.DataFrame | None)
 STATEMENTS = ("viewers", "showing", "stock")
 """Live events that are rows of the table of moments, and the column of each."""
@@ -84,7 +86,8 @@ def extend(
     """Write a data set and the impressions of a feedback log after its last as the data set `path`.
 
     An hour of the log at a time is in memory. Users whom only the log knows are added with their market
-    alone. What may still change waits for the next time: `path`, extended again later, has it then.
+    alone. What may still change waits for the next time: `path`, extended again later, has it then. Requests
+    are numbered on from the data set's.
 
     Args:
         tables: a folder with users.parquet, contents.parquet, sellers.parquet or moments.parquet that take
@@ -113,10 +116,9 @@ def extend(
     moments = table("moments", dataset.moments)
     taken, catalogue = Taken(), pd.Index(contents["content_id"])
     with tempfile.TemporaryDirectory(prefix="pasar-feedback-") as spool:
-        said, people = _spool(
-            dataset, FeedbackLog(log), Path(spool), catalogue, taken, wait_s, until, progress
-        )
-        said = said[said["time"] > (moments["time"].max() if moments is not None and len(moments) else -1)]
+        known = int(moments["time"].max()) if moments is not None and len(moments) else -1
+        end = (int(clock.time()) if until is None else until) - wait_s
+        said, people = _spool(dataset, FeedbackLog(log), Path(spool), catalogue, taken, known, end, progress)
         taken.moments = len(said)
         if taken.moments:
             moments = said if moments is None else pd.concat([moments, said], ignore_index=True)
@@ -141,25 +143,33 @@ def _spool(
     folder: Path,
     catalogue: pd.Index,
     taken: Taken,
-    wait_s: int,
-    until: int | None,
+    known: int,
+    end: int,
     progress: Callable[[int, int], None],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write the impressions to be added as parts into `folder`; the statements and the users of the log."""
+    """Write the impressions to be added as parts into `folder`; the statements and the users of the log.
+
+    Args:
+        known: statements up to this time are had already (s since the epoch).
+        end: impressions from this time on wait.
+    """
     last = int(pd.read_parquet(dataset.impression_files[-1], columns=["time"])["time"].max())
-    end = (int(clock.time()) if until is None else until) - wait_s
     statements, people, held = [_statements([], catalogue)], [], []
-    hours = log.hours()
+    number = _next_number(dataset)
+    hours = [hour for hour in log.hours() if (hour + 1) * HOUR_S > min(last, known)]
     for done, hour in enumerate(hours, 1):
         records, damaged = log.read(hour)
-        taken.damaged += damaged
         statements.append(_statements(records, catalogue))
         if (hour + 1) * HOUR_S > last:
             joined = join(records)
-            taken.lost += joined.lost
+            if (hour + 1) * HOUR_S <= end:  # of others more may still come
+                taken.damaged += damaged
+                taken.lost += joined.lost
             rows = _chosen(joined.rows, dataset, catalogue, taken, last, end)
             people.append(rows[["user_id", "market"]].drop_duplicates("user_id"))
-            held.append(_as_columns(rows, dataset, taken))
+            first = (rows[REQUEST] != rows[REQUEST].shift()).any(axis=1)
+            held.append(_as_columns(rows.assign(request_id=number - 1 + first.cumsum()), dataset, taken))
+            number += int(first.sum())
         if held and (done == len(hours) or sum(map(len, held)) >= PART_ROWS):
             pd.concat(held).to_parquet(folder / f"{done:08d}.parquet", index=False)
             held = []
@@ -167,10 +177,20 @@ def _spool(
     if not taken.rows:
         raise ValueError(
             f"{log.folder} has nothing to add to {dataset.name}: {taken.known:,} impressions are not after "
-            f"its last, {taken.waiting:,} are younger than {wait_s / HOUR_S:g} hours, {taken.strangers:,} "
-            "are of contents that the catalogue does not have"
+            f"its last, {taken.waiting:,} wait for what may still come of them, {taken.strangers:,} are of "
+            "contents that the catalogue does not have"
         )
-    return pd.concat(statements), pd.concat(people).drop_duplicates("user_id")
+    said = pd.concat(statements)
+    return said[said["time"] > known], pd.concat(people).drop_duplicates("user_id")
+
+
+def _next_number(dataset: Dataset) -> int:
+    """A number from which on requests may be numbered: clients may count anew, a data set may not."""
+    if "request_id" not in dataset.impression_columns:
+        return 0
+    files = dataset.impression_files
+    most = max(int(pd.read_parquet(f, columns=["request_id"])["request_id"].max()) for f in files)
+    return most + 1 if most < _MANY else 0
 
 
 def _chosen(

@@ -120,11 +120,9 @@ def test_slates_become_rows_of_the_next_data_set(small_release, small_world_data
     extended, _ = extend(small_world_dataset, log, tmp_path / "next", wait_s=0, until=request.time + 1)
     rows = extended.impressions().tail(3)
     assert rows["content_id"].tolist() == [item.content for item in items[:3]]
-    assert rows[["request_id", "position", "click", "order"]].to_numpy().tolist() == [
-        [17, 0, 1, 1],
-        [17, 1, 0, 0],
-        [17, 2, 0, 0],
-    ]
+    assert rows[["position", "click", "order"]].to_numpy().tolist() == [[0, 1, 1], [1, 0, 0], [2, 0, 0]]
+    assert rows["request_id"].nunique() == 1
+    assert rows["request_id"].iloc[0] > small_world_dataset.impressions(["request_id"]).max().item()
     np.testing.assert_array_equal(rows["watch_s"], np.float32([9.5, 0.8, 0]))
     assert rows["value"].tolist() == [12, 0, 0]
     assert rows["propensity"].tolist() == [np.float32(item.propensity) for item in items[:3]]

@@ -75,11 +75,16 @@ def test_a_log_that_was_cut_off_and_told_again_is_the_same_data_set(small_world_
     assert (taken.rows, taken.lost, taken.damaged, taken.known, taken.waiting) == (len(late), 0, 0, 0, 0)
     assert taken.remarks() == []
     assert done[-1] == (len(log.hours()), len(log.hours()))
-    key = ["time", "request_id", "position"]
+    key = ["time", "user_id", "position"]
     found, expected = (
         frame.sort_values(key, ignore_index=True) for frame in (made.impressions(), whole.impressions())
     )
-    pd.testing.assert_frame_equal(found, expected)
+    number = ["request_id"]
+    pd.testing.assert_frame_equal(found.drop(columns=number), expected.drop(columns=number))
+    told = pd.DataFrame({"found": found["request_id"], "expected": expected["request_id"]}).drop_duplicates()
+    assert told["found"].is_unique
+    assert told["expected"].is_unique
+    assert made.impressions()["request_id"].is_monotonic_increasing
     pd.testing.assert_frame_equal(made.users(), whole.users())
     pd.testing.assert_frame_equal(made.moments(), whole.moments())
     assert made.description == Dataset.open(made.path).description
@@ -113,6 +118,32 @@ def test_extended_again_it_has_what_waited_and_nothing_twice(base, tmp_path):
     assert second.impressions()["time"].tolist() == [T - 50, T, T + 1, T + DAY, T + DAY + 7]
     assert second.impressions()["click"].tolist() == [1, 1, 0, 1, 0]
     assert (taken.known, taken.rows) == (1, 2)
+
+
+@pytest.mark.parametrize(("most", "first"), [(17, 18), (2**63 - 1, 0)], ids=["counted", "hashed"])
+def test_requests_are_numbered_on_whatever_numbers_clients_gave(tmp_path, most, first):
+    """A number names a request of a person, and a client that was started anew counts from 1 again."""
+    base = write(tmp_path / "base", impressions=[part([T - 9, T], request_id=[3, most])])
+    both = [{"content": c, "position": k, "propensity": 1} for k, c in enumerate(["c0", "c1"])]
+    made, _ = grown(
+        base,
+        tmp_path,
+        shown(most, "u0", "ID", T + 5, both),
+        one(most, T + 5, "u1"),
+        one(most, T + 7200, "u0"),
+        one(1, T + 7200, "u0"),
+    )
+    assert made.impressions()["request_id"].tolist()[2:] == [first, first, first + 1, first + 2, first + 3]
+
+
+def test_of_hours_that_still_wait_nothing_is_called_lost(base, tmp_path):
+    late = (T // HOUR_S + 3) * HOUR_S
+    early = outcome(1, "u1", T + 5, "c1", T + 9, click=1)
+    log_of(tmp_path, outcome(3, "u1", late, "c0", late, click=1))
+    with (tmp_path / "log" / sorted(f.name for f in (tmp_path / "log").iterdir())[-1]).open("ab") as file:
+        file.write(b"half a li")
+    _, taken = grown(base, tmp_path, one(1, T + 5), early, until=late)
+    assert (taken.rows, taken.lost, taken.damaged) == (1, 1, 0)
 
 
 def test_users_whom_only_the_log_knows_are_added_with_their_market(tmp_path):
@@ -202,8 +233,8 @@ def test_large_logs_are_written_in_parts_in_the_order_of_time(base, tmp_path, mo
 
 def test_nothing_to_add_is_an_error_that_says_why_and_writes_nothing(base, tmp_path):
     why = (
-        "has nothing to add to tiny: 1 impressions are not after its last, 2 are younger than 24 hours, "
-        "1 are of contents"
+        "has nothing to add to tiny: 1 impressions are not after its last, 2 wait for what may still come of "
+        "them, 1 are of contents"
     )
     records = one(1, T), one(2, T + DAY), one(3, T + DAY + 5), one(4, T + 3, content="c9")
     with pytest.raises(ValueError, match=why):
