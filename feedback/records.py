@@ -119,4 +119,4 @@ def _value(value: Any, name: str, outcome: str) -> float:
 
 
 def _is_number(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    return type(value) is int or (type(value) is float and math.isfinite(value))

@@ -86,6 +86,8 @@ def test_every_outcome_and_every_number_of_a_request_is_taken(request, came):
         (CLICK | {"click": 0.5}, "'click' of 'outcome' is 0.5"),
         (CLICK | {"watch_s": -1}, "'watch_s' of 'outcome' is -1; send a finite number from 0 on"),
         (CLICK | {"value": math.inf}, "'value' of 'outcome' is inf"),
+        (CLICK | {"value": 10**400}, "'value' of 'outcome' is 1000"),
+        (CLICK | {"value": True}, "'value' of 'outcome' is True"),
         (CLICK | {"rating": "good"}, "'rating' of 'outcome' is 'good'"),
         (CLICK | {"at": -1}, "'at' of 'outcome' is -1"),
         (
