@@ -325,7 +325,7 @@ class FeedClient:
         Args:
             what, option: what a server without that step does not have, and how to start one with it.
         """
-        texts = np.array([[json.dumps(event) for event in events]], object).reshape(1, -1)
+        texts = np.array([[json.dumps(event, default=_plain) for event in events]], object).reshape(1, -1)
         try:
             reply = self._ask(self._server.ModelInfer, _message(model, name, texts))
         except RequestError as error:
@@ -376,6 +376,13 @@ def connect(url: str) -> Iterator[FeedClient]:
                 f"no feed is served at {url} ({error.message}); start `pasar serve`, or give --url",
             ) from None
         yield client
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy's as JSON has it."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} is no JSON; send text, numbers and lists")
 
 
 def _tensors(reply: messages.ModelInferResponse, *wanted: str) -> dict[str, np.ndarray]:

@@ -86,7 +86,9 @@ def serve_release(
     Raises:
         FolderInUse: another server works in `run`, or its `repository` is none.
         ReleaseError: the release is damaged, or `run`, `state` or `feedback` lies in it.
-        ValueError: under the release's weights nothing is worth showing.
+        ValueError: under the release's weights nothing is worth showing, or `feedback` is no folder of its
+            own.
+        OSError: nothing can be written into it.
         ServerError: as `TritonServer.start`.
     """
     elsewhere = "choose another folder with --run"
@@ -97,6 +99,8 @@ def serve_release(
         opened.expect_outside(state / JOURNAL, "choose another folder with --state")
     if feedback is not None:
         opened.expect_outside(feedback / "log", "choose another folder with --feedback")
+        if feedback.resolve() in ({run.resolve()} | ({state.resolve()} if state else set())):
+            raise ValueError(f"{feedback} is the folder of something else; give the feedback log its own")
     Blend(opened)  # refuses weights under which nothing is worth showing
     for text in without_effect(opened, settings.rules):
         warn(text)
@@ -105,7 +109,8 @@ def serve_release(
         Journal(state).compact()
         options["state"] = str(state.resolve())
     if feedback is not None:
-        options["feedback"] = str(FeedbackLog(feedback).folder.resolve())
+        FeedbackLog(feedback).expect_writable()
+        options["feedback"] = str(feedback.resolve())
     cores = len(os.sched_getaffinity(0)) if settings.one_process else 1
     with only_user(run, elsewhere):
         tidy(repository)

@@ -86,7 +86,10 @@ def estimate(
     groups = np.arange(rows) if groups is None else np.asarray(groups)
     if groups.shape != (rows,):
         raise ValueError(f"groups has shape {groups.shape}, reward has {rows} rows: give one group a row")
-    weight = _probability("target", target, rows) / _probability("logged", logged, rows, positive=True)
+    with np.errstate(over="ignore"):
+        weight = _probability("target", target, rows) / _probability("logged", logged, rows, positive=True)
+    if not np.isfinite(weight).all():
+        raise ValueError("target over logged is infinite: a logged propensity is too small for a weight")
     if not weight.any():
         raise ValueError(
             f"target is 0 in all {rows} rows: the log holds none of the judged policy's actions, so SNIPS is "

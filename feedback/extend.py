@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 import time as clock
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
 from feedback.impressions import REQUEST, join
 from feedback.log import HOUR_S, FeedbackLog
-from market.dataset import Dataset, read_table, write_like
+from market.dataset import Dataset, expect_free, read_table, write_like
+from market.folders import only_user
 from market.outcomes import FLAGS, OUTCOMES, POSITIVE_OUTCOMES
-from supply.events import Event
+from market.tables import validate_entities, validate_moments
+from supply.events import Event, turn
 
 WAIT_S = 86_400
 """An order may come a day after its exposure."""
 PART_ROWS = 1_000_000
 """Rows from which on a file of impressions is full."""
-_MANY = 2**62
-"""Numbers of requests that are that large are drawn or hashed, so that small ones are free."""
-_Table = TypeVar("_Table", pd.DataFrame, pd.DataFrame | None)
+HASHED, COUNTED = 2**62, 2**40
+"""Numbers of requests from the first on are hashes, and those up to the second are counts: a data set whose
+own are hashes has no others so small, but those that were given here."""
+TABLES = ("users", "contents", "sellers", "moments")
 STATEMENTS = ("viewers", "showing", "stock")
 """Live events that are rows of the table of moments, and the column of each."""
+
+KNOWN, WAITING, STRANGE, UNSOLD, UNWANTED = (
+    "are not after its last",
+    "wait for what may still come of them (--wait-hours)",
+    "are of contents that the catalogue does not have (--tables)",
+    "are of markets in which it sells nothing",
+    "were not wanted, and it has what was wanted alone",
+)
+"""Why impressions of a log are left out, to the end of a sentence."""
 
 
 @dataclass
@@ -36,11 +47,8 @@ class Taken:
 
     Attributes:
         rows: impressions that were added.
-        known: left out because the data set reaches past them.
-        waiting: left out because outcomes of theirs may still come.
-        strangers: left out because the catalogue does not have the content.
-        unwanted: left out because the data set has what was wanted alone.
-        lost: outcomes of what no record says was shown.
+        left: impressions that were not, by why.
+        lost: contents of requests of which an outcome was told, but not that they were shown.
         damaged: lines of the log that were torn or changed.
         people: users that the data set did not have.
         moments: statements about rooms and stock that were added.
@@ -48,28 +56,31 @@ class Taken:
     """
 
     rows: int = 0
-    known: int = 0
-    waiting: int = 0
-    strangers: int = 0
-    unwanted: int = 0
+    left: Counter[str] = field(default_factory=Counter)
     lost: int = 0
     damaged: int = 0
     people: int = 0
     moments: int = 0
     unasked: Counter[str] = field(default_factory=Counter)
 
+    def why_left(self) -> str:
+        """How many impressions were not added, and why; empty where all were."""
+        return ", ".join(f"{count:,} {why}" for why, count in self.left.items() if count)
+
     def remarks(self) -> list[str]:
-        """What to know of what is lost, a line each; empty where nothing is."""
+        """What else to know of what is left out, a line each."""
         found = [
-            (self.strangers, "impressions are of contents that the catalogue does not have: give --tables"),
-            (self.lost, "outcomes are of what no record says was shown: clients must tell `shown`, too"),
+            (
+                self.lost,
+                "outcomes are left out, of contents that no record says were shown: clients tell both",
+            ),
             (self.damaged, "lines of the log are torn or changed"),
         ]
         found += [
-            (count, f"impressions have an outcome {name!r}, for which the data set has no column")
+            (count, f"outcomes {name!r} are left out: a data set that has this column takes them")
             for name, count in sorted(self.unasked.items())
         ]
-        return [f"{count:,} {what}; left out" for count, what in found if count]
+        return [f"{count:,} {what}" for count, what in found if count]
 
 
 def extend(
@@ -91,14 +102,16 @@ def extend(
 
     Args:
         tables: a folder with users.parquet, contents.parquet, sellers.parquet or moments.parquet that take
-            the place of the data set's.
-        wait_s: how long an outcome may take; younger impressions wait (s).
+            the place of the data set's; they have all that its impressions refer to.
+        wait_s: how long an outcome may take; younger impressions wait, and so do statements (s).
         until: the time that counts as now (s since the epoch).
         progress: told how many hours of how many are read.
 
     Raises:
-        ValueError: the data set is not cut by time, `log` is no feedback log, or nothing is to be added.
+        ValueError: the data set is not cut by time, `log` is no feedback log or lies in `path` or around it,
+            `tables` has none, or nothing is to be added.
         ContractError: the tables break their contract, or lack what the data set's impressions refer to.
+        FileExistsError, FolderInUse: as `market.dataset.write_dataset`.
     """
     if "time" not in dataset.impression_columns or dataset.split == "given":
         raise ValueError(
@@ -107,134 +120,193 @@ def extend(
         )
     if not log.is_dir():
         raise ValueError(f"{log} is no folder; give the one that `pasar serve --feedback` has")
-
-    def table(name: str, own: Callable[[], _Table]) -> pd.DataFrame | _Table:
-        given = None if tables is None else tables / f"{name}.parquet"
-        return read_table(given) if given is not None and given.is_file() else own()
-
-    users, contents = table("users", dataset.users), table("contents", dataset.contents)
-    moments = table("moments", dataset.moments)
-    taken, catalogue = Taken(), pd.Index(contents["content_id"])
-    with tempfile.TemporaryDirectory(prefix="pasar-feedback-") as spool:
-        known = int(moments["time"].max()) if moments is not None and len(moments) else -1
-        end = (int(clock.time()) if until is None else until) - wait_s
-        said, people = _spool(dataset, FeedbackLog(log), Path(spool), catalogue, taken, known, end, progress)
-        taken.moments = len(said)
-        if taken.moments:
-            moments = said if moments is None else pd.concat([moments, said], ignore_index=True)
-        strangers = people[~people["user_id"].isin(users["user_id"])]
-        taken.people = len(strangers)
-        made = write_like(
-            dataset,
-            path,
-            users=_with(users, strangers),
-            contents=contents,
-            sellers=table("sellers", dataset.sellers),
-            impressions=_all_parts(dataset, Path(spool)),
-            moments=moments,
-            overwrite=overwrite,
-        )
+    inner, outer = log.resolve(), path.resolve()
+    if inner == outer or inner in outer.parents or outer in inner.parents:
+        raise ValueError(f"the log {log} and the data set {path} lie in each other; choose another --out")
+    expect_free(path, overwrite)
+    users, contents, sellers, moments = _tables(dataset, tables)
+    end = (int(clock.time()) if until is None else until) - wait_s
+    spool = path.parent / f".{path.name}.feedback"
+    with only_user(spool, "wait for it or choose another folder"):
+        try:
+            for left in spool.glob("*.parquet"):  # by one that was killed
+                left.unlink()
+            known = int(moments["time"].max()) if moments is not None and len(moments) else -1
+            reader = _Reader(dataset, contents, end, known)
+            reader.read(FeedbackLog(log), spool, progress)
+            taken = reader.taken
+            said, people = reader.statements(), reader.people()
+            if taken.moments:
+                moments = said if moments is None else pd.concat([moments, said], ignore_index=True)
+            strangers = people[~people["user_id"].isin(users["user_id"])]
+            taken.people = len(strangers)
+            made = write_like(
+                dataset,
+                path,
+                users=_with(users, strangers),
+                contents=contents,
+                sellers=sellers,
+                impressions=_all_parts(dataset, spool),
+                moments=moments,
+                overwrite=overwrite,
+            )
+        finally:
+            shutil.rmtree(spool, ignore_errors=True)
     return made, taken
 
 
-def _spool(
-    dataset: Dataset,
-    log: FeedbackLog,
-    folder: Path,
-    catalogue: pd.Index,
-    taken: Taken,
-    known: int,
-    end: int,
-    progress: Callable[[int, int], None],
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write the impressions to be added as parts into `folder`; the statements and the users of the log.
+def _tables(
+    dataset: Dataset, tables: Path | None
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame | None, pd.DataFrame | None]:
+    """Users, contents, sellers and moments, of `tables` where it has them, checked."""
+    files = {} if tables is None else {n: f for n in TABLES if (f := tables / f"{n}.parquet").is_file()}
+    if tables is not None and not files:
+        raise ValueError(f"{tables} has none of {', '.join(f'{name}.parquet' for name in TABLES)}")
+
+    def table(name: str) -> pd.DataFrame | None:
+        return read_table(files[name]) if name in files else getattr(dataset, name)()
+
+    users, contents, sellers = table("users"), table("contents"), table("sellers")
+    assert users is not None  # every data set has them
+    assert contents is not None
+    users, contents, sellers = validate_entities(users, contents, sellers)
+    moments = table("moments")
+    if moments is not None:
+        moments = validate_moments(moments, pd.Index(contents["content_id"]))
+    return users, contents, sellers, moments
+
+
+class _Reader:
+    """Reads a log for a data set.
 
     Args:
+        end: impressions and statements from this time on wait (s since the epoch).
         known: statements up to this time are had already (s since the epoch).
-        end: impressions from this time on wait.
     """
-    last = int(pd.read_parquet(dataset.impression_files[-1], columns=["time"])["time"].max())
-    statements, people, held = [_statements([], catalogue)], [], []
-    number = _next_number(dataset)
-    hours = [hour for hour in log.hours() if (hour + 1) * HOUR_S > min(last, known)]
-    for done, hour in enumerate(hours, 1):
-        records, damaged = log.read(hour)
-        statements.append(_statements(records, catalogue))
-        if (hour + 1) * HOUR_S > last:
-            joined = join(records)
-            if (hour + 1) * HOUR_S <= end:  # of others more may still come
-                taken.damaged += damaged
-                taken.lost += joined.lost
-            rows = _chosen(joined.rows, dataset, catalogue, taken, last, end)
-            people.append(rows[["user_id", "market"]].drop_duplicates("user_id"))
-            first = (rows[REQUEST] != rows[REQUEST].shift()).any(axis=1)
-            held.append(_as_columns(rows.assign(request_id=number - 1 + first.cumsum()), dataset, taken))
-            number += int(first.sum())
-        if held and (done == len(hours) or sum(map(len, held)) >= PART_ROWS):
-            pd.concat(held).to_parquet(folder / f"{done:08d}.parquet", index=False)
-            held = []
-        progress(done, len(hours))
-    if not taken.rows:
-        raise ValueError(
-            f"{log.folder} has nothing to add to {dataset.name}: {taken.known:,} impressions are not after "
-            f"its last, {taken.waiting:,} wait for what may still come of them, {taken.strangers:,} are of "
-            "contents that the catalogue does not have"
-        )
-    said = pd.concat(statements)
-    return said[said["time"] > known], pd.concat(people).drop_duplicates("user_id")
+
+    def __init__(self, dataset: Dataset, contents: pd.DataFrame, end: int, known: int) -> None:
+        self.columns, self.name = dataset.impression_columns, dataset.name
+        self.wanted_alone = dataset.feedback == "positives"
+        self.last = int(pd.read_parquet(dataset.impression_files[-1], columns=["time"])["time"].max())
+        self.catalogue = pd.Index(contents["content_id"])
+        self.sold = set(contents["markets"].explode())
+        self.end, self.known = end, known
+        self.number = _next_number(dataset)
+        self.taken = Taken()
+        self._people = [pd.DataFrame({"user_id": [], "market": []}, dtype=object)]
+        self._statements = [_statements([])]
+
+    def read(self, log: FeedbackLog, spool: Path, progress: Callable[[int, int], None]) -> None:
+        """Write the impressions to be added as parts into `spool`, in the order of time."""
+        held: list[pd.DataFrame] = []
+        hours = [hour for hour in log.hours() if (hour + 1) * HOUR_S > min(self.last, self.known)]
+        for done, hour in enumerate(hours, 1):
+            records, damaged = log.read(hour)
+            self._statements.append(self._told(_statements(records)))
+            if (hour + 1) * HOUR_S > self.last:
+                over = (hour + 1) * HOUR_S <= self.end  # of others more may still come
+                held.append(self._impressions(records, over))
+                self.taken.damaged += damaged if over else 0
+            if held and (done == len(hours) or sum(map(len, held)) >= PART_ROWS):
+                pd.concat(held).to_parquet(spool / f"{done:08d}.parquet", index=False)
+                held = []
+            progress(done, len(hours))
+        self.taken.moments = sum(map(len, self._statements))
+        if not self.taken.rows:
+            why = self.taken.why_left() or "it has no impressions since"
+            raise ValueError(f"{log.folder} has nothing to add to {self.name}: {why}")
+
+    def people(self) -> pd.DataFrame:
+        """Users of what was added, with the market in which each was first seen."""
+        return pd.concat(self._people).drop_duplicates("user_id")
+
+    def statements(self) -> pd.DataFrame:
+        """Rows of the table of moments that are added."""
+        return pd.concat(self._statements)
+
+    def _told(self, said: pd.DataFrame) -> pd.DataFrame:
+        """Of statements those that are added."""
+        shows = said["showing"]
+        known = said["content_id"].isin(self.catalogue) & (shows.isna() | shows.isin(self.catalogue))
+        return said[known & (said["time"] > self.known) & (said["time"] < self.end)]
+
+    def _impressions(self, records: list[Event], over: bool) -> pd.DataFrame:
+        """Of an hour's impressions those that are added, with the columns of the data set.
+
+        Args:
+            over: whether nothing more is to come of this hour.
+        """
+        joined = join(records)
+        self.taken.lost += joined.lost if over else 0
+        rows = joined.rows
+        rows = self._without(rows, rows["time"] <= self.last, KNOWN)
+        rows = self._without(rows, rows["time"] >= self.end, WAITING)
+        rows = self._without(rows, ~rows["content_id"].isin(self.catalogue), STRANGE)
+        rows = self._without(rows, ~rows["market"].isin(self.sold), UNSOLD)
+        for name in OUTCOMES:
+            if name in rows and name not in self.columns and (told := int(_happened(rows, name).sum())):
+                self.taken.unasked[name] += told
+        if self.wanted_alone:
+            rows = self._without(rows, ~self._wanted(rows), UNWANTED)
+        self.taken.rows += len(rows)
+        self._people.append(rows[["user_id", "market"]].drop_duplicates("user_id"))
+        first = (rows[REQUEST] != rows[REQUEST].shift()).any(axis=1)
+        rows = rows.assign(request_id=self.number - 1 + first.cumsum())
+        self.number += int(first.sum())
+        absent = {name: _NOTHING[name] for name in self.columns if name not in rows}
+        return rows.assign(**absent)[self.columns]
+
+    def _without(self, rows: pd.DataFrame, left: pd.Series, why: str) -> pd.DataFrame:
+        self.taken.left[why] += int(left.sum())
+        return rows[~left]
+
+    def _wanted(self, rows: pd.DataFrame) -> pd.Series:
+        """bool[P]: which rows somebody wanted, by the outcomes that the data set has."""
+        has = [n for n in POSITIVE_OUTCOMES if n in self.columns] or [
+            n for n in OUTCOMES if n in self.columns
+        ]
+        wanted = pd.Series(False, index=rows.index)
+        for name in has:
+            if name in rows:
+                wanted |= _happened(rows, name)
+        return wanted
+
+
+_NOTHING: dict[str, object] = {
+    "watch_s": np.float32(0),
+    **dict.fromkeys(FLAGS, np.int8(0)),
+    "value": np.float32(0),
+    "rating": np.float32(np.nan),
+    "split": "train",  # nobody reads it where the split is by time
+}
+"""What a column says of an impression of which nothing was told."""
+
+
+def _happened(rows: pd.DataFrame, name: str) -> pd.Series:
+    """bool[P]: of which rows an outcome was told, and not that it did not happen."""
+    return rows[name].notna() if name == "rating" else rows[name] > 0
 
 
 def _next_number(dataset: Dataset) -> int:
     """A number from which on requests may be numbered: clients may count anew, a data set may not."""
     if "request_id" not in dataset.impression_columns:
         return 0
-    files = dataset.impression_files
-    most = max(int(pd.read_parquet(f, columns=["request_id"])["request_id"].max()) for f in files)
-    return most + 1 if most < _MANY else 0
+    largest = counted = -1
+    for file in dataset.impression_files:
+        numbers = pd.read_parquet(file, columns=["request_id"])["request_id"].to_numpy()
+        largest = max(largest, int(numbers.max()))
+        counted = max(counted, int(numbers.max(where=numbers < COUNTED, initial=-1)))
+    return (largest if largest < HASHED else counted) + 1
 
 
-def _chosen(
-    rows: pd.DataFrame, dataset: Dataset, catalogue: pd.Index, taken: Taken, last: int, end: int
-) -> pd.DataFrame:
-    """The rows that are added; why others are not is counted."""
-
-    def without(left: pd.Series, counted: str) -> None:
-        nonlocal rows
-        setattr(taken, counted, getattr(taken, counted) + int(left.sum()))
-        rows = rows[~left]
-
-    without(rows["time"] <= last, "known")
-    without(rows["time"] >= end, "waiting")
-    without(~rows["content_id"].isin(catalogue), "strangers")
-    if dataset.feedback == "positives":
-        named = [n for n in POSITIVE_OUTCOMES if n in rows and n in dataset.impression_columns]
-        without(~(rows[named] == 1).any(axis=1), "unwanted")
-    taken.rows += len(rows)
-    return rows
-
-
-def _as_columns(rows: pd.DataFrame, dataset: Dataset, taken: Taken) -> pd.DataFrame:
-    """The rows with the columns of the data set's impressions."""
-    columns = dataset.impression_columns
-    for name in OUTCOMES:
-        if name in rows and name not in columns and (told := int((rows[name].fillna(0) != 0).sum())):
-            taken.unasked[name] += told
-    nothing = {name: np.int8(0) if name in FLAGS else np.float32(0) for name in OUTCOMES}
-    nothing["rating"] = np.float32(np.nan)
-    absent = {name: nothing[name] for name in columns if name not in rows}
-    return rows.assign(**absent)[columns]
-
-
-def _statements(records: list[Event], catalogue: pd.Index) -> pd.DataFrame:
-    """The records that are rows of the table of moments, as such."""
+def _statements(records: list[Event]) -> pd.DataFrame:
+    """The records that are rows of the table of moments, as such, at the time from which on they count."""
     told = [r for r in records if r["event"] in STATEMENTS]
-    frame = pd.DataFrame({"content_id": [r["content"] for r in told], "time": [r["time"] for r in told]})
+    frame = pd.DataFrame({"content_id": [r["content"] for r in told], "time": [turn(r) for r in told]})
     for name in STATEMENTS:
         key = "product" if name == "showing" else name
         frame[name] = pd.Series([r.get(key) if r["event"] == name else None for r in told], dtype=object)
-    frame = frame.astype({"time": np.int64, "viewers": np.float64, "stock": np.float64})
-    known = frame["content_id"].isin(catalogue) & (frame["showing"].isna() | frame["showing"].isin(catalogue))
-    return frame[known]
+    return frame.astype({"time": np.int64, "viewers": np.float64, "stock": np.float64})
 
 
 def _with(users: pd.DataFrame, strangers: pd.DataFrame) -> pd.DataFrame:
@@ -248,4 +320,4 @@ def _with(users: pd.DataFrame, strangers: pd.DataFrame) -> pd.DataFrame:
 
 def _all_parts(dataset: Dataset, spool: Path) -> Iterator[pd.DataFrame]:
     yield from dataset.impression_parts()
-    yield from map(pd.read_parquet, sorted(spool.iterdir()))
+    yield from map(pd.read_parquet, sorted(spool.glob("*.parquet")))

@@ -26,7 +26,7 @@ class Joined:
         rows: users, contents, markets, times, requests, positions, propensities, and every outcome that a
             record told of any of them. Where none told of a row's it is 0, a rating NaN. In order of time,
             request and position.
-        lost: outcomes of what no record says was shown.
+        lost: contents of requests of which an outcome was told, but not that they were shown.
     """
 
     rows: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*EXPOSURE, *_PLACE]))

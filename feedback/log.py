@@ -7,7 +7,9 @@ come, so an hour is joined from its own file alone, and one that is past may be 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import datetime, timezone
@@ -17,15 +19,27 @@ from supply.events import Event
 from supply.journal import append, decode
 
 HOUR_S = 3600
-_ENDING = ".log"
+_FORMAT = "%Y-%m-%dT%H.log"
 
 
 class FeedbackLog:
-    """Appends records and reads them by the hour; `folder` is made where it does not exist."""
+    """Appends records and reads them by the hour; `folder` is made where it does not exist.
+
+    Raises:
+        ValueError: it is a file.
+    """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise ValueError(f"{folder} is a file; give a folder for the feedback log") from None
+
+    def expect_writable(self) -> None:
+        """Raise OSError where nothing can be written into the folder."""
+        with tempfile.TemporaryFile(dir=self.folder):
+            pass
 
     def append(self, records: Iterable[Event]) -> None:
         """Append checked records, those of an hour in one write.
@@ -48,13 +62,16 @@ class FeedbackLog:
         """
         found = []
         for file in self.folder.iterdir():
-            try:
+            with contextlib.suppress(ValueError):
                 moment = datetime.strptime(file.name, _FORMAT).replace(tzinfo=timezone.utc)
-            except ValueError:
-                raise ValueError(
-                    f"{file} is no hour of a feedback log; give the folder that `pasar serve --feedback` has"
-                ) from None
-            found.append(int(moment.timestamp()) // HOUR_S)
+                hour = int(moment.timestamp()) // HOUR_S
+                if file == self._file(hour) and file.is_file():
+                    found.append(hour)
+                    continue
+            raise ValueError(
+                f"{file} is no hour of a feedback log; move it elsewhere, or give another folder: that of "
+                "`pasar serve --feedback`"
+            )
         return sorted(found)
 
     def read(self, hour: int) -> tuple[list[Event], int]:
@@ -64,6 +81,3 @@ class FeedbackLog:
 
     def _file(self, hour: int) -> Path:
         return self.folder / datetime.fromtimestamp(hour * HOUR_S, timezone.utc).strftime(_FORMAT)
-
-
-_FORMAT = f"%Y-%m-%dT%H{_ENDING}"

@@ -20,7 +20,7 @@ from supply.events import AHEAD_S, Event, EventError, named, only, short, text_o
 SHOWN, OUTCOME = "shown", "outcome"
 FEEDBACK_KINDS = (SHOWN, OUTCOME)
 MOST_ITEMS = 1000
-"""Places that one event tells of."""
+"""Places that one event tells of; none where nothing of the slate came into view."""
 _REQUEST = ("event", "request", "user", "time")
 _SHOWN = (*_REQUEST, "market", "release", "items")
 _ITEM = ("content", "position", "propensity")
@@ -83,8 +83,10 @@ def _shown(said: Mapping[str, Any], name: str) -> Event:
     market, items = said.get("market"), said.get("items")
     if not isinstance(market, str) or not is_market(market):
         raise EventError(f"'market' of {name!r} is {short(market)}; use one of {KNOWN}")
-    if not isinstance(items, list) or not 0 < len(items) <= MOST_ITEMS:
-        raise EventError(f"'items' of {name!r} is {short(items)}; send a list of 1 to {MOST_ITEMS:,} places")
+    if not isinstance(items, list) or len(items) > MOST_ITEMS:
+        raise EventError(
+            f"'items' of {name!r} is {short(items)}; send a list of at most {MOST_ITEMS:,} places"
+        )
     made = []
     for item in items:
         if not isinstance(item, Mapping) or set(item) != set(_ITEM):

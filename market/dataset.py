@@ -192,11 +192,7 @@ def write_dataset(
     """
     path = Path(path)
     with written_whole(path, "wait for it or choose another folder") as folder:
-        if path.exists() and not (overwrite and (path / _DESCRIPTION).is_file()):
-            raise FileExistsError(
-                f"{path} exists; choose another folder, or overwrite it (only a data set is ever "
-                "overwritten)."
-            )
+        expect_free(path, overwrite)
         users, contents, sellers = validate_entities(users, contents, sellers)
         entities = {"users": users, "contents": contents} | ({} if sellers is None else {"sellers": sellers})
         for table, frame in entities.items():
@@ -234,6 +230,14 @@ def write_dataset(
         (folder / _DESCRIPTION).write_text(text + "\n", encoding="utf-8")
         Dataset.open(folder)
     return Dataset.open(path)
+
+
+def expect_free(path: Path, overwrite: bool) -> None:
+    """Raise FileExistsError where `path` exists and may not be replaced."""
+    if path.exists() and not (overwrite and (path / _DESCRIPTION).is_file()):
+        raise FileExistsError(
+            f"{path} exists; choose another folder, or overwrite it (only a data set is ever overwritten)."
+        )
 
 
 def write_like(

@@ -200,7 +200,7 @@ def extend(
         typer.Option("--tables", help="Folder of users, contents, sellers or moments as they are now."),
     ] = None,
     wait_hours: Annotated[
-        float, typer.Option(min=0, help="How long an outcome may take; younger impressions wait.")
+        float, typer.Option(min=0, max=87_600, help="How long an outcome may take; younger impressions wait.")
     ] = 24.0,
     until: Annotated[
         str | None, typer.Option(help="ISO 8601 moment that counts as now, UTC unless it says otherwise.")
@@ -222,13 +222,14 @@ def extend(
             out,
             tables=tables,
             wait_s=round(wait_hours * 3600),
-            until=_moment(until),
+            until=_moment(until, "--until"),
             overwrite=overwrite,
             progress=lambda done, of: bars.update(task, completed=done, total=of),
         )
     _describe(made)
     said = f"added {taken.rows:,} impressions, {taken.moments:,} moments, {taken.people:,} users"
-    say(f"{said}; {taken.waiting:,} impressions wait for what may still come of them")
+    left = taken.why_left()
+    say(f"{said}; of other impressions {left}" if left else said)
     for text in taken.remarks():
         warn(text)
 
@@ -431,13 +432,15 @@ def live(
 
     journal = Journal(state)
     log = None if feedback is None else FeedbackLog(feedback)
+    if feedback is not None and feedback.resolve() == state.resolve():
+        raise ValueError(f"{feedback} is the folder of the live state; give the feedback log its own")
 
     def take(events: list[dict[str, Any]]) -> None:
+        journal.append(events)
         if log is not None:
             log.append(events)
-        journal.append(events)
 
-    say(f"{_take_in(file, parse, take):,} events in {journal.path}")
+    say(f"{_take_in(file, 'events', parse, take):,} events in {journal.path}")
 
 
 @app.command("feedback")
@@ -451,10 +454,10 @@ def take_feedback(
     from pasar.show import say
 
     kept = FeedbackLog(log)
-    say(f"{_take_in(file, parse, kept.append):,} records in {kept.folder}")
+    say(f"{_take_in(file, 'records', parse, kept.append):,} records in {kept.folder}")
 
 
-def _take_in(file: str, parse: Callable[[Any, float], Any], take: Callable[[list], None]) -> int:
+def _take_in(file: str, what: str, parse: Callable[[Any, float], Any], take: Callable[[list], None]) -> int:
     """Have what the lines of a file say taken in as it comes; how many said something."""
     from supply.events import EventError, parse_all
 
@@ -468,7 +471,7 @@ def _take_in(file: str, parse: Callable[[Any, float], Any], take: Callable[[list
                 events = parse_all(batch, clock.time(), first=number + 1, parse=parse)
             except EventError as error:
                 raise EventError(
-                    f"{error}; the {taken:,} events before line {number + 1} were taken in"
+                    f"{error}; the {taken:,} {what} before line {number + 1} were taken in"
                 ) from None
             take(events)
             number += len(batch)
@@ -537,13 +540,13 @@ def feed(
                 console.print(table)
 
 
-def _moment(text: str | None) -> int:
+def _moment(text: str | None, option: str = "--time") -> int:
     if text is None:
         return int(clock.time())
     try:
         moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError:
-        raise ValueError(f"--time {text!r} is not ISO 8601; write 2026-03-15T20:30") from None
+        raise ValueError(f"{option} {text!r} is not ISO 8601; write 2026-03-15T20:30") from None
     return int((moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from ensemble.lookup import IdIndex
 from ensemble.release import Release
 from ensemble.steps import StageStep, TensorSpec
 from feedback.log import FeedbackLog
-from supply.events import EVENT_KINDS, EventError, parse_all
+from supply.events import EVENT_KINDS, Event, EventError, parse_all
 from supply.journal import Journal
 
 
@@ -55,7 +56,8 @@ class Events:
             does not know: they wait in the journal for one that does.
 
         Raises:
-            RequestError: one is wrong; none was appended.
+            RequestError: INVALID_ARGUMENT, one is wrong and none was appended; UNAVAILABLE, journal or log
+                cannot be written, and what is sent again counts once.
         """
         now = time.time()
         try:
@@ -63,14 +65,12 @@ class Events:
         except EventError as error:
             raise RequestError(Code.INVALID_ARGUMENT, str(error)) from None
         events = [said for row in rows for said in row]
-        try:
-            if self.log is not None:
-                self.log.append(events)
-            self.journal.append(events)
-        except OSError as error:
-            raise RequestError(
-                Code.UNAVAILABLE, f"the events cannot be written: {error.strerror or error}"
-            ) from None
+        # First what decides about what people see; the log is only learned from.
+        self._append(self.journal.append, events, "the journal cannot be written")
+        if self.log is not None:
+            self._append(
+                self.log.append, events, "the events hold, but the feedback log cannot be written; send again"
+            )
         unknown = np.zeros(len(rows), np.int64)
         for subject, index in self.known.items():
             about = [
@@ -83,3 +83,9 @@ class Events:
                 lost = index(np.array([name for _, name in about], object)) < 0
                 np.add.at(unknown, np.array([row for row, _ in about]), lost)
         return {"written": np.array([len(row) for row in rows], np.int64), "unknown": unknown}
+
+    def _append(self, append: Callable[[list[Event]], None], events: list[Event], failed: str) -> None:
+        try:
+            append(events)
+        except OSError as error:
+            raise RequestError(Code.UNAVAILABLE, f"{failed} ({error.strerror or error})") from None

@@ -12,6 +12,7 @@ from ensemble.errors import Code, RequestError
 from ensemble.stages import build
 from feedback.extend import extend
 from feedback.log import FeedbackLog
+from supply.journal import Tail
 from tests.conftest import serve
 from tests.ensemble import synthetic
 
@@ -97,6 +98,16 @@ def test_events_are_remembered_where_there_is_a_log(release, tmp_path):
     assert everything(tmp_path / "log") == said
 
 
+def test_what_decides_about_feeds_holds_even_where_the_log_cannot_be_written(release, tmp_path):
+    step = build("events", release, state=str(tmp_path / "state"), feedback=str(tmp_path / "log"))
+    (tmp_path / "log").rmdir()
+    said = [{"event": "taken_down", "content": "v1", "time": 3}]
+    with pytest.raises(RequestError, match="the events hold, but the feedback log cannot be") as caught:
+        step(event=table(said))
+    assert caught.value.code is Code.UNAVAILABLE
+    assert Tail(tmp_path / "state" / "journal").read()[0] == said
+
+
 @pytest.fixture(scope="module", params=[True, False], ids=["one process", "a model for each step"])
 def told(request, small_release, tmp_path_factory):
     """A server with a feedback log, its client, the log's folder."""
@@ -124,9 +135,11 @@ def test_from_slates_of_a_server_to_the_next_data_set(told, small_build, small_w
     records = []
     for k, (request, slate) in enumerate(zip(requests, slates)):
         records.append(shown(k, request, slate, seen=range(5), release=client.release))
-        records.append(outcome(k, request, slate.items[0].content, request.time + 5, click=1, watch_s=30.5))
+        came = {"click": 1, "watch_s": np.float32(30.5)}
+        records.append(outcome(np.int64(k), request, slate.items[0].content, request.time + 5, **came))
     assert client.send_feedback(records) == len(records)
     assert client.send_feedback([]) == 0
+    assert client.send_feedback([shown(99, requests[0], slates[0], seen=())]) == 1
     client.send_events(
         [{"event": "viewers", "content": slates[0].items[0].content, "time": examples.end + 5, "viewers": 3}]
     )
@@ -164,6 +177,22 @@ def test_feedback_is_taken_in_after_a_reload(told, small_release):
     record = outcome(77, REQUEST, "v1", 1_773_619_080, order=1)
     assert client.send_feedback([record]) == 1
     assert record in everything(folder)
+
+
+@pytest.mark.parametrize("other", ["run", "state"])
+def test_a_log_in_the_folder_of_something_else_is_refused(small_release, tmp_path, other):
+    places = {"run": tmp_path / "run", "state": tmp_path / "state"}
+    with (
+        pytest.raises(ValueError, match="give the feedback log its own"),
+        serve(
+            small_release,
+            places["run"],
+            one_process=True,
+            state=places["state"],
+            feedback=places[other],
+        ),
+    ):
+        raise AssertionError("it is served")
 
 
 @pytest.mark.slow

@@ -168,6 +168,7 @@ def test_without_a_model_there_is_no_dr():
         ({"logged": [0.5, 0, 0.5]}, r"1 of 3 values of logged, such as 0, are not in \(0, 1\]"),
         ({"logged": [0.5, 1.5, 2]}, "2 of 3 values of logged, such as 1.5"),
         ({"logged": [0.5, np.nan, 0.5]}, "1 of 3 values of logged are NaN"),
+        ({"logged": [0.5, 1e-320, 0.5]}, "target over logged is infinite"),
         ({"target": [0.5]}, r"target has shape \(1,\)"),
         ({"target": [0.5, -0.1, 0.5]}, r"such as -0.1, are not in \[0, 1\]"),
         ({"target": [0.5, 1.1, 0.5]}, r"such as 1.1, are not in \[0, 1\]"),

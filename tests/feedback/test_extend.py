@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from feedback.extend import extend
+from feedback.extend import KNOWN, UNSOLD, UNWANTED, WAITING, extend
 from feedback.log import HOUR_S, FeedbackLog
 from feedback.records import outcome, parse, shown
 from market.dataset import Dataset, write_dataset
@@ -72,7 +72,7 @@ def test_a_log_that_was_cut_off_and_told_again_is_the_same_data_set(small_world_
     made, taken = extend(
         base, log.folder, tmp_path / "next", until=2**31, progress=lambda now, of: done.append((now, of))
     )
-    assert (taken.rows, taken.lost, taken.damaged, taken.known, taken.waiting) == (len(late), 0, 0, 0, 0)
+    assert (taken.rows, taken.lost, taken.damaged, taken.why_left()) == (len(late), 0, 0, "")
     assert taken.remarks() == []
     assert done[-1] == (len(log.hours()), len(log.hours()))
     key = ["time", "user_id", "position"]
@@ -101,14 +101,14 @@ def test_rows_have_the_columns_of_the_data_set_and_no_others(base, tmp_path):
     assert rows["watch_s"].tolist() == [1.5, 1.5, 0, 0]
     assert taken.unasked == {"like": 1}
     (said,) = taken.remarks()
-    assert said == "1 impressions have an outcome 'like', for which the data set has no column; left out"
+    assert said == "1 outcomes 'like' are left out: a data set that has this column takes them"
 
 
 def test_what_the_data_set_reaches_past_and_what_may_still_change_are_left_out(base, tmp_path):
     records = [one(1, T - 1), one(2, T), one(3, T + 1), one(4, T + DAY), one(5, T + DAY + 1)]
     made, taken = grown(base, tmp_path, *records, wait_s=DAY, until=T + 2 * DAY)
     assert made.impressions()["time"].tolist() == [T - 50, T, T + 1]
-    assert (taken.known, taken.rows, taken.waiting) == (2, 1, 2)
+    assert (taken.left[KNOWN], taken.rows, taken.left[WAITING]) == (2, 1, 2)
 
 
 def test_extended_again_it_has_what_waited_and_nothing_twice(base, tmp_path):
@@ -117,10 +117,10 @@ def test_extended_again_it_has_what_waited_and_nothing_twice(base, tmp_path):
     second, taken = extend(first, tmp_path / "log", tmp_path / "second", until=T + 3 * DAY)
     assert second.impressions()["time"].tolist() == [T - 50, T, T + 1, T + DAY, T + DAY + 7]
     assert second.impressions()["click"].tolist() == [1, 1, 0, 1, 0]
-    assert (taken.known, taken.rows) == (1, 2)
+    assert (taken.left[KNOWN], taken.rows) == (1, 2)
 
 
-@pytest.mark.parametrize(("most", "first"), [(17, 18), (2**63 - 1, 0)], ids=["counted", "hashed"])
+@pytest.mark.parametrize(("most", "first"), [(17, 18), (2**63 - 1, 4)], ids=["counted", "hashed"])
 def test_requests_are_numbered_on_whatever_numbers_clients_gave(tmp_path, most, first):
     """A number names a request of a person, and a client that was started anew counts from 1 again."""
     base = write(tmp_path / "base", impressions=[part([T - 9, T], request_id=[3, most])])
@@ -134,6 +134,15 @@ def test_requests_are_numbered_on_whatever_numbers_clients_gave(tmp_path, most, 
         one(1, T + 7200, "u0"),
     )
     assert made.impressions()["request_id"].tolist()[2:] == [first, first, first + 1, first + 2, first + 3]
+
+
+def test_requests_of_later_times_never_get_a_number_again(tmp_path):
+    """Where the data set's own are hashes, those that were given here are counted on."""
+    base = write(tmp_path / "base", impressions=[part([T - 9, T], request_id=[-5, 2**63 - 1])])
+    first, _ = grown(base, tmp_path, one(7, T + 5), one(7, T + 6), until=T + 7)
+    log_of(tmp_path, one(7, T + DAY))
+    second, _ = extend(first, tmp_path / "log", tmp_path / "second", wait_s=0, until=T + 2 * DAY)
+    assert second.impressions()["request_id"].tolist()[2:] == [0, 1, 2]
 
 
 def test_of_hours_that_still_wait_nothing_is_called_lost(base, tmp_path):
@@ -158,10 +167,28 @@ def test_users_whom_only_the_log_knows_are_added_with_their_market(tmp_path):
     assert found["age_band"].tolist() == ["18", None, "35", None]
 
 
+def test_a_new_user_of_many_hours_joins_once_and_the_others_keep_what_they_are(tmp_path):
+    known = users().assign(x_size=[0.5, 1.5, None], x_team=["a", None, "b"], x_vip=[True, False, True])
+    base = write(tmp_path / "base", impressions=[part([T])], users=known)
+    made, taken = grown(base, tmp_path, *(one(k, T + 5 + k * HOUR_S, "new") for k in range(3)))
+    assert (taken.rows, taken.people) == (3, 1)
+    found = made.users()
+    assert found["user_id"].tolist() == ["u0", "u1", "u2", "new"]
+    np.testing.assert_equal(found["x_size"].to_numpy(), np.float32([0.5, 1.5, np.nan, np.nan]))
+    assert found["x_team"].tolist() == ["a", None, "b", None]
+    assert found["x_vip"].tolist() == ["1", "0", "1", None]
+
+
+def test_markets_in_which_nothing_is_sold_are_left_out_since_no_model_can_learn_of_them(base, tmp_path):
+    made, taken = grown(base, tmp_path, one(1, T + 5), one(2, T + 6, market="BR"))
+    assert taken.left[UNSOLD] == 1
+    assert made.markets == base.markets
+
+
 def test_contents_that_the_catalogue_does_not_have_are_left_out_and_told(base, tmp_path):
     made, taken = grown(base, tmp_path, one(1, T + 5), one(2, T + 6, content="c9"))
-    assert (taken.strangers, taken.rows) == (1, 1)
-    assert "1 impressions are of contents that the catalogue does not have" in taken.remarks()[0]
+    assert taken.rows == 1
+    assert taken.why_left() == "1 are of contents that the catalogue does not have (--tables)"
     assert "c9" not in made.impressions()["content_id"].tolist()
 
 
@@ -170,9 +197,40 @@ def test_a_newer_catalogue_takes_the_place_of_the_old(base, tmp_path):
     (tmp_path / "now").mkdir()
     more.to_parquet(tmp_path / "now" / "contents.parquet")
     made, taken = grown(base, tmp_path, one(2, T + 6, content="c9"), tables=tmp_path / "now")
-    assert taken.strangers == 0
+    assert taken.why_left() == ""
     assert made.contents()["content_id"].tolist() == ["c0", "c1", "c9"]
     assert made.impressions()["content_id"].tolist() == ["c0", "c0", "c9"]
+
+
+def test_users_as_they_are_now_take_the_place_of_the_old(base, tmp_path):
+    (tmp_path / "now").mkdir()
+    now = users().assign(language="id", x_vip=[True, False, True])
+    now.to_parquet(tmp_path / "now" / "users.parquet")
+    made, _ = grown(base, tmp_path, one(1, T + 5, "new"), tables=tmp_path / "now")
+    assert made.users()["language"].tolist() == ["id", "id", "id", None]
+
+
+def test_tables_that_are_not_there_or_wrong_are_told(base, tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere has none of users\.parquet, contents\.parquet"):
+        grown(base, tmp_path, one(1, T + 5), tables=tmp_path / "nowhere")
+    (tmp_path / "now").mkdir()
+    contents().drop(columns="content_id").to_parquet(tmp_path / "now" / "contents.parquet")
+    with pytest.raises(ContractError, match=r"contents\.content_id: the column is missing"):
+        grown(base, tmp_path, tables=tmp_path / "now")
+
+
+def test_a_log_and_a_data_set_that_lie_in_each_other_are_refused(base, tmp_path):
+    log = log_of(tmp_path, one(1, T + 5)).folder
+    for path in (log, log / "next", tmp_path):
+        with pytest.raises(ValueError, match="lie in each other; choose another --out"):
+            extend(base, log, path, overwrite=True, wait_s=0)
+    assert len(list(log.iterdir())) == 1
+
+
+def test_a_column_of_splits_that_nobody_reads_does_no_harm(tmp_path):
+    base = write(tmp_path / "base", impressions=[part([T], split="test")])
+    made, _ = grown(base, tmp_path, one(1, T + 5))
+    assert made.impressions()["split"].tolist() == ["test", "train"]
 
 
 def test_a_catalogue_that_lost_what_the_impressions_refer_to_is_refused(base, tmp_path):
@@ -207,6 +265,26 @@ def test_what_happened_in_rooms_becomes_moments_after_those_that_are_known(tmp_p
     np.testing.assert_equal(rows["stock"].to_numpy(), [np.nan, 2, np.nan, np.nan])
 
 
+def test_a_statement_that_lies_ahead_holds_from_when_it_was_taken_in_and_hides_none(base, tmp_path):
+    """As the live state has it; and one of an hour before the last impression is not forgotten."""
+    ahead = {"event": "viewers", "content": "c1", "time": T + DAY, "viewers": 7, "taken": T + 60}
+    early = {"event": "stock", "content": "c0", "time": T - 3 * HOUR_S, "stock": 4}
+    first, _ = grown(base, tmp_path, one(1, T + 5), ahead, early, until=T + HOUR_S)
+    assert first.moments()["time"].tolist() == [T - 3 * HOUR_S, T + 60]
+    log_of(
+        tmp_path, one(2, T + HOUR_S), {"event": "viewers", "content": "c1", "time": T + 7300, "viewers": 9}
+    )
+    second, taken = extend(first, tmp_path / "log", tmp_path / "second", wait_s=0, until=T + DAY)
+    assert taken.moments == 1
+    assert second.moments()["time"].tolist() == [T - 3 * HOUR_S, T + 60, T + 7300]
+
+
+def test_statements_wait_as_impressions_do(base, tmp_path):
+    late = {"event": "viewers", "content": "c1", "time": T + 600, "viewers": 7}
+    made, taken = grown(base, tmp_path, one(1, T + 5), late, until=T + 600)
+    assert (taken.moments, made.moments()) == (0, None)
+
+
 def test_a_data_set_without_moments_gets_those_of_the_log(base, tmp_path):
     made, _ = grown(
         base, tmp_path, one(1, T + 5), {"event": "viewers", "content": "c1", "time": T - 9, "viewers": 7}
@@ -219,8 +297,18 @@ def test_where_only_what_was_wanted_is_kept_the_rest_is_left_out(tmp_path):
     made, taken = grown(
         base, tmp_path, one(1, T + 5), one(2, T + 6), outcome(2, "u1", T + 6, "c0", T + 9, click=1)
     )
-    assert (taken.rows, taken.unwanted) == (1, 1)
+    assert (taken.rows, taken.left[UNWANTED]) == (1, 1)
     assert made.impressions()["time"].tolist() == [T, T + 6]
+
+
+def test_where_wanting_has_no_flag_what_was_told_of_was_wanted(tmp_path):
+    rated = part([T], rating=4.0).drop(columns="click")
+    base = write(tmp_path / "base", impressions=[rated], feedback="positives")
+    records = one(1, T + 5), one(2, T + 6), outcome(2, "u1", T + 6, "c0", T + 9, rating=0, like=1)
+    made, taken = grown(base, tmp_path, *records)
+    assert made.impressions()["rating"].tolist() == [4, 0]
+    assert taken.left[UNWANTED] == 1
+    assert taken.unasked == {"like": 1}
 
 
 def test_large_logs_are_written_in_parts_in_the_order_of_time(base, tmp_path, monkeypatch):
@@ -233,14 +321,14 @@ def test_large_logs_are_written_in_parts_in_the_order_of_time(base, tmp_path, mo
 
 def test_nothing_to_add_is_an_error_that_says_why_and_writes_nothing(base, tmp_path):
     why = (
-        "has nothing to add to tiny: 1 impressions are not after its last, 2 wait for what may still come of "
-        "them, 1 are of contents"
+        r"has nothing to add to tiny: 1 are not after its last, 2 wait for what may still come of them "
+        r"\(--wait-hours\), 1 are of contents"
     )
     records = one(1, T), one(2, T + DAY), one(3, T + DAY + 5), one(4, T + 3, content="c9")
     with pytest.raises(ValueError, match=why):
         grown(base, tmp_path, *records, wait_s=DAY, until=T + 2 * DAY)
     assert not (tmp_path / "next").exists()
-    assert not list(tmp_path.glob(".next*"))
+    assert not list(tmp_path.glob(".next*")), "no half-read log is left"
 
 
 def test_what_nothing_can_come_after_is_refused(base, tmp_path):

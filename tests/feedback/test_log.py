@@ -60,8 +60,31 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     log = FeedbackLog(tmp_path)
     log.append([record(1)])
     (tmp_path / "journal").touch()
-    with pytest.raises(ValueError, match="journal is no hour of a feedback log; give the folder"):
+    with pytest.raises(ValueError, match="journal is no hour of a feedback log; move it elsewhere"):
         log.hours()
+
+
+@pytest.mark.parametrize("name", ["2026-03-15T2.log", "2026-03-15T23.log.gz", "lock"])
+def test_a_file_whose_name_is_nearly_an_hour_is_none(tmp_path, name):
+    log = FeedbackLog(tmp_path)
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match="is no hour of a feedback log"):
+        log.hours()
+
+
+def test_a_file_is_no_log(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is a file; give a folder"):
+        FeedbackLog(tmp_path / "file")
+
+
+def test_a_log_says_whether_it_can_be_written(tmp_path):
+    log = FeedbackLog(tmp_path / "log")
+    log.expect_writable()
+    assert list(log.folder.iterdir()) == []
+    log.folder.rmdir()
+    with pytest.raises(OSError, match="log"):
+        log.expect_writable()
 
 
 def test_a_full_disk_is_an_error(tmp_path, monkeypatch):

@@ -526,7 +526,8 @@ def test_feedback_of_a_file_extends_a_data_set(pasar, tmp_path):
     base = write(tmp_path / "base", impressions=[part([7000, 7100])])
     records = [
         shown(1, "u1", "ID", 7200, [{"content": "c0", "position": 0, "propensity": 1}]),
-        shown(2, "u9", "NL", 9999, [{"content": "c1", "position": 0, "propensity": 0.5}]),
+        shown(2, "u9", "GB", 7300, [{"content": "c1", "position": 0, "propensity": 0.5}]),
+        shown(3, "u9", "NL", 9999, [{"content": "c1", "position": 0, "propensity": 0.5}]),
         outcome(1, "u1", 7200, "c0", 7300, click=1, order=1),
         outcome(1, "u1", 7200, "c9", 7300, click=1),
     ]
@@ -534,18 +535,24 @@ def test_feedback_of_a_file_extends_a_data_set(pasar, tmp_path):
     file.write_text("\n".join(map(json.dumps, records)))
     code, out, err = pasar("feedback", file, "--log", log)
     assert code == 0, err
-    assert out.startswith("4 records in ")
-    command = ["data", "extend", "--data", base.path, "--log", log, "--out", tmp_path / "next"]
-    until = "1970-01-01T04:00"
-    code, out, err = pasar(*command, "--wait-hours", 1, "--until", until)
+    assert out.startswith("5 records in ")
+    command = ["data", "extend", "--data", base.path, "--log", log, "--until", "1970-01-01T04:00"]
+    code, out, err = pasar(*command, "--out", tmp_path / "next", "--wait-hours", 1)
     assert code == 0, err
-    assert "added 2 impressions, 0 moments, 1 users; 0 impressions wait" in " ".join(out.split())
-    for said in ("no profile of NL", "1 outcomes are of what no record says was shown", "an outcome 'order'"):
-        assert said in " ".join(out.split()) + " ".join(err.split())
+    told = " ".join((out + err).split())
+    for said in (
+        "added 2 impressions, 0 moments, 1 users; of other impressions 1 are of markets in which it sells",
+        "1 outcomes are left out, of contents that no record says were shown",
+        "1 outcomes 'order' are left out",
+    ):
+        assert said in told
     assert Dataset.open(tmp_path / "next").impressions()["click"].tolist() == [1, 1, 1, 0]
-    code, _, err = pasar(*command, "--until", until)
+    code, _, err = pasar(*command, "--out", tmp_path / "more")
     assert code == 1
-    assert "has nothing to add to tiny" in one_line(err)
+    assert "has nothing to add to tiny: 3 wait for what may still come of them (--wait-hours)" in one_line(
+        err
+    )
+    assert "--until 'noon' is not ISO 8601" in one_line(pasar(*command, "--until", "noon", "--out", log)[2])
 
 
 def test_a_wrong_line_of_feedback_is_named(pasar, tmp_path):
