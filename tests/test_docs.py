@@ -55,6 +55,23 @@ def test_a_sample_imports_what_is_there(document, code):
                 importlib.import_module(one.name)
 
 
+def anchors(path):
+    """What links may name within a document: its headings as pages of repositories make them."""
+    lines = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", lines, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+def test_links_lead_somewhere(path):
+    text = path.read_text(encoding="utf-8")
+    for place, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", text):
+        target = (path.parent / place) if place else path
+        if ":" not in place:
+            assert target.exists(), f"{place} is not there"
+            assert not anchor or anchor in anchors(target), f"{place} has no heading #{anchor}"
+
+
 @pytest.fixture
 def workplace(small_build, small_world_dataset, tmp_path, monkeypatch):
     """A folder in which `pasar demo`, and the commands before a sample, have made a small world's build."""
