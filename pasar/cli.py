@@ -756,24 +756,12 @@ def cold_market(
 ) -> None:
     """What a market is worth that training never saw, beside itself with its log, in the simulated world."""
     from evaluation.cold_market import cold_market
-    from evaluation.runs import write_rows
-    from pasar.settings import load
-    from pasar.show import console, reporter
+    from pasar.show import console
 
-    settings = load(config)
-    with reporter() as report:
-        rows = cold_market(
-            settings.world,
-            market,
-            settings.build,
-            out,
-            requests=requests,
-            seed=settings.build.seed,
-            progress=report.training,
-            step=report.step,
-        )
-    if json_file:
-        write_rows(json_file, rows)
+    def judge(world: Any, build: Any, **told: Any) -> list:
+        return cold_market(world, market, build, out, requests=requests, **told)
+
+    rows = _judged(judge, json_file, config)
     played = max(row.users for row in rows)
     console.print(_compared(f"{market}, {played:,} users on the test days", rows, rows[0].system))
 
@@ -788,25 +776,30 @@ def loop(
     config: ConfigOption = None,
 ) -> None:
     """What feedback is worth in the simulated world: a release serves, and learns from what came of it."""
-    from evaluation.feedback_loop import FIRST, feedback_loop
+    from evaluation.feedback_loop import feedback_loop
+    from pasar.show import console
+
+    def judge(world: Any, build: Any, **told: Any) -> list:
+        return feedback_loop(world, build, out, requests=requests, **told)
+
+    rows = _judged(judge, json_file, config)
+    played = max(row.users for row in rows)
+    console.print(_compared(f"{played:,} users on the test days", rows, rows[0].system))
+
+
+def _judged(judge: Callable[..., list], json_file: Path | None, config: Path | None) -> list:
+    """Rows of a judge that builds in the simulated world, written where they are asked for."""
     from evaluation.runs import write_rows
     from pasar.settings import load
-    from pasar.show import console, reporter
+    from pasar.show import reporter
 
     settings = load(config)
     with reporter() as report:
-        rows = feedback_loop(
-            settings.world,
-            settings.build,
-            out,
-            requests=requests,
-            seed=settings.build.seed,
-            progress=report.training,
-            step=report.step,
-        )
+        told = {"seed": settings.build.seed, "progress": report.training, "step": report.step}
+        rows = judge(settings.world, settings.build, **told)
     if json_file:
         write_rows(json_file, rows)
-    console.print(_compared("Requests of the test days", rows, FIRST))
+    return rows
 
 
 @app.command("ablate-ranker")

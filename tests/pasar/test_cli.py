@@ -1,6 +1,7 @@
 """The command line does the whole job, says errors in one line, and cleans up after itself."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -22,6 +23,8 @@ from ensemble.cascade import Cascade
 from ensemble.client import FeedClient, FeedRequest, connect, pack
 from ensemble.errors import RequestError
 from ensemble.release import Release
+from evaluation.closed_loop import EXPECTED
+from evaluation.runs import Row
 from feedback.log import FeedbackLog
 from feedback.records import outcome, shown
 from market.dataset import Dataset
@@ -553,6 +556,28 @@ def test_feedback_of_a_file_extends_a_data_set(pasar, tmp_path):
         err
     )
     assert "--until 'noon' is not ISO 8601" in one_line(pasar(*command, "--until", "noon", "--out", log)[2])
+
+
+def test_what_feedback_is_worth_is_printed_and_written(pasar, tmp_path, monkeypatch):
+    asked = {}
+
+    def judge(world, build, out, *, requests, seed, progress, step):
+        asked.update(world=world, seed=seed, out=out, requests=requests)
+        first = Row("world", "all", "first release", EXPECTED, 2.0, 1.5, 2.5, 7, seed)
+        own = dataclasses.replace(first, system="learned", value=2.5, low=2.1, high=2.9)
+        over = dataclasses.replace(own, metric=f"{EXPECTED} over first release", value=0.5, low=0.4, high=0.6)
+        return [first, own, over]
+
+    monkeypatch.setattr("evaluation.feedback_loop.feedback_loop", judge)
+    (tmp_path / "my.toml").write_text("[world]\nusers = 77\n[build]\nseed = 3\n")
+    command = ["loop", "--config", tmp_path / "my.toml", "--out", tmp_path / "loop", "--requests", 9]
+    code, out, err = pasar(*command, "--json", tmp_path / "rows.json")
+    assert code == 0, err
+    assert (asked["world"].users, asked["seed"], asked["requests"]) == (77, 3, 9)
+    assert asked["out"] == tmp_path / "loop"
+    for said in ("7 users on the test days", "first release", "+0.500 (+0.400 to +0.600)"):
+        assert said in " ".join(out.split())
+    assert len(json.loads((tmp_path / "rows.json").read_text())["rows"]) == 3
 
 
 def test_a_wrong_line_of_feedback_is_named(pasar, tmp_path):
