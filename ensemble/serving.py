@@ -19,7 +19,7 @@ from ensemble.stages.events import Events
 from ensemble.stages.feedback import Feedback
 from ensemble.steering import without_effect
 from ensemble.wire import WIRE_REQUEST, wire_reply
-from feedback.log import FeedbackLog
+from feedback.log import FeedbackLog, expect_apart
 from market.folders import expect_own, only_user, remove, tidy
 from market.knobs import expect
 from supply.journal import JOURNAL, Journal
@@ -99,8 +99,7 @@ def serve_release(
         opened.expect_outside(state / JOURNAL, "choose another folder with --state")
     if feedback is not None:
         opened.expect_outside(feedback / "log", "choose another folder with --feedback")
-        if feedback.resolve() in ({run.resolve()} | ({state.resolve()} if state else set())):
-            raise ValueError(f"{feedback} is the folder of something else; give the feedback log its own")
+        expect_apart(feedback, run, state)
     Blend(opened)  # refuses weights under which nothing is worth showing
     for text in without_effect(opened, settings.rules):
         warn(text)

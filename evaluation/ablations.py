@@ -10,7 +10,6 @@ import numpy as np
 
 from ensemble.channels import Channel
 from ensemble.release import Release
-from ensemble.stages.reordering import Reordering
 from evaluation.closed_loop import Player, Policy, Requests, play
 from evaluation.report import ranking_and_ranker
 from evaluation.runs import Row
@@ -65,12 +64,8 @@ def no_diversity(player: Player) -> None:
 
 def no_variety(player: Player) -> None:
     """The slate in the order of value, caps and all."""
-    whole = player.cascade.reordering
-    config = whole.plan.config
-    config = replace(config, rules=tuple(rule for rule in config.rules if rule == "exploration"))
-    alone = Reordering(player.release, config=config)
-    alone.eligibility = whole.eligibility
-    player.cascade.run[Reordering.name] = alone
+    rules = player.cascade.reordering.plan.config.rules
+    player.reorder_with(rules=tuple(rule for rule in rules if rule == "exploration"))
 
 
 ABLATIONS: Mapping[str, Callable[[Player], None]] = {

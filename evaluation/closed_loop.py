@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from ensemble.channels import NONE, Shelf, first_eligible, nearest
 from ensemble.client import DIVERSITY
 from ensemble.export import tired
 from ensemble.release import Release
+from ensemble.stages.reordering import Reordering
 from ensemble.stages.user_state import REQUEST
 from ensemble.steps import check_inputs
 from evaluation.metrics import mean_interval
@@ -108,9 +110,20 @@ def held_out_requests(examples: Examples, count: int, *, seed: int, split: int =
     user, time = examples.queries.user[rows].astype(np.int64), np.asarray(examples.queries.time[rows])
     turn = np.random.default_rng(seed).permutation(len(examples.users))
     chosen = np.lexsort((time, turn[user]))[:count]
-    chosen = chosen[np.argsort(time[chosen], kind="stable")]
-    market = np.array(examples.markets, object)[examples.queries.market[rows][chosen]]
-    return Requests(user[chosen], market, time[chosen], int(time.min(initial=examples.end)))
+    return requests_of(examples, rows.start + chosen, int(time.min(initial=examples.end)))
+
+
+def requests_of(examples: Examples, queries: np.ndarray, begin: int) -> Requests:
+    """Some queries of a log as requests, by time; of equal times in the order in which they are given.
+
+    Args:
+        queries: int64[B], rows of the examples' queries.
+        begin: as `Requests` says.
+    """
+    asked = examples.queries
+    queries = queries[np.argsort(asked.time[queries], kind="stable")]
+    market = np.array(examples.markets, object)[asked.market[queries]]
+    return Requests(asked.user[queries].astype(np.int64), market, np.asarray(asked.time[queries]), begin)
 
 
 def play(
@@ -269,6 +282,13 @@ class Player:
         moments = copy.copy(logged)
         moments.in_stock, moments.left = stock, Timeline(*np.zeros((3, 0), np.int64))
         self.retrieval.moments = moments
+
+    def reorder_with(self, **knobs: Any) -> None:
+        """Have slates made with other knobs of `CascadeConfig`; what is eligible stays."""
+        whole = self.cascade.reordering
+        other = Reordering(self.release, config=replace(whole.plan.config, **knobs))
+        other.eligibility = whole.eligibility
+        self.cascade.run[Reordering.name] = other
 
     def cascade_slate(self, asked: Asked) -> np.ndarray:
         """What a server without a live state would reply, but for the log's people in rooms."""

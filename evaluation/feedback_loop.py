@@ -12,9 +12,8 @@ import numpy as np
 import pandas as pd
 
 from ensemble.build import BuildConfig, Built, build_release
-from ensemble.stages.reordering import Reordering
 from evaluation.adaptation import kept
-from evaluation.closed_loop import Asked, Player, Requests, held_out_requests, outcomes, play
+from evaluation.closed_loop import Asked, Player, Requests, held_out_requests, outcomes, play, requests_of
 from evaluation.runs import Row
 from feedback.extend import extend
 from feedback.log import FeedbackLog
@@ -90,12 +89,13 @@ def feedback_loop(
 
     first_days = days("first-days", begin)
     built = {FIRST: build_release(first_days, folder / "first", config, progress=progress, step=step)}
-    served = requests_between(everything, begin, asked.begin)
+    between = np.flatnonzero((begin <= times) & (times < asked.begin))
+    served = requests_of(everything, between, begin)
     for name, place, explores in ((OWN, "own", True), (GREEDY, "greedy", False)):
         step(f"serve, {place}")
         player = Player(built[FIRST].release, moments_of(everything, built[FIRST]), played, begin, seed=seed)
         if not explores:
-            without_exploration(player)
+            player.reorder_with(explore=0.0)
         remove(folder / f"{place}.log")
         serve(player, served, FeedbackLog(folder / f"{place}.log"), end=asked.begin)
         grown, _ = extend(
@@ -130,26 +130,9 @@ def until(dataset: Dataset, end: int, path: Path) -> Dataset:
     )
 
 
-def requests_between(examples: Examples, begin: int, end: int) -> Requests:
-    """All requests of a log from one time on and before another."""
-    time = np.asarray(examples.queries.time)
-    rows = np.flatnonzero((begin <= time) & (time < end))
-    rows = rows[np.argsort(time[rows], kind="stable")]
-    market = np.array(examples.markets, object)[examples.queries.market[rows]]
-    return Requests(examples.queries.user[rows].astype(np.int64), market, time[rows], begin)
-
-
 def moments_of(everything: Examples, built: Built) -> Examples:
     """What a release was built of, with the rooms of all days: their people hang on no policy."""
     return replace(built.data.examples, moments=everything.moments)
-
-
-def without_exploration(player: Player) -> None:
-    """Nothing is drawn: every place is the best by value."""
-    whole = player.cascade.reordering
-    greedy = Reordering(player.release, config=replace(whole.plan.config, explore=0.0))
-    greedy.eligibility = whole.eligibility
-    player.cascade.run[Reordering.name] = greedy
 
 
 def serve(player: Player, requests: Requests, log: FeedbackLog, *, end: int) -> None:

@@ -158,7 +158,7 @@ def extend(
 def _tables(
     dataset: Dataset, tables: Path | None
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame | None, pd.DataFrame | None]:
-    """Users, contents, sellers and moments, of `tables` where it has them, checked."""
+    """Users, contents, sellers and moments, of `tables` where it has them, all of them sound."""
     files = {} if tables is None else {n: f for n in TABLES if (f := tables / f"{n}.parquet").is_file()}
     if tables is not None and not files:
         raise ValueError(f"{tables} has none of {', '.join(f'{name}.parquet' for name in TABLES)}")
@@ -169,9 +169,10 @@ def _tables(
     users, contents, sellers = table("users"), table("contents"), table("sellers")
     assert users is not None  # every data set has them
     assert contents is not None
-    users, contents, sellers = validate_entities(users, contents, sellers)
     moments = table("moments")
-    if moments is not None:
+    if files:  # what a data set has was checked when it was written
+        users, contents, sellers = validate_entities(users, contents, sellers)
+    if files and moments is not None:
         moments = validate_moments(moments, pd.Index(contents["content_id"]))
     return users, contents, sellers, moments
 

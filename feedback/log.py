@@ -22,6 +22,12 @@ HOUR_S = 3600
 _FORMAT = "%Y-%m-%dT%H.log"
 
 
+def expect_apart(log: Path, *others: Path | None) -> None:
+    """Raise ValueError where the folder of a feedback log is that of something else."""
+    if log.resolve() in [other.resolve() for other in others if other is not None]:
+        raise ValueError(f"{log} is the folder of something else; give the feedback log its own")
+
+
 class FeedbackLog:
     """Appends records and reads them by the hour; `folder` is made where it does not exist.
 

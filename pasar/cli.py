@@ -425,15 +425,14 @@ def live(
     ] = None,
 ) -> None:
     """Take events in: rooms that open or end, viewers, stock, what is taken down. A wrong line ends it."""
-    from feedback.log import FeedbackLog
+    from feedback.log import FeedbackLog, expect_apart
     from pasar.show import say
     from supply.events import parse
     from supply.journal import Journal
 
-    journal = Journal(state)
-    log = None if feedback is None else FeedbackLog(feedback)
-    if feedback is not None and feedback.resolve() == state.resolve():
-        raise ValueError(f"{feedback} is the folder of the live state; give the feedback log its own")
+    if feedback is not None:
+        expect_apart(feedback, state)
+    journal, log = Journal(state), None if feedback is None else FeedbackLog(feedback)
 
     def take(events: list[dict[str, Any]]) -> None:
         journal.append(events)

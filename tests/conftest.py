@@ -49,6 +49,13 @@ def data_root() -> Path:
     return root
 
 
+def public_data(root: Path, name: str) -> Path:
+    """The folder of one of the public data sets."""
+    if not (root / name).is_dir():
+        pytest.skip(f"no data set {name} in {root}")
+    return root / name
+
+
 @pytest.fixture(scope="session")
 def small_world_dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Six days of a simulated world with two markets, its contents with images: 8,000 impressions in slates

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from ensemble.errors import Code, RequestError
+from ensemble.intake import append_all, taken_in
 from ensemble.lookup import IdIndex
 from ensemble.release import Release
 from ensemble.steps import StageStep, TensorSpec
 from feedback.log import FeedbackLog
-from supply.events import EVENT_KINDS, Event, EventError, parse_all
+from supply.events import EVENT_KINDS
 from supply.journal import Journal
 
 
@@ -59,18 +58,11 @@ class Events:
             RequestError: INVALID_ARGUMENT, one is wrong and none was appended; UNAVAILABLE, journal or log
                 cannot be written, and what is sent again counts once.
         """
-        now = time.time()
-        try:
-            rows = [parse_all(texts, now, what="event") for texts in event]
-        except EventError as error:
-            raise RequestError(Code.INVALID_ARGUMENT, str(error)) from None
-        events = [said for row in rows for said in row]
+        rows = taken_in(event, time.time(), "event")
         # First what decides about what people see; the log is only learned from.
-        self._append(self.journal.append, events, "the journal cannot be written")
+        append_all(self.journal.append, rows, "the journal")
         if self.log is not None:
-            self._append(
-                self.log.append, events, "the events hold, but the feedback log cannot be written; send again"
-            )
+            append_all(self.log.append, rows, "the events hold, but the feedback log", "; send again")
         unknown = np.zeros(len(rows), np.int64)
         for subject, index in self.known.items():
             about = [
@@ -83,9 +75,3 @@ class Events:
                 lost = index(np.array([name for _, name in about], object)) < 0
                 np.add.at(unknown, np.array([row for row, _ in about]), lost)
         return {"written": np.array([len(row) for row in rows], np.int64), "unknown": unknown}
-
-    def _append(self, append: Callable[[list[Event]], None], events: list[Event], failed: str) -> None:
-        try:
-            append(events)
-        except OSError as error:
-            raise RequestError(Code.UNAVAILABLE, f"{failed} ({error.strerror or error})") from None

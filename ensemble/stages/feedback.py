@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ensemble.errors import Code, RequestError
+from ensemble.intake import append_all, taken_in
 from ensemble.steps import StageStep, TensorSpec
 from feedback.log import FeedbackLog
 from feedback.records import parse
-from supply.events import EventError, parse_all
 
 
 class Feedback:
@@ -46,16 +45,6 @@ class Feedback:
             RequestError: INVALID_ARGUMENT, one is wrong and none was appended; UNAVAILABLE, the log cannot be
                 written, and what is sent again counts once.
         """
-        now = time.time()
-        try:
-            rows = [parse_all(texts, now, what="record", parse=parse) for texts in record]
-        except EventError as error:
-            raise RequestError(Code.INVALID_ARGUMENT, str(error)) from None
-        try:
-            self.log.append([told for row in rows for told in row])
-        except OSError as error:
-            raise RequestError(
-                Code.UNAVAILABLE,
-                f"the feedback log cannot be written: {error.strerror or error}; send again",
-            ) from None
+        rows = taken_in(record, time.time(), "record", parse)
+        append_all(self.log.append, rows, "the feedback log", "; send again")
         return {"written": np.array([len(row) for row in rows], np.int64)}

@@ -7,9 +7,8 @@ import pandas as pd
 import pytest
 
 import evaluation.feedback_loop
-from evaluation.closed_loop import ALL, EXPECTED, MEASURES, Player, outcomes
+from evaluation.closed_loop import ALL, EXPECTED, MEASURES, Player, outcomes, requests_of
 from evaluation.feedback_loop import FIRST, GREEDY, OWN, REPORTED, WORLDS, feedback_loop, moments_of
-from evaluation.feedback_loop import requests_between as between
 from market.dataset import Dataset
 from market.world import World
 from tests.evaluation.test_closed_loop import SMALL_WORLD
@@ -81,7 +80,8 @@ def test_what_came_of_the_slates_is_what_the_world_said(played, small_build):
     own = later(impressions, "own")
     examples = small_build.built.data.examples
     begin, end = own["time"].min(), own["time"].max() + 1
-    served = between(examples, begin, end)
+    times = np.asarray(examples.queries.time)
+    served = requests_of(examples, np.flatnonzero((begin <= times) & (times < end)), begin)
     world = World(SMALL_WORLD)
     player = Player(small_build.built.release, moments_of(examples, small_build.built), world, begin, seed=1)
     made = outcomes(world, player.cascade_slate, served).sum(axis=0)

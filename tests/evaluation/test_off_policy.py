@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from evaluation.off_policy import Estimate, estimate
+from tests.conftest import public_data
 
 # A bandit: six kinds of people, equally many, four actions, rewards of 0 and 1.
 RATES = np.random.default_rng(1).uniform(0.1, 0.9, (6, 4))
@@ -196,9 +197,8 @@ class Shop:
     """
 
     def __init__(self, root: Path):
-        if not (root / "open_bandit").is_dir():
-            pytest.skip(f"no data set open_bandit in {root}")
-        self.logs = {of: pd.read_csv(root / "open_bandit" / of / "men.csv") for of in ("random", "bts")}
+        folder = public_data(root, "open_bandit")
+        self.logs = {of: pd.read_csv(folder / of / "men.csv") for of in ("random", "bts")}
         self.share = pd.crosstab(self.logs["bts"].position, self.logs["bts"].item_id, normalize="index")
         self.policies = {"random": np.full((3, 34), 1 / 34), "bts": self.share.to_numpy()}
 

@@ -11,15 +11,14 @@ from evaluation.runs import Row, evaluate
 from evaluation.systems import baselines
 from evaluation.tasks import Benchmark
 from market.importers import read
+from tests.conftest import public_data
 
 pytestmark = pytest.mark.real_data
 
 
 @lru_cache(maxsize=1)  # one data set at a time in memory
 def benchmarks_of(root: Path, name: str) -> list[Benchmark]:
-    if not (root / name).is_dir():
-        pytest.skip(f"no data set {name} in {root}")
-    return benchmarks(read(name, root / name))
+    return benchmarks(read(name, public_data(root, name)))
 
 
 def rows_of(root: Path, data_set: str, system: str) -> list[Row]:

@@ -523,6 +523,9 @@ def test_events_are_remembered_in_a_feedback_log_too_where_one_is_given(pasar, t
     assert code == 0, err
     said = [{"event": "viewers", "content": "l1", "time": 7200, "viewers": 3}]
     assert Tail(tmp_path / "state" / "journal").read()[0] == log.read(2)[0] == said
+    code, _, err = pasar("live", file, "--state", log.folder, "--feedback", log.folder)
+    assert code == 1
+    assert "is the folder of something else; give the feedback log its own" in one_line(err)
 
 
 def test_feedback_of_a_file_extends_a_data_set(pasar, tmp_path):
