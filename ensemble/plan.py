@@ -323,6 +323,8 @@ class Plan:
         query_ids, query_lists, query_numbers, content_ids, content_numbers: widths of the packed tensors;
             `content_numbers` counts the pair features too.
         as_of: end of the log that the release was built from (s since the epoch); 0 where it had no time.
+        learned_until: first second after the rows that its models were trained and chosen by, where the log
+            is cut by time; else `as_of` (s since the epoch).
         ranking_reads: what the ranking graph reads beside encoded features: of `candidates` and `recent`,
             rows of the contents table, `retrieval_score`, `market_affinity`, `low_rank_affinity` and
             `conversion`.
@@ -345,6 +347,7 @@ class Plan:
     ranking_reads: tuple[str, ...] = ()
     recency: float = 0.0
     season_s: int = 0
+    learned_until: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return as_declared(self)
@@ -358,6 +361,7 @@ class Plan:
         return cls(
             **{
                 **body,
+                "learned_until": body.get("learned_until", body["as_of"]),
                 "markets": tuple(body["markets"]),
                 "tasks": tuple(body["tasks"]),
                 "ranking_reads": tuple(body["ranking_reads"]),

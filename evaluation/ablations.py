@@ -11,7 +11,7 @@ import numpy as np
 from ensemble.channels import Channel
 from ensemble.release import Release
 from evaluation.closed_loop import Player, Policy, Requests, play
-from evaluation.report import ranking_and_ranker
+from evaluation.replay import ranking_and_ranker
 from evaluation.runs import Row
 from market.world import World
 from models.batches import TrainingSet

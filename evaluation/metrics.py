@@ -171,11 +171,15 @@ def calibration_interval(
     Raises:
         ValueError: there are no predictions, or one is outside [0, 1].
     """
-    return mean_interval(_signed_gaps(*_probabilities(labels, probabilities), bins), cluster)
+    return mean_interval(calibration_gaps(labels, probabilities, bins), cluster)
 
 
-def _signed_gaps(labels: np.ndarray, probabilities: np.ndarray, bins: int) -> np.ndarray:
-    """Of each prediction, how far it is from its label, positive on the side on which its bin errs."""
+def calibration_gaps(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> np.ndarray:
+    """How far each prediction is from its label, positive on the side on which its bin errs: float64[N].
+
+    Their mean is the expected calibration error; see `calibration_interval`.
+    """
+    labels, probabilities = _probabilities(labels, probabilities)
     gaps = labels - probabilities
     order = np.argsort(probabilities, kind="stable")
     rank = np.arange(len(gaps))
@@ -243,7 +247,16 @@ def mean_interval(values: np.ndarray, cluster: np.ndarray, weights: np.ndarray |
 
 
 def auc_interval(labels: np.ndarray, scores: np.ndarray, cluster: np.ndarray) -> Interval:
-    """AUC with its interval over clusters, without resampling.
+    """AUC with its interval over clusters, without resampling; see `auc_influence`.
+
+    Args:
+        cluster: int64[N], rows with equal numbers are not independent.
+    """
+    return clustered_interval(*auc_influence(labels, scores), cluster)
+
+
+def auc_influence(labels: np.ndarray, scores: np.ndarray) -> tuple[float, np.ndarray]:
+    """AUC, and how much each row moved it, float64[N]; see `clustered_interval`.
 
     DeLong et al., "Comparing the areas under two or more correlated ROC curves", Biometrics 1988, for
     clusters as Obuchowski, "Nonparametric analysis of clustered ROC curve data", Biometrics 1997.
@@ -251,7 +264,6 @@ def auc_interval(labels: np.ndarray, scores: np.ndarray, cluster: np.ndarray) ->
     Args:
         labels: 0 or 1, [N].
         scores: [N].
-        cluster: int64[N], rows with equal numbers are not independent.
 
     Raises:
         ValueError: the labels are all of one class, where the area is undefined.
@@ -267,7 +279,7 @@ def auc_interval(labels: np.ndarray, scores: np.ndarray, cluster: np.ndarray) ->
     area = float(below.mean())
     influence = np.empty(len(labels))
     influence[labels], influence[~labels] = (below - area) / positives, (above - area) / negatives
-    return clustered_interval(area, influence, cluster)
+    return area, influence
 
 
 def absolute_error_interval(truth: np.ndarray, predictions: np.ndarray, cluster: np.ndarray) -> Interval:

@@ -62,8 +62,9 @@ def evaluate(
                     yield Row(benchmark.task.name, exam.market, system.name, metric, *value, users, seed)
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Writes rows as JSON in one step, so that a reader sees the old file or the new one whole.
+def write_rows(path: Path, rows: Iterable[Any]) -> None:
+    """Writes rows, `Row` or another dataclass, as JSON in one step, so that a reader sees the old file or the
+    new one whole.
 
     NaN, which JSON lacks, is null there.
     """

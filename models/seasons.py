@@ -40,10 +40,9 @@ class Seasons:
         """
         if not examples.has_time:
             raise ValueError("features.season_days needs times in impressions; set it to 0")
-        queries = examples.queries
         return cls(
             EventCounts(*training_positives(examples), len(examples.contents), half_s, half_s),
-            latest_before(*_events(examples), queries.user, queries.time, queries.time),
+            latest_before_queries(examples),
             latest_events(examples, examples.end),
         )
 
@@ -69,6 +68,12 @@ def training_positives(examples: Examples) -> tuple[np.ndarray, np.ndarray, np.n
     rows = np.flatnonzero(pairs.positive & (pairs.split == TRAIN))
     query = pairs.query[rows]
     return queries.market[query], pairs.content[rows], queries.time[query]
+
+
+def latest_before_queries(examples: Examples) -> np.ndarray:
+    """When the latest event of each query's user before it was, int64[R]; its time where there is none."""
+    queries = examples.queries
+    return latest_before(*_events(examples), queries.user, queries.time, queries.time)
 
 
 def latest_events(examples: Examples, before: int) -> np.ndarray:

@@ -218,6 +218,12 @@ class Examples:
             return np.full(len(self.contents), np.nan, np.float32)
         return self.contents["duration_s"].to_numpy(np.float32)
 
+    @property
+    def learned_until(self) -> int:
+        """The first second of the test part where the log is cut by time, else `end` (s since the epoch)."""
+        tested = self.queries.time[self.queries.rows(TEST)]
+        return int(tested.min()) if self.split == "time" and len(tested) else self.end
+
     @cached_property
     def watch_time(self) -> WatchTime:
         """Watch times of the training part by groups of duration."""

@@ -19,7 +19,7 @@ from ensemble.export import content_vectors, raw_contents, search_indexes, shown
 from ensemble.plan import Plan
 from ensemble.search import MOST_QUERIES, MarketIndex
 from ensemble.stages.user_state import NULL_INTEGER
-from evaluation.report import ranking_and_ranker, raw_arrays
+from evaluation.replay import ranking_and_ranker
 from market.dataset import write_dataset
 from market.folders import FolderInUse, only_user
 from market.neighbours import FULL
@@ -30,6 +30,7 @@ from models.ranker import predict, task_labels, train_ranker
 from models.seasons import Seasons
 from models.two_tower import encode, train_two_tower
 from tests.ensemble.asking import requests
+from tests.workflows.raw import raw_arrays
 from workflows.examples import TEST, TRAIN, content_frame, query_tables, user_frame
 
 pytestmark = pytest.mark.slow

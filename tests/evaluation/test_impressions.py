@@ -5,7 +5,9 @@ import pytest
 
 from ensemble.cascade import Cascade
 from evaluation import metrics, report
-from evaluation.report import offline_report, raw_arrays
+from evaluation.replay import Replay, ranking_and_ranker
+from evaluation.report import offline_report
+from tests.workflows.raw import raw_arrays
 from workflows.examples import TEST, query_tables
 
 pytestmark = pytest.mark.slow
@@ -57,7 +59,7 @@ def test_the_ranker_is_asked_for_each_impression_as_if_alone(every, errors, smal
     cascade.retrieval.moments = data.examples.moments
     pairs, queries = data.examples.pairs, data.examples.queries
     click = cascade.plan.tasks.index("click")
-    cascade.run["ranking"] = report.ranking_and_ranker(small_release, threads=1)
+    cascade.run["ranking"] = ranking_and_ranker(small_release, threads=1)
     for market in data.examples.markets:
         rows = held_out(data, market)
         chance, before = [], []
@@ -77,13 +79,14 @@ def test_the_ranker_is_asked_for_each_impression_as_if_alone(every, errors, smal
         served, clicks = np.concatenate(chance), pairs.outcomes["click"][rows]
         area = metrics.auc(clicks, served)
         assert every[market, "cascade"].value == pytest.approx(area, abs=1e-3)
-        scores = report._impression_scores(cascade, data, rows)
+        scores = Replay(small_release, data.examples).scores(rows)
         alone = served, np.concatenate(before)
         assert np.abs(alone[0] - alone[1]).max() > 1e-3
-        for system, found, expected in zip(("cascade", report.RAW), scores, alone):
-            np.testing.assert_allclose(found["click"], expected, rtol=1e-4)
+        for system, kind, expected in zip(("cascade", report.RAW), ("served", "raw"), alone):
+            found = scores[kind][:, click]
+            np.testing.assert_allclose(found, expected, rtol=1e-4)
             # Of equal probabilities rounding decides which falls into which bin.
-            error = metrics.calibration_interval(clicks, found["click"], rows).mean
+            error = metrics.calibration_interval(clicks, found, rows).mean
             assert errors[market, system].value == pytest.approx(error, abs=5e-3)
 
 

@@ -5,16 +5,10 @@ import pytest
 
 from ensemble.cascade import Cascade
 from ensemble.stages.user_state import NULL_INTEGER
-from evaluation.report import (
-    METRICS,
-    RAW,
-    WEIGHTED,
-    _impression_scores,
-    offline_report,
-    ranking_and_ranker,
-    raw_arrays,
-)
+from evaluation.replay import Replay
+from evaluation.report import METRICS, RAW, WEIGHTED, offline_report
 from market.statistics import PAIR_FEATURES
+from tests.workflows.raw import raw_arrays
 from workflows.examples import TEST, query_tables
 
 pytestmark = pytest.mark.slow
@@ -103,20 +97,18 @@ def test_a_release_that_counts_by_seasons_is_asked_with_the_season_of_each_query
     release, data = seasonal_build.release, seasonal_build.data
     rows = offline_report(release, data, queries_per_market=50, seed=1)
     assert {row.system for row in rows} == {"popularity", "two-tower", "cascade", RAW}
-    cascade, pairs = Cascade(release), data.examples.pairs
-    cascade.retrieval.moments = data.examples.moments
+    replay, pairs = Replay(release, data.examples), data.examples.pairs
     logged = np.arange(pairs.rows(TEST).start, pairs.rows(TEST).stop)[:200]
     counted, season = [], PAIR_FEATURES.index("season") - len(PAIR_FEATURES)
-    describe = cascade.retrieval.describe
+    describe = replay.cascade.retrieval.describe
 
     def noted(candidates, *asked):
         made = describe(candidates, *asked)
         counted.append(made["content_numbers"][..., season][candidates >= 0])
         return made
 
-    cascade.retrieval.describe = noted
-    cascade.run["ranking"] = ranking_and_ranker(release, threads=1)
-    _impression_scores(cascade, data, logged)
+    replay.cascade.retrieval.describe = noted
+    replay.scores(logged)
     trained = data.pair_arrays(pairs.query[logged], pairs.content[logged], np.zeros(200, bool))["season"]
     assert trained.any()
     np.testing.assert_allclose(np.sort(np.concatenate(counted)), np.sort(trained[:, 0]), rtol=1e-6)

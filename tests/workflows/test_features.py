@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 
 import workflows.features
-from evaluation.report import raw_arrays
 from market.dataset import write_dataset
 from tests.workflows.encode import assert_same_encoding
 from workflows.compile import feature_name
@@ -42,6 +41,7 @@ from workflows.features import (
 
 import nvtabular as nvt  # isort: skip
 from merlin.schema import ColumnSchema, Schema, Tags  # isort: skip
+from tests.workflows.raw import raw_arrays
 
 CONFIG = FeatureConfig(history_length=10, user_min_count=2)
 NULL, UNSEEN, FIRST = 1, 2, 3

@@ -1,0 +1,266 @@
+"""The gate of a release: what it compares, what it refuses, and that chance alone refuses nothing."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+
+from ensemble.plan import FILE, Plan
+from ensemble.release import Release, ReleaseWriter
+from evaluation import gates, metrics
+from evaluation.gates import GateConfig, _Pair, faults, gate
+from evaluation.replay import Replay
+from market.dataset import write_like
+from workflows.examples import TEST, build_examples
+
+pytestmark = pytest.mark.slow
+CONFIG = GateConfig()
+
+
+@pytest.fixture(scope="module")
+def examples(small_build):
+    return small_build.built.data.examples
+
+
+@pytest.fixture(autouse=True)
+def few_outcomes(monkeypatch):
+    """The small world has no hundred clicks to test."""
+    monkeypatch.setattr(gates, "LEAST_OUTCOMES", 5)
+
+
+def changed(release, path, **arrays):
+    """The release with other arrays of some names."""
+    with ReleaseWriter(path, name="changed") as writer:
+        writer.link(release, but=[f"{name}.npy" for name in arrays])
+        for name, array in arrays.items():
+            writer.array(f"{name}.npy", array)
+    return Release.open(path)
+
+
+def planned(release, path, **fields):
+    """The release with another plan."""
+    with ReleaseWriter(path, name="planned") as writer:
+        writer.link(release, but=[FILE])
+        writer.json(FILE, replace(Plan.of(release), **fields).to_json())
+    return Release.open(path)
+
+
+def with_probabilities(release, path, operator, *, before=()):
+    """The release with a ranking graph that changes what it says, by an operator whose first inputs stand in
+    `before`."""
+    graph = onnx.load(release.onnx_path("ranking.onnx"))
+    made = graph.graph.output[0].name
+    assert made == "probabilities"
+    for node in graph.graph.node:
+        node.output[:] = ["said" if name == made else name for name in node.output]
+    for place, value in enumerate(before):
+        tensor = onnx.numpy_helper.from_array(np.float32(value), f"given_{place}")
+        graph.graph.initializer.append(tensor)
+    given = [f"given_{place}" for place in range(len(before))]
+    graph.graph.node.append(onnx.helper.make_node(operator, [*given, "said"], [made]))
+    with ReleaseWriter(path, name=operator) as writer:
+        writer.link(release, but=["ranking.onnx"])
+        onnx.save(graph, writer.path("ranking.onnx"))
+    return Release.open(path)
+
+
+def compare(candidate, served, examples):
+    return gate(candidate, served, examples, CONFIG, seed=1)
+
+
+def by_figure(checks):
+    return {(check.figure, check.market): check for check in checks}
+
+
+def test_a_release_is_no_worse_than_itself(small_release, examples):
+    checks = compare(small_release, small_release, examples)
+    figures = {check.figure for check in checks}
+    told = {"markets", "tasks", "contents", "places filled", "shown before"}
+    assert told | {"ndcg@10", "auc of click", "ece of click"} <= figures
+    assert not faults(checks)
+    for check in checks:
+        if check.figure == "shown before":
+            assert check.candidate == 1
+        else:
+            assert check.served == check.candidate
+    judged = [check for check in checks if not np.isnan(check.low)]
+    assert {check.market for check in judged} == {"all", *examples.markets}
+    assert all(check.low == check.high == 0 for check in judged)
+    assert compare(small_release, small_release, examples) == checks
+
+
+def test_the_figures_are_those_of_each_release_alone(small_release, examples, tmp_path):
+    """nDCG and AUC counted anew from what each release says of all later rows."""
+    other = with_probabilities(small_release, tmp_path / "other", "Sqrt")
+    checks = by_figure(compare(other, small_release, examples))
+    pairs, queries = examples.pairs, examples.queries
+    later = np.flatnonzero(pairs.split == TEST)
+    for place, market in enumerate(examples.markets):
+        here = later[queries.market[pairs.query[later]] == place]
+        wanted = here[pairs.positive[here]]
+        for name, release in (("served", small_release), ("candidate", other)):
+            replay = Replay(release, examples)
+            hit = replay.lists(wanted)["cascade"][:, :10] == pairs.content[wanted][:, None]
+            gain = (hit / np.log2(np.arange(2, 12))).sum(axis=1).mean()
+            assert getattr(checks["ndcg@10", market], name) == pytest.approx(gain)
+            click = replay.scores(here)["served"][:, replay.cascade.plan.tasks.index("click")]
+            area = metrics.auc(pairs.outcomes["click"][here] > 0, click)
+            assert getattr(checks["auc of click", market], name) == pytest.approx(area)
+
+
+def test_what_ranks_the_other_way_round_is_refused(small_release, examples, tmp_path):
+    # As if nothing had been learned from: the test days have two dozen clicks.
+    small_release = planned(small_release, tmp_path / "whole", learned_until=1)
+    upside_down = with_probabilities(small_release, tmp_path / "broken", "Sub", before=[1.0])
+    checks = compare(upside_down, small_release, examples)
+    found = by_figure(checks)
+    for market in ("all", *examples.markets):
+        served, candidate = (getattr(found["auc of click", market], side) for side in ("served", "candidate"))
+        assert served + candidate == pytest.approx(1, abs=1e-4)  # near 1 some probabilities become one
+    assert found["auc of click", "all"].refused
+    assert any("auc of click" in text for text in faults(checks))
+    # The other way round it is a gain, which nobody refuses.
+    assert not faults(compare(small_release, upside_down, examples))
+
+
+def test_probabilities_that_promise_too_much_are_refused(small_release, examples, tmp_path):
+    checks = compare(with_probabilities(small_release, tmp_path / "loud", "Sqrt"), small_release, examples)
+    refused = {check.figure for check in checks if check.refused}
+    assert "ece of click" in refused
+    # A root keeps every order.
+    assert not any(figure.startswith("auc") for figure in refused)
+
+
+def test_half_a_market_s_catalogue_less_is_refused(small_release, examples, tmp_path):
+    plan = Plan.of(small_release)
+    available = np.array(small_release.array("available.npy"))
+    available[0, ::2] = False
+    checks = compare(changed(small_release, tmp_path / "half", available=available), small_release, examples)
+    found = by_figure(checks)
+    assert found["contents", plan.markets[0]].refused
+    assert not found["contents", plan.markets[1]].refused
+    assert f"contents in {plan.markets[0]}" in " ".join(faults(checks))
+    # What was gained is none the worse.
+    more = by_figure(
+        compare(small_release, changed(small_release, tmp_path / "again", available=available), examples)
+    )
+    assert not more["contents", plan.markets[0]].refused
+
+
+def test_a_market_or_a_task_less_is_refused(small_release, examples):
+    plan = Plan.of(small_release)
+
+    def counts(new, old):
+        cascades = tuple(SimpleNamespace(plan=replace(plan, **fields)) for fields in (new, old))
+        return {check.figure: check for check in gates._slates(cascades, examples, CONFIG, 1)}
+
+    none = {"markets": ()}
+    less = counts(none | {"tasks": plan.tasks[1:]}, {"markets": ("ID",)})
+    assert (less["markets"].candidate, less["markets"].refused) == (0, True)
+    assert (less["tasks"].served, less["tasks"].candidate) == (len(plan.tasks), len(plan.tasks) - 1)
+    assert less["tasks"].refused
+    more = counts({"markets": ("ID",)}, none | {"tasks": plan.tasks[1:]})
+    assert not any(check.refused for check in more.values())
+
+
+def test_empty_places_are_refused(small_release, examples, tmp_path):
+    ends = np.zeros_like(small_release.array("ended_at.npy"))
+    ends[:5] = np.iinfo(np.int64).max
+    checks = compare(changed(small_release, tmp_path / "ended", ended_at=ends), small_release, examples)
+    assert any(check.refused for check in checks if check.figure == "places filled")
+
+
+def test_only_what_neither_learned_from_is_judged(small_release, examples, tmp_path, small_world_dataset):
+    """A log that goes on later than both; one that ends before is refused."""
+    plan = Plan.of(small_release)
+    assert plan.learned_until == examples.queries.time[examples.queries.rows(TEST)].min()
+    assert plan.learned_until < plan.as_of
+    late = planned(small_release, tmp_path / "late", learned_until=plan.as_of)
+    with pytest.raises(ValueError, match="ends before what the releases learned"):
+        compare(small_release, late, examples)
+    half = int(np.median(examples.queries.time[examples.queries.rows(TEST)]))
+    middle = planned(small_release, tmp_path / "middle", learned_until=half)
+    rows = gates._later(examples, (plan, Plan.of(middle)))
+    assert examples.queries.time[examples.pairs.query[rows]].min() >= half
+    assert 0 < len(rows) < (examples.pairs.split == TEST).sum()
+
+
+def test_a_release_of_another_catalogue_is_asked_by_ids(
+    small_release, examples, small_world_dataset, tmp_path
+):
+    """A log whose contents stand in another order, one of which no release knows, gives the same figures."""
+    contents = small_world_dataset.contents().sample(frac=1, random_state=3)
+    new = contents.iloc[:1].assign(content_id="new")
+    turned = write_like(
+        small_world_dataset,
+        tmp_path / "turned",
+        contents=pd.concat([contents[:100], new, contents[100:]]),
+        impressions=small_world_dataset.impression_parts(),
+        moments=small_world_dataset.moments(),
+    )
+    other = build_examples(turned, tmp_path / "examples", history_length=10, seen_length=40)
+    pairs = np.flatnonzero(other.pairs.positive & (other.pairs.split == TEST))[:40]
+    pairs = pairs[other.queries.market[other.pairs.query[pairs]] == 0]
+    found, expected = Replay(small_release, other), Replay(small_release, examples)
+    assert (found.row == -1).sum() == 1
+    np.testing.assert_array_equal(found.row[found.place[:-1]], np.arange(len(found.place) - 1))
+    for system, lists in found.lists(pairs).items():
+        ids = np.append(other.contents["content_id"], "")[lists]
+        same = np.append(examples.contents["content_id"], "")[expected.lists(pairs)[system]]
+        np.testing.assert_array_equal(ids, same, system)
+    np.testing.assert_array_equal(found.scores(pairs)["served"], expected.scores(pairs)["served"])
+
+
+def estimates(change, users, seed, markets=40):
+    """Figures of many markets in which a release differs by `change` in the mean."""
+    random = np.random.default_rng(seed)
+    pairs = {}
+    for market in range(markets):
+        old = random.normal(0.5, 0.2, users)
+        pairs[str(market)] = gates._means(
+            old + random.normal(change, 0.2, users), old, np.arange(users), users
+        )
+    return {"ndcg@10": pairs}
+
+
+def test_chance_refuses_hardly_ever_and_a_real_loss_always():
+    none = [faults(gates._judged(estimates(0.0, 50, seed), CONFIG)) for seed in range(200)]
+    assert sum(map(bool, none)) <= 200 * gates.DOUBT  # one-sided: half of it is expected
+    lost = [faults(gates._judged(estimates(-0.2, 200, seed, markets=3), CONFIG)) for seed in range(20)]
+    assert all(lost)
+
+
+def test_a_loss_that_is_allowed_is_not_refused_however_sure():
+    rows = np.full(100, 0.5)
+    users = np.arange(100)
+    for share, refused in ((0.04, False), (0.06, True)):
+        pair = gates._means(rows * (1 - share), rows, users, 100)
+        [check] = gates._judged({"ndcg@10": {"ID": pair}}, CONFIG)
+        assert check.refused == refused
+        # An AUC loses of what it is above chance: .5 of them is nothing.
+        area = _Pair(0.7, 0.7 - 0.2 * share, np.zeros(100), users, 100)
+        assert gates._judged({"auc of click": {"ID": area}}, CONFIG)[0].refused == refused
+
+
+def test_a_calibration_error_counts_above_what_is_allowed_and_what_is_served():
+    users = np.arange(100)
+    for served, candidate, refused in (
+        (0.001, 0.019, False),
+        (0.001, 0.021, True),
+        (0.05, 0.05, False),
+        (0.05, 0.051, True),
+    ):
+        pair = _Pair(served, candidate, np.zeros(100), users, 100)
+        [check] = gates._judged({"ece of click": {"ID": pair}}, CONFIG)
+        assert check.refused == refused, (served, candidate)
+
+
+def test_all_markets_count_by_their_outcomes():
+    users = np.arange(50)
+    small = gates._means(np.ones(50), np.zeros(50), users, 1)
+    large = gates._means(np.zeros(50), np.zeros(50), users, 3)
+    every = gates._judged({"ndcg@10": {"ID": small, "GB": large}}, CONFIG)[0]
+    assert (every.market, every.candidate) == ("all", 0.25)
