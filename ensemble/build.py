@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -30,10 +30,12 @@ from models.low_rank import fit_low_rank
 from models.preranker import PreRankerConfig
 from models.ranker import RankerConfig, learned_tasks, train_ranker
 from models.stacking import StackingConfig
+from models.starts import Starts, after, from_nothing
 from models.training import Progress, quiet
 from models.two_tower import TwoTowerConfig, train_two_tower
 from workflows.examples import VALID, SplitConfig, build_examples, content_frame
-from workflows.features import FeatureConfig, fit_features
+from workflows.features import SPACES, FeatureConfig, fit_features
+from workflows.vectors import VectorSpace, read_spaces
 
 _MARK = "fingerprint"
 _ELSEWHERE = "choose another folder to build in"
@@ -50,6 +52,8 @@ class BuildConfig:
     Attributes:
         seed: of everything drawn while building.
         popularity_window_h: trailing window of popularity where a data set is cut by time (hours).
+        replay: where a build goes on from an earlier one, rows which that one trained on that are trained on
+            again for each that is new.
         live_window_s: an impression of a live room is labelled with what its user did there within this time
             from it on, for logs that tell a stay as many impressions; 0 takes each for itself (seconds).
     """
@@ -57,6 +61,7 @@ class BuildConfig:
     seed: int = 7
     popularity_window_h: float = 72.0
     live_window_s: int = 0
+    replay: float = 1.0
     split: SplitConfig = field(default_factory=SplitConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
     item_graph: ItemGraphConfig = field(default_factory=ItemGraphConfig)
@@ -70,7 +75,7 @@ class BuildConfig:
     def __post_init__(self) -> None:
         expect(self, "build", "seed", least=0, most=LARGEST_SEED)
         expect(self, "build", "popularity_window_h", above=0)
-        expect(self, "build", "live_window_s", least=0)
+        expect(self, "build", "live_window_s replay", least=0)
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ def build_release(
     folder: Path,
     config: BuildConfig,
     *,
+    before: Path | None = None,
     see: Callable[[TrainingSet], TrainingSet] = lambda data: data,
     progress: Progress = quiet,
     step: Callable[[str], None] = lambda name: None,
@@ -97,22 +103,35 @@ def build_release(
     differ. A release that stands there is replaced at the end, once the new one is complete.
 
     Args:
+        before: folder of an earlier build, of a log that this one goes on: the two-tower and the ranker start
+            from what they were there and are trained on what is new, see `models.starts`.
         see: what models may see of the training set; a comparison hides things from them.
         progress: told of every batch of training.
         step: told the name of each step as it begins.
 
     Raises:
         FolderInUse: another build works in `folder`, or what it would replace there is no build's.
-        ValueError: the log teaches nothing, or under `config.cascade.weights` nothing of worth in a market.
+        ValueError: the log teaches nothing, or nothing new, or under `config.cascade.weights` nothing of
+            worth in a market; or `before` is no build that this one can go on from.
     """
+    if before is not None:
+        if before.resolve() == folder.resolve():
+            raise ValueError(f"{folder} cannot be built from itself; {_ELSEWHERE}")
+        if dataset.split != "time":
+            raise ValueError(
+                f"{dataset.name} is not cut by time, so there are no rows since {before}; build without it"
+            )
+        if not (before / "work" / _MARK).exists():
+            raise ValueError(f"{before} is no folder of a build; give what `pasar build --out` was given")
     with only_user(folder, _ELSEWHERE):
-        return _build_release(dataset, folder, config, see, progress, step)
+        return _build_release(dataset, folder, config, before, see, progress, step)
 
 
 def _build_release(
     dataset: Dataset,
     folder: Path,
     config: BuildConfig,
+    before: Path | None,
     see: Callable[[TrainingSet], TrainingSet],
     progress: Progress,
     step: Callable[[str], None],
@@ -122,20 +141,27 @@ def _build_release(
         tidy(place)
         expect_own(place, sign, _ELSEWHERE)
     made_of = fingerprint(dataset, config)
+    starts: Starts = from_nothing
+    spaces = None
+    if before is not None:
+        earlier = before / "work"
+        made_of = hashlib.sha256(f"{made_of} {(earlier / _MARK).read_text()}".encode()).hexdigest()
+        starts, spaces = after(earlier, config.replay), read_spaces(earlier / "features" / SPACES)
     mark = work / _MARK
     if not mark.exists() or mark.read_text() != made_of:
         remove(work)
         work.mkdir()
         mark.write_text(made_of)
-    data = see(build_training_set(dataset, work, config, step=step))
+    data = see(build_training_set(dataset, work, config, spaces=spaces, step=step))
     examples = data.examples
     kinds = pd.Index(KINDS).get_indexer(content_frame(examples.contents)["kind"])
     learned = learned_tasks(examples, config.ranker.min_outcomes)
     config.cascade.expect_worth(learned, examples.markets, kinds_sold(examples.available, kinds))
     step("two-tower")
-    two_tower, retrieval = train_two_tower(data, config.two_tower, work / "two_tower", config.seed, progress)
+    place = work / "two_tower"
+    two_tower, retrieval = train_two_tower(data, config.two_tower, place, config.seed, progress, starts)
     step("ranker")
-    ranker, tasks, ranking = train_ranker(data, config.ranker, work / "ranker", config.seed, progress)
+    ranker, tasks, ranking = train_ranker(data, config.ranker, work / "ranker", config.seed, progress, starts)
     step("calibration")
     calibration = calibrate(ranker, data, tasks, config.ranker, config.calibration)
     step("release")
@@ -145,6 +171,7 @@ def _build_release(
     info = {
         "data_set": dataset.name,
         "seed": config.seed,
+        "went_on": before is not None,
         "two_tower": [{"best_epoch": one.best_epoch, "validation": one.history} for one in retrieval],
         "ranker": [{"best_epoch": one.best_epoch, "validation": one.history} for one in ranking],
     }
@@ -179,11 +206,17 @@ def _build_release(
 
 
 def build_training_set(
-    dataset: Dataset, work: Path, config: BuildConfig, *, step: Callable[[str], None] = lambda name: None
+    dataset: Dataset,
+    work: Path,
+    config: BuildConfig,
+    *,
+    spaces: Mapping[str, VectorSpace] | None = None,
+    step: Callable[[str], None] = lambda name: None,
 ) -> TrainingSet:
     """What the models of a build are trained on; its arrays are files under `work`.
 
     Args:
+        spaces: see `workflows.features.fit_features`.
         step: told the name of each step as it begins.
     """
     step("examples")
@@ -197,7 +230,11 @@ def build_training_set(
         seed=config.seed,
     )
     features = fit_features(
-        examples, work / "features", config.features, progress=lambda name: step(f"features, {name}")
+        examples,
+        work / "features",
+        config.features,
+        progress=lambda name: step(f"features, {name}"),
+        spaces=spaces,
     )
     if not any(name.startswith("hist_") for name in features.query.arrays):
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from .gates import PRIOR, Gates
 from .heads import TaskHeads
 from .history import HistoryAttention, Items, history_length, history_schema
 from .members import Rankers, train_members
+from .starts import Start, Starts, from_nothing, keep
 from .training import Progress, TrainingState, quiet, set_seed, traced, train
 from .unseen import fill_unseen
 
@@ -309,7 +311,12 @@ def predict(model: mm.Model | Rankers, batches: RankingBatches) -> tuple[np.ndar
 
 
 def train_ranker(
-    data: TrainingSet, config: RankerConfig, folder: Path, seed: int, progress: Progress = quiet
+    data: TrainingSet,
+    config: RankerConfig,
+    folder: Path,
+    seed: int,
+    progress: Progress = quiet,
+    start: Starts = from_nothing,
 ) -> tuple[mm.Model | Rankers, tuple[str, ...], list[TrainingState]]:
     """Fit the ranker; a metric on validation pairs decides when to stop.
 
@@ -317,13 +324,16 @@ def train_ranker(
     of each of some positives among `RIVALS` contents of the kind that retrieval brings: an AUC goes on rising
     while the first places, which are all that a slate shows, get worse.
 
+    Args:
+        start: what the training in a folder goes on from.
+
     Returns:
         The model, its tasks in output order, and how the training of each of its members went.
     """
     labels = task_labels(data.examples, config.min_outcomes)
 
     def train_one(folder: Path, seed: int) -> tuple[mm.Model, TrainingState]:
-        return _train_one(data, labels, config, folder, seed, progress)
+        return _train_one(data, labels, config, folder, seed, progress, start(folder))
 
     model, states = train_members(train_one, Rankers, config.members, folder, seed)
     return model, tuple(labels), states
@@ -336,6 +346,7 @@ def _train_one(
     folder: Path,
     seed: int,
     progress: Progress,
+    start: Start | None,
 ) -> tuple[mm.Model, TrainingState]:
     set_seed(seed)
     tasks = tuple(labels)
@@ -346,6 +357,8 @@ def _train_one(
     pairs = data.examples.pairs
     folder.mkdir(parents=True, exist_ok=True)
     rows = {split: np.arange(pairs.rows(split).start, pairs.rows(split).stop) for split in (TRAIN, VALID)}
+    if start is not None:
+        rows[TRAIN] = start.rows(data, rows[TRAIN], seed)
     logged = {split: data.logged_pairs(rows[split], folder / f"pairs-{split}.npy") for split in rows}
 
     def batches(epoch: int) -> RankingBatches:
@@ -396,8 +409,10 @@ def _train_one(
         patience=config.patience,
         folder=folder,
         parts=PARTS,
+        begin=None if start is None else partial(start.give, data=data),
         progress=progress,
     )
+    keep(model, data, folder)
     fill_unseen(model, data, forgotten=FORGOTTEN if config.id_dropout else ())
     return model, state
 

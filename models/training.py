@@ -60,12 +60,14 @@ class TrainingState:
         epoch: epochs finished.
         best_epoch, best: the epoch with the best validation metric, and that metric; -1 before the first.
         history: validation metrics, one dictionary an epoch.
+        start: those of the weights that training was given to start from.
     """
 
     epoch: int = 0
     best_epoch: int = -1
     best: float = -np.inf
     history: list[dict[str, float]] = field(default_factory=list)
+    start: dict[str, float] = field(default_factory=dict)
 
 
 def set_seed(seed: int) -> None:
@@ -91,6 +93,7 @@ def train(
     patience: int,
     folder: Path,
     parts: int = 1,
+    begin: Callable[[tf.keras.Model], None] | None = None,
     progress: Progress = quiet,
 ) -> TrainingState:
     """Fit `model` and leave it with the weights of its best epoch.
@@ -106,6 +109,8 @@ def train(
         epochs: at most this many.
         patience: stop after this many epochs without a better metric.
         parts: see `TrainingLoop`.
+        begin: gives the model weights to start from, which count as the epoch 0: with validation data none
+            that is worse is kept.
 
     Raises:
         ValueError: `epochs` or `patience` is below 1, or the training diverged.
@@ -121,6 +126,12 @@ def train(
     loop, total = TrainingLoop(model, losses, first[0], parts), len(first)
     if state.epoch:
         checkpoint.read(str(folder / f"epoch-{state.epoch}")).expect_partial()
+    elif begin is not None:
+        begin(model)
+        state.start = validate(model)
+        if state.start:
+            state.best, state.best_epoch = state.start[monitor], 0
+        checkpoint.write(str(folder / "epoch-0"))
     while state.epoch < epochs and state.epoch - max(state.best_epoch, 0) < patience:
         before = state.epoch * total
         for done, loss in enumerate(loop.run(batches(state.epoch)), 1):
@@ -146,7 +157,8 @@ def train(
                 file.unlink()
         progress(name, state.epoch * total, epochs * total, metrics)
     checkpoint.read(str(folder / f"epoch-{state.best_epoch}")).expect_partial()
-    progress(name, epochs * total, epochs * total, state.history[state.best_epoch - 1])
+    kept = state.history[state.best_epoch - 1] if state.best_epoch else state.start
+    progress(name, epochs * total, epochs * total, kept)
     return state
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from .gates import PRIOR, Gated
 from .members import TwoTowers, train_members
 from .related import WithRelated, related_ids
 from .row_adam import RowAdam
+from .starts import Start, Starts, from_nothing, keep
 from .training import Progress, TrainingState, quiet, set_seed, traced, train
 from .unseen import fill_unseen
 
@@ -209,26 +211,41 @@ def places_in_market(
 
 
 def train_two_tower(
-    data: TrainingSet, config: TwoTowerConfig, folder: Path, seed: int, progress: Progress = quiet
+    data: TrainingSet,
+    config: TwoTowerConfig,
+    folder: Path,
+    seed: int,
+    progress: Progress = quiet,
+    start: Starts = from_nothing,
 ) -> tuple[mm.RetrievalModelV2 | TwoTowers, list[TrainingState]]:
     """Fit the two-tower on training positives; recall@100 on validation positives decides when to stop.
+
+    Args:
+        start: what the training in a folder goes on from.
 
     Returns:
         The model, and how the training of each of its members went.
     """
 
     def train_one(folder: Path, seed: int) -> tuple[mm.RetrievalModelV2, TrainingState]:
-        return _train_one(data, config, folder, seed, progress)
+        return _train_one(data, config, folder, seed, progress, start(folder))
 
     return train_members(train_one, TwoTowers, config.members, folder, seed)
 
 
 def _train_one(
-    data: TrainingSet, config: TwoTowerConfig, folder: Path, seed: int, progress: Progress
+    data: TrainingSet,
+    config: TwoTowerConfig,
+    folder: Path,
+    seed: int,
+    progress: Progress,
+    start: Start | None,
 ) -> tuple[mm.RetrievalModelV2, TrainingState]:
     set_seed(seed)
     pairs = data.examples.pairs
     rows = np.flatnonzero(pairs.positive & (pairs.split == TRAIN))
+    if start is not None:
+        rows = start.rows(data, rows, seed)
     features = data.features
     related = None
     if config.related:
@@ -267,7 +284,9 @@ def _train_one(
         epochs=config.epochs,
         patience=config.patience,
         folder=folder,
+        begin=None if start is None else partial(start.give, data=data),
         progress=progress,
     )
+    keep(model, data, folder)
     fill_unseen(model, data, forgotten=("user_id",) if config.user_dropout else ())
     return model, state

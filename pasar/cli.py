@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -238,16 +239,22 @@ def extend(
 def build(
     data: Annotated[Path, typer.Option("--data", help="Folder of a data set.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the build; its release is OUT/release.")],
+    before: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Folder of an earlier build: models go on from there and learn what is new."
+        ),
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
     """Build a release: features, training, export, report. A build that was killed goes on when run again."""
     from market.dataset import Dataset
     from pasar.settings import load
 
-    _build(Dataset.open(data), out, load(config).build)
+    _build(Dataset.open(data), out, load(config).build, before)
 
 
-def _build(dataset: Any, out: Path, config: Any) -> Any:
+def _build(dataset: Any, out: Path, config: Any, before: Path | None = None) -> Any:
     from ensemble.build import build_release
     from evaluation.report import offline_report
     from evaluation.runs import write_rows
@@ -255,7 +262,7 @@ def _build(dataset: Any, out: Path, config: Any) -> Any:
 
     start = clock.monotonic()
     with reporter() as report:
-        built = build_release(dataset, out, config, progress=report.training, step=report.step)
+        built = build_release(dataset, out, config, before=before, progress=report.training, step=report.step)
         report.step("report")
         rows = offline_report(built.release, built.data, queries_per_market=1000, seed=config.seed)
         write_rows(out / "report.json", rows)
@@ -383,6 +390,72 @@ def serve(
         )
         server.wait(stop)
     say("stopped")
+
+
+@app.command()
+def gate(
+    release: Annotated[Path, typer.Option("--release", help="Folder of the release that would be served.")],
+    against: Annotated[Path, typer.Option("--against", help="Folder of the release that is served.")],
+    data: Annotated[Path, typer.Option("--data", help="Data set whose last rows neither learned from.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the checks here.")] = None,
+    seed: Annotated[int, typer.Option(help="Of which queries and people are asked.")] = 0,
+    config: ConfigOption = None,
+) -> None:
+    """Compare a release with the one that is served; ends with exit code 1 where it would lose too much."""
+    import tempfile
+
+    from ensemble.plan import Plan
+    from ensemble.release import Release
+    from evaluation.gates import faults
+    from evaluation.gates import gate as compare
+    from evaluation.runs import write_rows
+    from market.dataset import Dataset
+    from pasar.settings import load
+    from pasar.show import console, reporter, say
+    from workflows.examples import build_examples
+
+    settings = load(config)
+    candidate, served = Release.open(release), Release.open(against)
+    length = max(Plan.of(one).history_length for one in (candidate, served))
+    with tempfile.TemporaryDirectory(prefix="pasar-gate-") as folder, reporter() as report:
+        report.step("examples")
+        examples = build_examples(
+            Dataset.open(data),
+            Path(folder),
+            history_length=length,
+            seen_length=length,
+            live_window_s=settings.build.live_window_s,
+            split=settings.build.split,
+        )
+        checks = compare(candidate, served, examples, settings.gate, seed=seed, step=report.step)
+    if json_file:
+        write_rows(json_file, checks)
+    console.print(_check_table(checks))
+    if found := faults(checks):
+        raise ValueError(f"{release} must not replace {against}: {'; '.join(found)}")
+    say(f"{release} may replace {against}")
+
+
+def _check_table(checks: list) -> Any:
+    from evaluation.gates import shown
+    from pasar.show import rows_table
+
+    rows = []
+    for check in checks:
+        estimated = not math.isnan(check.low)
+        rows.append(
+            [
+                check.figure,
+                check.market,
+                shown(check.served),
+                shown(check.candidate),
+                f"{check.candidate - check.served:+.4f}" if estimated else "",
+                f"{check.low:+.4f} to {check.high:+.4f}" if estimated else "",
+                "refused" if check.refused else "",
+            ]
+        )
+    columns = ["figure", "market", "served", "new", "change", "interval", ""]
+    return rows_table("The release beside the one that is served", columns, rows)
 
 
 @app.command()

@@ -24,11 +24,12 @@ if typing.TYPE_CHECKING:
     from ensemble.build import BuildConfig
     from ensemble.plan import CascadeConfig
     from ensemble.serving import ServeConfig
+    from evaluation.gates import GateConfig
     from market.world import WorldConfig
 
 FILE = "pasar.toml"
 DATA_SETS = Path(__file__).parents[1] / "evaluation" / "data_sets.toml"
-SECTIONS = ("world", "build", "serve")
+SECTIONS = ("world", "build", "serve", "gate")
 
 
 class SettingsError(ValueError):
@@ -39,9 +40,10 @@ def schema() -> dict[str, type]:
     """Section name → dataclass. Importing the build imports the training stack, so it happens here."""
     from ensemble.build import BuildConfig
     from ensemble.serving import ServeConfig
+    from evaluation.gates import GateConfig
     from market.world import WorldConfig
 
-    return dict(zip(SECTIONS, (WorldConfig, BuildConfig, ServeConfig)))
+    return dict(zip(SECTIONS, (WorldConfig, BuildConfig, ServeConfig, GateConfig)))
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Settings:
     world: WorldConfig
     build: BuildConfig
     serve: ServeConfig
+    gate: GateConfig
 
 
 def load(path: Path | None = None) -> Settings:

@@ -54,9 +54,11 @@ from .examples import (
     user_frame,
 )
 from .fit import fit
-from .vectors import VectorSpace, raw_vectors, vector_columns
+from .vectors import VectorSpace, raw_vectors, vector_columns, write_spaces
 
 LOG = "log"
+SPACES = "spaces.npz"
+"""In the folder of features: how content vectors were encoded."""
 
 #: Continuous columns without a logarithm are clipped to this and its negative.
 MOST = 1e9
@@ -125,13 +127,15 @@ class Features:
     """Encoded queries (all splits, in the order of `Examples.queries`) and contents (in table order).
 
     Attributes:
+        keys: by domain, text[K] of the categories that have an id of their own, in the order of their ids.
         spaces: how content vectors were encoded, one a column; `content` has them under their names, tagged
             `Tags.EMBEDDING`. The graph of `content` does not: they need no vocabulary and no null of a table.
     """
 
     query: Encoded
     content: Encoded
-    spaces: tuple[VectorSpace, ...] = ()
+    spaces: tuple[VectorSpace, ...]
+    keys: Mapping[str, np.ndarray]
 
 
 CONTENT_TAGS: dict[str, list] = {
@@ -261,6 +265,7 @@ def fit_features(
     folder: Path,
     config: FeatureConfig,
     progress: Callable[[str], None] = lambda step: None,
+    spaces: Mapping[str, VectorSpace] | None = None,
 ) -> Features:
     """Fit both workflows on the training part alone, then transform every row, out of core.
 
@@ -272,6 +277,7 @@ def fit_features(
     Args:
         folder: scratch space; made anew.
         progress: called with the name of each step as it begins.
+        spaces: of columns of content vectors, in place of those that would be fitted.
     """
     shutil.rmtree(folder, ignore_errors=True)
     stats = folder / "stats"
@@ -295,7 +301,7 @@ def fit_features(
         progress("contents: transform")
         item = _transform(workflow, [raw / "contents"], folder / "encoded" / "contents", {})
         out = folder / "encoded" / "contents"
-        item, spaces = _with_vectors(item, examples.contents, seen, config.vector_dims, out)
+        item, known = _with_vectors(item, examples.contents, seen, config.vector_dims, out, spaces or {})
 
         progress("queries: write")
         for split, name in enumerate(SPLITS):
@@ -321,17 +327,35 @@ def fit_features(
         parts = [raw / f"queries-{name}" for name in SPLITS if any((raw / f"queries-{name}").iterdir())]
         lengths = {name: config.history_length for name in vocabularies}
         user = _transform(workflow, parts, folder / "encoded" / "queries", lengths)
-    return Features(query=user, content=item, spaces=spaces)
+    write_spaces(folder / SPACES, known)
+    return Features(user, item, known, _keys(stats, user.schema + item.schema))
+
+
+def _keys(stats: Path, schema: Schema) -> dict[str, np.ndarray]:
+    """`Features.keys` of fitted workflows whose output has a schema."""
+    lists = schema.select_by_tag(Tags.LIST).column_names
+    keys = {}
+    for column in schema.select_by_tag(Tags.CATEGORICAL).excluding_by_name(lists):
+        # Declared categories have a folder of their own.
+        own = stats / column.name if (stats / column.name).is_dir() else stats
+        keys[column.name] = vocabulary(own, column.name).to_numpy().astype(str)
+    return keys
 
 
 def _with_vectors(
-    encoded: Encoded, contents: pd.DataFrame, seen: np.ndarray, most: int, out: Path
+    encoded: Encoded,
+    contents: pd.DataFrame,
+    seen: np.ndarray,
+    most: int,
+    out: Path,
+    known: Mapping[str, VectorSpace],
 ) -> tuple[Encoded, tuple[VectorSpace, ...]]:
-    """Encoded contents with their vectors, and the spaces of these, fitted on the contents bool[N] `seen`."""
+    """Encoded contents with their vectors, and the spaces of these; those that are not known are fitted on
+    the contents bool[N] `seen`."""
     arrays, schema, spaces = dict(encoded.arrays), encoded.schema, []
     for name in vector_columns(contents) if most else ():
         raw = raw_vectors(contents, name)
-        spaces.append(VectorSpace.fit(name, raw[seen], most))
+        spaces.append(known.get(name) or VectorSpace.fit(name, raw[seen], most))
         np.save(out / f"{name}.npy", spaces[-1](raw))
         arrays[name] = np.load(out / f"{name}.npy", mmap_mode="r")
         width = arrays[name].shape[1]

@@ -6,12 +6,15 @@ The main directions of the cosines between contents are what a model can tell th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 PREFIX = "v_"
+PARTS = ("mean", "directions")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,18 @@ class VectorSpace:
         known = ~np.isnan(vectors).any(axis=1, keepdims=True)
         turned = _unit(np.where(known, vectors, self.mean) - self.mean)
         return (turned @ self.directions).astype(np.float32)
+
+
+def write_spaces(path: Path, spaces: Sequence[VectorSpace]) -> None:
+    """Keep spaces in a file *.npz."""
+    np.savez(path, **{f"{s.name} {part}": getattr(s, part) for s in spaces for part in PARTS})
+
+
+def read_spaces(path: Path) -> dict[str, VectorSpace]:
+    """The spaces that `write_spaces` kept, by column."""
+    with np.load(path, allow_pickle=False) as kept:
+        names = {key.rsplit(" ", 1)[0] for key in kept}
+        return {name: VectorSpace(name, *(kept[f"{name} {part}"] for part in PARTS)) for name in names}
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -1,0 +1,160 @@
+"""What training may start from: the weights that an earlier build's models ended with, by keys of its ids.
+
+Categories are numbered anew by each build, so embeddings are kept with the raw keys that they stand for. Only
+the log since then is trained on, with some of the earlier rows among it: what learns from new rows alone
+forgets (McCloskey and Cohen, "Catastrophic interference in connectionist networks", 1989).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from workflows.examples import TRAIN
+from workflows.features import Features
+
+from .batches import FORGOTTEN, UNSEEN, TrainingSet
+from .blocks import table_of
+from .gates import Gates
+
+FILE = "learned.npz"
+"""In the folder of a training."""
+KEYS, ROWS, OF = "keys of ", "rows", " of "
+_ANEW = "build without an earlier one, which trains from the beginning"
+
+
+@dataclass(frozen=True)
+class Start:
+    """What one training goes on from.
+
+    Attributes:
+        file: that an earlier training left with `keep`.
+        replay: earlier rows that are trained on again for each that is new.
+    """
+
+    file: Path
+    replay: float
+
+    def rows(self, data: TrainingSet, rows: np.ndarray, seed: int) -> np.ndarray:
+        """Of training rows, int64[P] of `Examples.pairs`, those that the earlier training ended before, and
+        some of the others: ascending.
+
+        Raises:
+            ValueError: there is nothing to start from, or no row is new.
+        """
+        until = int(self._learned()["until"])
+        times = data.examples.queries.time[data.examples.pairs.query[rows]]
+        new, old = rows[times >= until], rows[times < until]
+        if not len(new):
+            raise ValueError(
+                f"{data.examples.name} has no training row after those of {self.file}, so there is nothing "
+                f"new to learn; take a longer log, or {_ANEW}"
+            )
+        again = np.random.default_rng(seed).permutation(len(old))[: round(self.replay * len(new))]
+        return np.sort(np.concatenate([new, old[again]]))
+
+    def give(self, model: tf.keras.Model, data: TrainingSet) -> None:
+        """Give a model, whose variables stand, the weights to start from.
+
+        An id that the earlier training did not know starts as the unseen ones of its column ended, where
+        training showed ids as unseen, else as the mean of those it knew; its gate as it was made.
+
+        Raises:
+            ValueError: the weights are of another model.
+        """
+        learned = self._learned()
+        with _weights(model) as weights:
+            if str(learned["columns"]) != _columns(data.features) or not weights.keys() <= learned.keys():
+                raise ValueError(f"{self.file} is of models that read other columns; {_ANEW}")
+            for name, own in weights.items():
+                old, (kind, _, domain) = learned[name], name.partition(OF)
+                if old.shape[1:] != own.shape[1:] or (not domain and old.shape != own.shape):
+                    raise ValueError(
+                        f"{self.file} is of a model of another shape, {old.shape} where this one has "
+                        f"{own.shape}: knobs of [build.two_tower] or [build.ranker] changed; {_ANEW}"
+                    )
+                if not domain:
+                    own[...] = old
+                    continue
+                first = UNSEEN + 1
+                place = pd.Index(learned[KEYS + domain]).get_indexer(data.features.keys[domain])
+                own[:first] = old[:first]
+                own[first:][place >= 0] = old[first:][place[place >= 0]]
+                if kind == ROWS and len(old) > first:
+                    new = old[UNSEEN] if domain in FORGOTTEN else old[first:].mean(axis=0)
+                    own[first:][place < 0] = new
+
+    def _learned(self) -> Mapping[str, np.ndarray]:
+        try:
+            with np.load(self.file, allow_pickle=False) as opened:
+                return dict(opened)
+        except FileNotFoundError:
+            raise ValueError(f"{self.file} is missing, so there is nothing to start from; {_ANEW}") from None
+
+
+Starts = Callable[[Path], Start | None]
+"""What the training in a folder goes on from."""
+
+
+def from_nothing(folder: Path) -> Start | None:
+    """A `Starts` of trainings that begin with weights that are drawn."""
+    return None
+
+
+def after(work: Path, replay: float) -> Starts:
+    """Trainings go on from those in folders of the same names in an earlier build's work folder."""
+    return lambda folder: Start(work / folder.name / FILE, replay)
+
+
+def keep(model: tf.keras.Model, data: TrainingSet, folder: Path) -> None:
+    """Write what a training ended with into its folder, for a later one to start from."""
+    queries = data.examples.queries
+    ended = int(queries.time[queries.rows(TRAIN)].max(initial=0)) + 1
+    told = {"columns": np.array(_columns(data.features)), "until": np.array(ended)}
+    keys = {KEYS + domain: array for domain, array in data.features.keys.items()}
+    place = folder / f".{FILE}"
+    with _weights(model) as weights, place.open("wb") as opened:
+        np.savez(opened, **told, **keys, **weights)
+    os.replace(place, folder / FILE)
+
+
+def _columns(features: Features) -> str:
+    """All that shapes what models read but how many ids there are."""
+    every = features.query.schema + features.content.schema
+    return json.dumps([(c.name, sorted(map(str, c.tags)), str(c.shape)) for c in every])
+
+
+@contextmanager
+def _weights(model: tf.keras.Model) -> Iterator[dict[str, np.ndarray]]:
+    """The weights of a model by name; what is written into them becomes the model's.
+
+    Rows of ids are named by their domain, `OF` before it: embeddings `ROWS`, gates by their number.
+    """
+    table, variables = table_of(model), model.trainable_variables
+    domains = {
+        kernel.ref(): domain
+        for layer in model.submodules
+        if isinstance(layer, Gates)
+        for domain, kernel in layer.kernels.items()
+    }
+    arrays = [variable.numpy() for variable in variables]
+    weights: dict[str, np.ndarray] = {}
+    for place, (variable, array) in enumerate(zip(variables, arrays)):
+        if variable is table.embeddings:
+            ends = [*list(table.first.values())[1:], len(array)]
+            for (domain, first), end in zip(table.first.items(), ends):
+                weights[ROWS + OF + domain] = array[first:end]
+        else:
+            domain = domains.get(variable.ref())
+            weights[f"{place}{OF}{domain}" if domain else str(place)] = array
+    yield weights
+    for variable, array in zip(variables, arrays):
+        variable.assign(array)
