@@ -52,8 +52,6 @@ class BuildConfig:
     Attributes:
         seed: of everything drawn while building.
         popularity_window_h: trailing window of popularity where a data set is cut by time (hours).
-        replay: where a build goes on from an earlier one, rows which that one trained on that are trained on
-            again for each that is new.
         live_window_s: an impression of a live room is labelled with what its user did there within this time
             from it on, for logs that tell a stay as many impressions; 0 takes each for itself (seconds).
     """
@@ -61,7 +59,6 @@ class BuildConfig:
     seed: int = 7
     popularity_window_h: float = 72.0
     live_window_s: int = 0
-    replay: float = 1.0
     split: SplitConfig = field(default_factory=SplitConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
     item_graph: ItemGraphConfig = field(default_factory=ItemGraphConfig)
@@ -75,7 +72,7 @@ class BuildConfig:
     def __post_init__(self) -> None:
         expect(self, "build", "seed", least=0, most=LARGEST_SEED)
         expect(self, "build", "popularity_window_h", above=0)
-        expect(self, "build", "live_window_s replay", least=0)
+        expect(self, "build", "live_window_s", least=0)
 
 
 @dataclass(frozen=True)
@@ -146,7 +143,7 @@ def _build_release(
     if before is not None:
         earlier = before / "work"
         made_of = hashlib.sha256(f"{made_of} {(earlier / _MARK).read_text()}".encode()).hexdigest()
-        starts, spaces = after(earlier, config.replay), read_spaces(earlier / "features" / SPACES)
+        starts, spaces = after(earlier), read_spaces(earlier / "features" / SPACES)
     mark = work / _MARK
     if not mark.exists() or mark.read_text() != made_of:
         remove(work)

@@ -62,6 +62,8 @@ class RankerConfig:
             that all share alike.
         gates: whether market and language say how much each field and hidden unit counts.
         esmm: whether carts and orders are learned as given the outcome that they follow.
+        replay: where training goes on from an earlier build's, rows of that one that are trained on again for
+            each that is new (rows).
         members: rankers that are trained under different seeds and asked as one (`models.members`).
     """
 
@@ -81,12 +83,13 @@ class RankerConfig:
     experts: int = 0
     gates: bool = False
     esmm: bool = False
+    replay: float = 0.0
     members: int = 1
 
     def __post_init__(self) -> None:
         counts = "embedding_dim bottom top batch_size epochs patience negatives min_outcomes members"
         expect(self, "ranker", counts, least=1)
-        expect(self, "ranker", "experts", least=0)
+        expect(self, "ranker", "experts replay", least=0)
         expect(self, "ranker", "learning_rate", above=0)
         expect(self, "ranker", "id_dropout popular_negatives", least=0, most=1)
         if self.experts and len(self.top) < 2:
@@ -358,7 +361,7 @@ def _train_one(
     folder.mkdir(parents=True, exist_ok=True)
     rows = {split: np.arange(pairs.rows(split).start, pairs.rows(split).stop) for split in (TRAIN, VALID)}
     if start is not None:
-        rows[TRAIN] = start.rows(data, rows[TRAIN], seed)
+        rows[TRAIN] = start.rows(data, rows[TRAIN], config.replay, seed)
     logged = {split: data.logged_pairs(rows[split], folder / f"pairs-{split}.npy") for split in rows}
 
     def batches(epoch: int) -> RankingBatches:

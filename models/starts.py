@@ -27,7 +27,8 @@ from .gates import Gates
 
 FILE = "learned.npz"
 """In the folder of a training."""
-KEYS, ROWS, OF = "keys of ", "rows", " of "
+KEYS, ROWS, OF = "keys of ", "rows", " in "
+SLOTS = ("m", "v")
 _ANEW = "build without an earlier one, which trains from the beginning"
 
 
@@ -37,15 +38,16 @@ class Start:
 
     Attributes:
         file: that an earlier training left with `keep`.
-        replay: earlier rows that are trained on again for each that is new.
     """
 
     file: Path
-    replay: float
 
-    def rows(self, data: TrainingSet, rows: np.ndarray, seed: int) -> np.ndarray:
+    def rows(self, data: TrainingSet, rows: np.ndarray, replay: float, seed: int) -> np.ndarray:
         """Of training rows, int64[P] of `Examples.pairs`, those that the earlier training ended before, and
         some of the others: ascending.
+
+        Args:
+            replay: how many of the others for each of the first.
 
         Raises:
             ValueError: there is nothing to start from, or no row is new.
@@ -58,7 +60,7 @@ class Start:
                 f"{data.examples.name} has no training row after those of {self.file}, so there is nothing "
                 f"new to learn; take a longer log, or {_ANEW}"
             )
-        again = np.random.default_rng(seed).permutation(len(old))[: round(self.replay * len(new))]
+        again = np.random.default_rng(seed).permutation(len(old))[: round(replay * len(new))]
         return np.sort(np.concatenate([new, old[again]]))
 
     def give(self, model: tf.keras.Model, data: TrainingSet) -> None:
@@ -71,11 +73,15 @@ class Start:
             ValueError: the weights are of another model.
         """
         learned = self._learned()
-        with _weights(model) as weights:
-            if str(learned["columns"]) != _columns(data.features) or not weights.keys() <= learned.keys():
-                raise ValueError(f"{self.file} is of models that read other columns; {_ANEW}")
-            for name, own in weights.items():
-                old, (kind, _, domain) = learned[name], name.partition(OF)
+        first = UNSEEN + 1
+        with _state(model) as state:
+            if (str(learned["columns"]), str(learned["names"])) != (_columns(data.features), _names(state)):
+                raise ValueError(
+                    f"{self.file} is of a model that reads other columns or has other layers: the data set, "
+                    f"[build.two_tower] or [build.ranker] changed; {_ANEW}"
+                )
+            for name, own in state.items():
+                old, domain = learned[name], name.partition(OF)[2]
                 if old.shape[1:] != own.shape[1:] or (not domain and old.shape != own.shape):
                     raise ValueError(
                         f"{self.file} is of a model of another shape, {old.shape} where this one has "
@@ -84,11 +90,10 @@ class Start:
                 if not domain:
                     own[...] = old
                     continue
-                first = UNSEEN + 1
                 place = pd.Index(learned[KEYS + domain]).get_indexer(data.features.keys[domain])
                 own[:first] = old[:first]
                 own[first:][place >= 0] = old[first:][place[place >= 0]]
-                if kind == ROWS and len(old) > first:
+                if name.startswith(ROWS) and len(old) > first:
                     new = old[UNSEEN] if domain in FORGOTTEN else old[first:].mean(axis=0)
                     own[first:][place < 0] = new
 
@@ -109,9 +114,9 @@ def from_nothing(folder: Path) -> Start | None:
     return None
 
 
-def after(work: Path, replay: float) -> Starts:
+def after(work: Path) -> Starts:
     """Trainings go on from those in folders of the same names in an earlier build's work folder."""
-    return lambda folder: Start(work / folder.name / FILE, replay)
+    return lambda folder: Start(work / folder.name / FILE)
 
 
 def keep(model: tf.keras.Model, data: TrainingSet, folder: Path) -> None:
@@ -121,8 +126,8 @@ def keep(model: tf.keras.Model, data: TrainingSet, folder: Path) -> None:
     told = {"columns": np.array(_columns(data.features)), "until": np.array(ended)}
     keys = {KEYS + domain: array for domain, array in data.features.keys.items()}
     place = folder / f".{FILE}"
-    with _weights(model) as weights, place.open("wb") as opened:
-        np.savez(opened, **told, **keys, **weights)
+    with _state(model) as state, place.open("wb") as opened:
+        np.savez(opened, names=np.array(_names(state)), **told, **keys, **state)
     os.replace(place, folder / FILE)
 
 
@@ -132,29 +137,40 @@ def _columns(features: Features) -> str:
     return json.dumps([(c.name, sorted(map(str, c.tags)), str(c.shape)) for c in every])
 
 
-@contextmanager
-def _weights(model: tf.keras.Model) -> Iterator[dict[str, np.ndarray]]:
-    """The weights of a model by name; what is written into them becomes the model's.
+def _names(state: Mapping[str, np.ndarray]) -> str:
+    return json.dumps(sorted(state))
 
-    Rows of ids are named by their domain, `OF` before it: embeddings `ROWS`, gates by their number.
+
+@contextmanager
+def _state(model: tf.keras.Model) -> Iterator[dict[str, np.ndarray]]:
+    """The weights of a model and its optimiser's by name; what is written into them becomes theirs.
+
+    A row that comes without its second moment would be thrown far by its first gradient, so moments go with
+    the weights. Arrays with a row for each id end with their domain, `OF` before it; those that begin with
+    `ROWS` are embeddings.
     """
-    table, variables = table_of(model), model.trainable_variables
+    table, optimizer = table_of(model), model.optimizer
     domains = {
         kernel.ref(): domain
         for layer in model.submodules
         if isinstance(layer, Gates)
         for domain, kernel in layer.kernels.items()
     }
-    arrays = [variable.numpy() for variable in variables]
-    weights: dict[str, np.ndarray] = {}
-    for place, (variable, array) in enumerate(zip(variables, arrays)):
-        if variable is table.embeddings:
-            ends = [*list(table.first.values())[1:], len(array)]
+    variables = {"steps": (optimizer.iterations, None)}
+    for place, variable in enumerate(model.trainable_variables):
+        kind = ROWS if variable is table.embeddings else f"weight {place}"
+        slots = {f"{slot} of {kind}": optimizer.get_slot(variable, slot) for slot in SLOTS}
+        variables |= {name: (made, variable) for name, made in {kind: variable, **slots}.items()}
+    arrays = {name: np.array(variable) for name, (variable, _) in variables.items()}
+    state: dict[str, np.ndarray] = {}
+    for name, (_, of) in variables.items():
+        if of is table.embeddings:
+            ends = [*list(table.first.values())[1:], len(arrays[name])]
             for (domain, first), end in zip(table.first.items(), ends):
-                weights[ROWS + OF + domain] = array[first:end]
+                state[name + OF + domain] = arrays[name][first:end]
         else:
-            domain = domains.get(variable.ref())
-            weights[f"{place}{OF}{domain}" if domain else str(place)] = array
-    yield weights
-    for variable, array in zip(variables, arrays):
-        variable.assign(array)
+            domain = None if of is None else domains.get(of.ref())
+            state[name + OF + domain if domain else name] = arrays[name]
+    yield state
+    for name, (variable, _) in variables.items():
+        variable.assign(arrays[name])

@@ -48,6 +48,8 @@ class TwoTowerConfig:
         logq: strength of the correction for popular negatives, 0 to 1.
         validation_queries: validation queries scored after each epoch (queries).
         gates: whether market and language say how much each input of the query tower counts.
+        replay: where training goes on from an earlier build's, rows of that one that are trained on again for
+            each that is new (rows).
         members: two-towers that are trained under different seeds and asked as one (`models.members`).
     """
 
@@ -64,13 +66,14 @@ class TwoTowerConfig:
     logq: float = 1.0
     validation_queries: int = 4_000
     gates: bool = False
+    replay: float = 3.0
     members: int = 1
 
     def __post_init__(self) -> None:
         counts = "dim embedding_dim hidden epochs patience validation_queries members"
         expect(self, "two_tower", counts, least=1)
         expect(self, "two_tower", "batch_size", least=2)
-        expect(self, "two_tower", "related", least=0)
+        expect(self, "two_tower", "related replay", least=0)
         expect(self, "two_tower", "temperature learning_rate", above=0)
         expect(self, "two_tower", "user_dropout logq", least=0, most=1)
 
@@ -245,7 +248,7 @@ def _train_one(
     pairs = data.examples.pairs
     rows = np.flatnonzero(pairs.positive & (pairs.split == TRAIN))
     if start is not None:
-        rows = start.rows(data, rows, seed)
+        rows = start.rows(data, rows, config.replay, seed)
     features = data.features
     related = None
     if config.related:

@@ -1,0 +1,229 @@
+"""What training goes on from: the right weights at the right ids, the right rows, and no other model's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+from models import two_tower
+from models.batches import UNSEEN
+from models.blocks import table_of
+from models.ranker import RankerConfig, train_ranker
+from models.related import related_ids
+from models.starts import FILE, Start, _state, after, keep
+from models.training import train
+from models.two_tower import TwoTowerConfig, train_two_tower
+from tests.models import resumable
+from tests.models.conftest import Trained
+from workflows.examples import TRAIN
+
+FIRST = UNSEEN + 1
+SEED = 11
+
+
+@pytest.fixture(scope="module")
+def learned(small_two_tower: Trained, small_training_set, tmp_path_factory):
+    """A file of the small two-tower's weights, which it goes on with, too: those that it has by now."""
+    folder = tmp_path_factory.mktemp("work") / "two_tower"
+    folder.mkdir()
+    keep(small_two_tower.model, small_training_set, folder)
+    return folder / FILE
+
+
+def rewritten(file, path, **arrays):
+    """The file with other arrays of some names."""
+    with np.load(file) as opened:
+        np.savez(path, **(dict(opened) | arrays))
+    return path
+
+
+def drawn(small_two_tower, data, seed=5):
+    """A model of the same shape with weights as they are drawn."""
+    config = small_two_tower.config
+    ids = int(data.features.content.schema["content_id"].int_domain.max) + 1
+    near = related_ids(data.graph.graph, data.features.content.arrays["content_id"], ids, config.related)
+    schemas = data.features.query.schema, data.features.content.schema
+    model = two_tower.build_two_tower(*schemas, config, seed, near)
+    rows = np.flatnonzero(data.examples.pairs.positive)[:8]
+    x, _ = two_tower.RetrievalBatches(data, rows, batch_size=8, seed=0)[0]
+    two_tower.losses(model, x, None)
+    model.optimizer._create_all_weights(model.trainable_variables)
+    return model
+
+
+def weights(model) -> dict[str, np.ndarray]:
+    with _state(model) as found:
+        return {name: array.copy() for name, array in found.items()}  # the optimiser's moments, too
+
+
+def test_a_model_of_the_same_data_starts_with_the_same_weights(learned, small_two_tower, small_training_set):
+    model = drawn(small_two_tower, small_training_set)
+    before, expected = weights(model), weights(small_two_tower.model)
+    assert any(not np.array_equal(before[name], expected[name]) for name in expected)
+    Start(learned).give(model, small_training_set)
+    after_ = weights(model)
+    assert after_.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(after_[name], array, name)
+    np.testing.assert_array_equal(
+        table_of(model).embeddings.numpy(), table_of(small_two_tower.model).embeddings.numpy()
+    )
+
+
+def test_every_id_of_its_own_has_its_key(small_training_set, small_examples):
+    features = small_training_set.features
+    for schema in (features.query.schema, features.content.schema):
+        for column in schema:
+            if "domain" in column.properties and not column.shape.is_list:
+                assert len(features.keys[column.name]) + FIRST == int(column.int_domain.max) + 1, column.name
+    ids = features.content.arrays["content_id"]
+    known = ids >= FIRST
+    assert known.any()
+    np.testing.assert_array_equal(
+        features.keys["content_id"][ids[known] - FIRST],
+        small_examples.contents["content_id"].to_numpy(str)[known],
+    )
+
+
+def test_rows_follow_their_keys_and_new_ones_start_as_unseen(
+    learned, small_two_tower, small_training_set, tmp_path
+):
+    """An earlier build that numbered its contents the other way round and lacked the last two of them."""
+    keys = small_training_set.features.keys["content_id"]
+    names = [f"{kind}rows in content_id" for kind in ("", "m of ", "v of ")]
+    old = {name: weights(small_two_tower.model)[name] for name in names}
+    turned = {name: np.concatenate([of[:FIRST], of[FIRST:][:-2][::-1]]) for name, of in old.items()}
+    other = rewritten(learned, tmp_path / "other.npz", **turned, **{"keys of content_id": keys[:-2][::-1]})
+    model = drawn(small_two_tower, small_training_set)
+    Start(other).give(model, small_training_set)
+    found = weights(model)
+    for name in names:
+        np.testing.assert_array_equal(found[name][:-2], old[name][:-2])
+    np.testing.assert_array_equal(found[names[0]][-2:], old[names[0]][[UNSEEN, UNSEEN]])
+    assert (old["v of rows in content_id"][:-2] > 0).any()
+    # An id that nobody moved yet has no moments.
+    assert not found["m of rows in content_id"][-2:].any()
+    assert not found["v of rows in content_id"][-2:].any()
+
+
+def test_a_new_category_starts_as_the_mean_of_those_known(
+    learned, small_two_tower, small_training_set, tmp_path
+):
+    keys = small_training_set.features.keys["category"]
+    old = weights(small_two_tower.model)["rows in category"]
+    fewer = {"keys of category": keys[1:], "rows in category": np.delete(old, FIRST, axis=0)}
+    model = drawn(small_two_tower, small_training_set)
+    Start(rewritten(learned, tmp_path / "fewer.npz", **fewer)).give(model, small_training_set)
+    found = weights(model)["rows in category"]
+    np.testing.assert_array_equal(found[FIRST + 1 :], old[FIRST + 1 :])
+    np.testing.assert_allclose(found[FIRST], old[FIRST + 1 :].mean(axis=0), rtol=1e-6)
+
+
+def test_another_model_s_weights_are_refused(learned, small_two_tower, small_training_set, tmp_path):
+    model = drawn(small_two_tower, small_training_set)
+    before = weights(model)
+    with np.load(learned) as opened:
+        [name, *_] = [name for name in opened if name.startswith("weight") and opened[name].ndim == 2]
+        wide = np.concatenate([opened[name]] * 2, axis=1)
+    for changed, said in (
+        ({name: wide}, r"another shape, .*knobs of \[build.two_tower\]"),
+        ({"rows in category": np.zeros((9, 3), np.float32)}, "another shape"),
+        ({"columns": np.array("[]")}, "reads other columns or has other layers"),
+        ({"names": np.array("[]")}, "reads other columns or has other layers"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Start(rewritten(learned, tmp_path / "wrong.npz", **changed)).give(model, small_training_set)
+        for key, array in before.items():
+            np.testing.assert_array_equal(weights(model)[key], array, key)
+    with pytest.raises(ValueError, match=r"none\.npz is missing, .*build without an earlier one"):
+        Start(tmp_path / "none.npz").give(model, small_training_set)
+
+
+def until(learned, path, time):
+    return rewritten(learned, path, until=np.array(time))
+
+
+def test_new_rows_are_learned_and_as_many_earlier_ones_as_asked(learned, small_training_set, tmp_path):
+    pairs, times = small_training_set.examples.pairs, small_training_set.examples.queries.time
+    rows = np.arange(pairs.rows(TRAIN).start, pairs.rows(TRAIN).stop)
+    when = times[pairs.query[rows]]
+    cut = int(np.quantile(when, 0.9))
+    file = until(learned, tmp_path / "cut.npz", cut)
+    new = rows[when >= cut]
+    for replay in (0, 0.5, 2):
+        found = Start(file).rows(small_training_set, rows, replay, SEED)
+        assert len(found) == len(np.unique(found)) == len(new) + round(replay * len(new))
+        assert (np.diff(found) > 0).all()
+        assert np.isin(new, found).all()
+        assert np.isin(found, rows).all()
+    np.testing.assert_array_equal(
+        found, Start(file).rows(small_training_set, rows, 2, SEED), "the same under a seed"
+    )
+    assert not np.array_equal(found, Start(file).rows(small_training_set, rows, 2, SEED + 1))
+    # More than there are is all there are.
+    np.testing.assert_array_equal(Start(file).rows(small_training_set, rows, 1e6, SEED), rows)
+
+
+def test_a_log_without_news_is_refused(learned, small_training_set):
+    pairs = small_training_set.examples.pairs
+    rows = np.arange(pairs.rows(TRAIN).start, pairs.rows(TRAIN).stop)
+    with pytest.raises(ValueError, match="nothing new to learn; take a longer log"):
+        Start(learned).rows(small_training_set, rows, 1, SEED)
+
+
+@pytest.mark.parametrize("model", ["two_tower", "ranker"])
+def test_both_models_go_on_and_are_never_worse_than_they_were(model, small_training_set, tmp_path):
+    """Trained again on the same days from where they were: the start is judged as an epoch of its own."""
+    if model == "two_tower":
+        fit = partial(train_two_tower, small_training_set, TwoTowerConfig(dim=8, embedding_dim=8, epochs=2))
+    else:
+        config = RankerConfig(embedding_dim=8, bottom=(16,), top=(16, 8), epochs=2, gates=True)
+        fit = partial(train_ranker, small_training_set, replace(config, min_outcomes=60))
+    first = fit(tmp_path / "first" / model, SEED)
+    [state] = first[-1]
+    file = tmp_path / "first" / model / FILE
+    until(file, file, int(np.quantile(small_training_set.examples.queries.time, 0.6)))
+    again = fit(tmp_path / "again" / model, SEED, start=after(tmp_path / "first"))
+    [later] = again[-1]
+    monitor = "recall@100" if model == "two_tower" else "auc"
+    assert later.start[monitor] == pytest.approx(state.best, abs=1e-6)
+    assert later.best >= state.best
+    assert later.best == max(later.start[monitor], *(metrics[monitor] for metrics in later.history))
+
+
+def test_the_start_is_kept_where_no_epoch_is_better(tmp_path):
+    metrics = iter([0.5, 0.4, 0.3, 0.9])
+
+    def as_given(model):
+        return all((variable.numpy() == 0.25).all() for variable in model.trainable_variables)
+
+    def run(folder, epochs, validate):
+        model = resumable.model()
+        state = train(
+            "toy",
+            model,
+            two_tower.losses,
+            resumable.RandomBatches,
+            validate,
+            monitor="recall",
+            epochs=epochs,
+            patience=2,
+            folder=folder,
+            begin=lambda model: model.set_weights([np.full_like(w, 0.25) for w in model.get_weights()]),
+        )
+        return model, state
+
+    model, state = run(tmp_path / "worse", 5, lambda model: {"recall": next(metrics)})
+    assert (state.best_epoch, state.epoch, state.best) == (0, 2, 0.5)
+    assert as_given(model)
+    # Taken up again it begins no second time.
+    model, state = run(tmp_path / "worse", 5, lambda model: pytest.fail("it had ended"))
+    assert state.best_epoch == 0
+    assert as_given(model)
+    # Without validation data the last epoch is kept, as ever.
+    model, state = run(tmp_path / "blind", 2, lambda model: {})
+    assert state.best_epoch == 2
+    assert not as_given(model)
