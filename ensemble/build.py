@@ -100,8 +100,8 @@ def build_release(
     differ. A release that stands there is replaced at the end, once the new one is complete.
 
     Args:
-        before: folder of an earlier build, of a log that this one goes on: the two-tower and the ranker start
-            from what they were there and are trained on what is new, see `models.starts`.
+        before: folder of an earlier build, of a log that this one goes on: the ranker starts from what it was
+            there and is trained on what is new, see `models.starts`.
         see: what models may see of the training set; a comparison hides things from them.
         progress: told of every batch of training.
         step: told the name of each step as it begins.
@@ -155,8 +155,7 @@ def _build_release(
     learned = learned_tasks(examples, config.ranker.min_outcomes)
     config.cascade.expect_worth(learned, examples.markets, kinds_sold(examples.available, kinds))
     step("two-tower")
-    place = work / "two_tower"
-    two_tower, retrieval = train_two_tower(data, config.two_tower, place, config.seed, progress, starts)
+    two_tower, retrieval = train_two_tower(data, config.two_tower, work / "two_tower", config.seed, progress)
     step("ranker")
     ranker, tasks, ranking = train_ranker(data, config.ranker, work / "ranker", config.seed, progress, starts)
     step("calibration")

@@ -445,11 +445,8 @@ class RetrievalBatches:
         self.data, self.user_dropout, self.seed = data, user_dropout, seed
         random = np.random.default_rng(seed)
         self.query, self.content = data.examples.pairs.query[rows], data.examples.pairs.content[rows]
+        share = data.examples.popularity / np.maximum(data.examples.popularity.sum(axis=1, keepdims=True), 1)
         market = data.examples.queries.market[self.query]
-        markets, contents = data.examples.popularity.shape
-        wanted = np.bincount(market.astype(np.int64) * contents + self.content, minlength=markets * contents)
-        wanted = wanted.reshape(markets, contents).astype(np.float32)
-        share = wanted / np.maximum(wanted.sum(axis=1, keepdims=True), 1)
         self.log_q = np.log(np.maximum(share[market, self.content], 1e-9)).astype(np.float32)
         batches: list[np.ndarray] = []
         for code in np.unique(market):

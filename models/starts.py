@@ -1,8 +1,6 @@
-"""What training may start from: the weights that an earlier build's models ended with, by keys of its ids.
+"""What a ranker's training may start from: the weights that an earlier build's ended with, by keys of ids.
 
-Categories are numbered anew by each build, so embeddings are kept with the raw keys that they stand for. Only
-the log since then is trained on, with some of the earlier rows among it: what learns from new rows alone
-forgets (McCloskey and Cohen, "Catastrophic interference in connectionist networks", 1989).
+Categories are numbered anew by each build, so embeddings are kept with the raw keys that they stand for.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ class Start:
     file: Path
 
     def rows(self, data: TrainingSet, rows: np.ndarray, replay: float, seed: int) -> np.ndarray:
-        """Of training rows, int64[P] of `Examples.pairs`, those that the earlier training ended before, and
+        """Of training rows, int64[P] of `Examples.pairs`, those after all that the earlier training knew, and
         some of the others: ascending.
 
         Args:
@@ -77,15 +75,15 @@ class Start:
         with _state(model) as state:
             if (str(learned["columns"]), str(learned["names"])) != (_columns(data.features), _names(state)):
                 raise ValueError(
-                    f"{self.file} is of a model that reads other columns or has other layers: the data set, "
-                    f"[build.two_tower] or [build.ranker] changed; {_ANEW}"
+                    f"{self.file} is of a ranker that reads other columns or has other layers: the data set "
+                    f"or [build.ranker] changed; {_ANEW}"
                 )
             for name, own in state.items():
                 old, domain = learned[name], name.partition(OF)[2]
                 if old.shape[1:] != own.shape[1:] or (not domain and old.shape != own.shape):
                     raise ValueError(
-                        f"{self.file} is of a model of another shape, {old.shape} where this one has "
-                        f"{own.shape}: knobs of [build.two_tower] or [build.ranker] changed; {_ANEW}"
+                        f"{self.file} is of a ranker of another shape, {old.shape} where this one has "
+                        f"{own.shape}: knobs of [build.ranker] changed; {_ANEW}"
                     )
                 if not domain:
                     own[...] = old

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from .gates import PRIOR, Gated
 from .members import TwoTowers, train_members
 from .related import WithRelated, related_ids
 from .row_adam import RowAdam
-from .starts import Start, Starts, from_nothing, keep
 from .training import Progress, TrainingState, quiet, set_seed, traced, train
 from .unseen import fill_unseen
 
@@ -48,8 +46,6 @@ class TwoTowerConfig:
         logq: strength of the correction for popular negatives, 0 to 1.
         validation_queries: validation queries scored after each epoch (queries).
         gates: whether market and language say how much each input of the query tower counts.
-        replay: where training goes on from an earlier build's, rows of that one that are trained on again for
-            each that is new (rows).
         members: two-towers that are trained under different seeds and asked as one (`models.members`).
     """
 
@@ -66,14 +62,13 @@ class TwoTowerConfig:
     logq: float = 1.0
     validation_queries: int = 4_000
     gates: bool = False
-    replay: float = 3.0
     members: int = 1
 
     def __post_init__(self) -> None:
         counts = "dim embedding_dim hidden epochs patience validation_queries members"
         expect(self, "two_tower", counts, least=1)
         expect(self, "two_tower", "batch_size", least=2)
-        expect(self, "two_tower", "related replay", least=0)
+        expect(self, "two_tower", "related", least=0)
         expect(self, "two_tower", "temperature learning_rate", above=0)
         expect(self, "two_tower", "user_dropout logq", least=0, most=1)
 
@@ -214,41 +209,26 @@ def places_in_market(
 
 
 def train_two_tower(
-    data: TrainingSet,
-    config: TwoTowerConfig,
-    folder: Path,
-    seed: int,
-    progress: Progress = quiet,
-    start: Starts = from_nothing,
+    data: TrainingSet, config: TwoTowerConfig, folder: Path, seed: int, progress: Progress = quiet
 ) -> tuple[mm.RetrievalModelV2 | TwoTowers, list[TrainingState]]:
     """Fit the two-tower on training positives; recall@100 on validation positives decides when to stop.
-
-    Args:
-        start: what the training in a folder goes on from.
 
     Returns:
         The model, and how the training of each of its members went.
     """
 
     def train_one(folder: Path, seed: int) -> tuple[mm.RetrievalModelV2, TrainingState]:
-        return _train_one(data, config, folder, seed, progress, start(folder))
+        return _train_one(data, config, folder, seed, progress)
 
     return train_members(train_one, TwoTowers, config.members, folder, seed)
 
 
 def _train_one(
-    data: TrainingSet,
-    config: TwoTowerConfig,
-    folder: Path,
-    seed: int,
-    progress: Progress,
-    start: Start | None,
+    data: TrainingSet, config: TwoTowerConfig, folder: Path, seed: int, progress: Progress
 ) -> tuple[mm.RetrievalModelV2, TrainingState]:
     set_seed(seed)
     pairs = data.examples.pairs
     rows = np.flatnonzero(pairs.positive & (pairs.split == TRAIN))
-    if start is not None:
-        rows = start.rows(data, rows, config.replay, seed)
     features = data.features
     related = None
     if config.related:
@@ -287,9 +267,7 @@ def _train_one(
         epochs=config.epochs,
         patience=config.patience,
         folder=folder,
-        begin=None if start is None else partial(start.give, data=data),
         progress=progress,
     )
-    keep(model, data, folder)
     fill_unseen(model, data, forgotten=("user_id",) if config.user_dropout else ())
     return model, state

@@ -242,7 +242,7 @@ def build(
     before: Annotated[
         Path | None,
         typer.Option(
-            "--from", help="Folder of an earlier build: models go on from there and learn what is new."
+            "--from", help="Folder of an earlier build: the ranker goes on from there and learns what is new."
         ),
     ] = None,
     config: ConfigOption = None,

@@ -47,13 +47,12 @@ def test_a_build_goes_on_from_an_earlier_one_and_says_so(small_build, gone_on):
     assert not small_build.built.release.info["went_on"]
     before = Plan.of(small_build.built.release)
     assert Plan.of(built.release).learned_until > before.learned_until
-    for model in ("two_tower", "ranker"):
-        state = json.loads((folder / "work" / model / "state.json").read_text())
-        assert state["start"].keys() == state["history"][0].keys()
-        builds = small_build.folder / "build", folder
-        ends = [np.load(place / "work" / model / FILE)["until"] for place in builds]
-        assert ends[0] < ends[1]
-    # The ranker learns from the new rows alone.
+    state = json.loads((folder / "work" / "ranker" / "state.json").read_text())
+    assert state["start"].keys() == state["history"][0].keys()
+    builds = small_build.folder / "build", folder
+    ends = [np.load(place / "work" / "ranker" / FILE)["until"] for place in builds]
+    assert ends[0] < ends[1]
+    # It learns from the new rows alone.
     pairs = np.load(folder / "work" / "ranker" / "pairs-0.npy", mmap_mode="r")
     rows = built.data.examples.pairs.rows(0)
     times = built.data.examples.queries.time[built.data.examples.pairs.query[rows]]

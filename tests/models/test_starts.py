@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 
 from models import two_tower
-from models.batches import UNSEEN
+from models.batches import UNSEEN, RankingBatches
 from models.blocks import table_of
-from models.ranker import RankerConfig, train_ranker
-from models.related import related_ids
+from models.ranker import RankerConfig, build_ranker, losses, task_labels, train_ranker
 from models.starts import FILE, Start, _state, after, keep
 from models.training import train
-from models.two_tower import TwoTowerConfig, train_two_tower
 from tests.models import resumable
 from tests.models.conftest import Trained
 from workflows.examples import TRAIN
+
+import tensorflow as tf  # isort: skip
 
 FIRST = UNSEEN + 1
 SEED = 11
 
 
 @pytest.fixture(scope="module")
-def learned(small_two_tower: Trained, small_training_set, tmp_path_factory):
-    """A file of the small two-tower's weights, which it goes on with, too: those that it has by now."""
-    folder = tmp_path_factory.mktemp("work") / "two_tower"
+def learned(small_ranker: Trained, small_training_set, tmp_path_factory):
+    """A file of the small ranker's weights as they are by now."""
+    folder = tmp_path_factory.mktemp("work") / "ranker"
     folder.mkdir()
-    keep(small_two_tower.model, small_training_set, folder)
+    keep(small_ranker.model, small_training_set, folder)
     return folder / FILE
 
 
@@ -40,16 +39,12 @@ def rewritten(file, path, **arrays):
     return path
 
 
-def drawn(small_two_tower, data, seed=5):
+def drawn(small_ranker, data, seed=5):
     """A model of the same shape with weights as they are drawn."""
-    config = small_two_tower.config
-    ids = int(data.features.content.schema["content_id"].int_domain.max) + 1
-    near = related_ids(data.graph.graph, data.features.content.arrays["content_id"], ids, config.related)
-    schemas = data.features.query.schema, data.features.content.schema
-    model = two_tower.build_two_tower(*schemas, config, seed, near)
-    rows = np.flatnonzero(data.examples.pairs.positive)[:8]
-    x, _ = two_tower.RetrievalBatches(data, rows, batch_size=8, seed=0)[0]
-    two_tower.losses(model, x, None)
+    model = build_ranker(data.features, small_ranker.tasks, small_ranker.config, seed)
+    labels = task_labels(data.examples, small_ranker.config.min_outcomes)
+    x, y = RankingBatches(data, np.arange(8), labels, batch_size=8)[0]
+    losses(model, {name: tf.constant(array) for name, array in x.items()}, y)
     model.optimizer._create_all_weights(model.trainable_variables)
     return model
 
@@ -59,9 +54,9 @@ def weights(model) -> dict[str, np.ndarray]:
         return {name: array.copy() for name, array in found.items()}  # the optimiser's moments, too
 
 
-def test_a_model_of_the_same_data_starts_with_the_same_weights(learned, small_two_tower, small_training_set):
-    model = drawn(small_two_tower, small_training_set)
-    before, expected = weights(model), weights(small_two_tower.model)
+def test_a_model_of_the_same_data_starts_with_the_same_weights(learned, small_ranker, small_training_set):
+    model = drawn(small_ranker, small_training_set)
+    before, expected = weights(model), weights(small_ranker.model)
     assert any(not np.array_equal(before[name], expected[name]) for name in expected)
     Start(learned).give(model, small_training_set)
     after_ = weights(model)
@@ -69,7 +64,7 @@ def test_a_model_of_the_same_data_starts_with_the_same_weights(learned, small_tw
     for name, array in expected.items():
         np.testing.assert_array_equal(after_[name], array, name)
     np.testing.assert_array_equal(
-        table_of(model).embeddings.numpy(), table_of(small_two_tower.model).embeddings.numpy()
+        table_of(model).embeddings.numpy(), table_of(small_ranker.model).embeddings.numpy()
     )
 
 
@@ -89,15 +84,15 @@ def test_every_id_of_its_own_has_its_key(small_training_set, small_examples):
 
 
 def test_rows_follow_their_keys_and_new_ones_start_as_unseen(
-    learned, small_two_tower, small_training_set, tmp_path
+    learned, small_ranker, small_training_set, tmp_path
 ):
     """An earlier build that numbered its contents the other way round and lacked the last two of them."""
     keys = small_training_set.features.keys["content_id"]
     names = [f"{kind}rows in content_id" for kind in ("", "m of ", "v of ")]
-    old = {name: weights(small_two_tower.model)[name] for name in names}
+    old = {name: weights(small_ranker.model)[name] for name in names}
     turned = {name: np.concatenate([of[:FIRST], of[FIRST:][:-2][::-1]]) for name, of in old.items()}
     other = rewritten(learned, tmp_path / "other.npz", **turned, **{"keys of content_id": keys[:-2][::-1]})
-    model = drawn(small_two_tower, small_training_set)
+    model = drawn(small_ranker, small_training_set)
     Start(other).give(model, small_training_set)
     found = weights(model)
     for name in names:
@@ -110,26 +105,26 @@ def test_rows_follow_their_keys_and_new_ones_start_as_unseen(
 
 
 def test_a_new_category_starts_as_the_mean_of_those_known(
-    learned, small_two_tower, small_training_set, tmp_path
+    learned, small_ranker, small_training_set, tmp_path
 ):
     keys = small_training_set.features.keys["category"]
-    old = weights(small_two_tower.model)["rows in category"]
+    old = weights(small_ranker.model)["rows in category"]
     fewer = {"keys of category": keys[1:], "rows in category": np.delete(old, FIRST, axis=0)}
-    model = drawn(small_two_tower, small_training_set)
+    model = drawn(small_ranker, small_training_set)
     Start(rewritten(learned, tmp_path / "fewer.npz", **fewer)).give(model, small_training_set)
     found = weights(model)["rows in category"]
     np.testing.assert_array_equal(found[FIRST + 1 :], old[FIRST + 1 :])
     np.testing.assert_allclose(found[FIRST], old[FIRST + 1 :].mean(axis=0), rtol=1e-6)
 
 
-def test_another_model_s_weights_are_refused(learned, small_two_tower, small_training_set, tmp_path):
-    model = drawn(small_two_tower, small_training_set)
+def test_another_model_s_weights_are_refused(learned, small_ranker, small_training_set, tmp_path):
+    model = drawn(small_ranker, small_training_set)
     before = weights(model)
     with np.load(learned) as opened:
         [name, *_] = [name for name in opened if name.startswith("weight") and opened[name].ndim == 2]
         wide = np.concatenate([opened[name]] * 2, axis=1)
     for changed, said in (
-        ({name: wide}, r"another shape, .*knobs of \[build.two_tower\]"),
+        ({name: wide}, r"another shape, .*knobs of \[build.ranker\]"),
         ({"rows in category": np.zeros((9, 3), np.float32)}, "another shape"),
         ({"columns": np.array("[]")}, "reads other columns or has other layers"),
         ({"names": np.array("[]")}, "reads other columns or has other layers"),
@@ -174,24 +169,17 @@ def test_a_log_without_news_is_refused(learned, small_training_set):
         Start(learned).rows(small_training_set, rows, 1, SEED)
 
 
-@pytest.mark.parametrize("model", ["two_tower", "ranker"])
-def test_both_models_go_on_and_are_never_worse_than_they_were(model, small_training_set, tmp_path):
-    """Trained again on the same days from where they were: the start is judged as an epoch of its own."""
-    if model == "two_tower":
-        fit = partial(train_two_tower, small_training_set, TwoTowerConfig(dim=8, embedding_dim=8, epochs=2))
-    else:
-        config = RankerConfig(embedding_dim=8, bottom=(16,), top=(16, 8), epochs=2, gates=True)
-        fit = partial(train_ranker, small_training_set, replace(config, min_outcomes=60))
-    first = fit(tmp_path / "first" / model, SEED)
-    [state] = first[-1]
-    file = tmp_path / "first" / model / FILE
+def test_it_goes_on_and_is_never_worse_than_it_was(small_training_set, tmp_path):
+    """Trained again on the same days from where it was: the start is judged as an epoch of its own."""
+    config = RankerConfig(embedding_dim=8, bottom=(16,), top=(16, 8), epochs=2, gates=True, min_outcomes=60)
+    fit = partial(train_ranker, small_training_set, config)
+    [state] = fit(tmp_path / "first" / "ranker", SEED)[-1]
+    file = tmp_path / "first" / "ranker" / FILE
     until(file, file, int(np.quantile(small_training_set.examples.queries.time, 0.6)))
-    again = fit(tmp_path / "again" / model, SEED, start=after(tmp_path / "first"))
-    [later] = again[-1]
-    monitor = "recall@100" if model == "two_tower" else "auc"
-    assert later.start[monitor] == pytest.approx(state.best, abs=1e-6)
+    [later] = fit(tmp_path / "again" / "ranker", SEED, start=after(tmp_path / "first"))[-1]
+    assert later.start["auc"] == pytest.approx(state.best, abs=1e-6)
     assert later.best >= state.best
-    assert later.best == max(later.start[monitor], *(metrics[monitor] for metrics in later.history))
+    assert later.best == max(metrics["auc"] for metrics in (later.start, *later.history))
 
 
 def test_the_start_is_kept_where_no_epoch_is_better(tmp_path):

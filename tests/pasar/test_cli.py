@@ -22,7 +22,7 @@ import ensemble.serving
 from ensemble.cascade import Cascade
 from ensemble.client import FeedClient, FeedRequest, connect, pack
 from ensemble.errors import RequestError
-from ensemble.release import Release
+from ensemble.release import Release, ReleaseWriter
 from evaluation.closed_loop import EXPECTED
 from evaluation.runs import Row
 from feedback.log import FeedbackLog
@@ -438,6 +438,27 @@ def test_a_running_server_takes_a_release_of_other_knobs_and_chooses_by_them(
     assert twice_before > 0 == twice
     assert products_before > 0 == products
     assert least > max(i.value for items in before for i in items if kind[i.content] == "video")
+
+
+@pytest.mark.slow
+def test_the_gate_tells_what_a_release_would_lose(pasar, small_release, small_world_dataset, tmp_path):
+    asked = ["gate", "--data", small_world_dataset.path, "--against", small_release.path]
+    code, said, wrong = pasar(*asked, "--release", small_release.path, "--json", tmp_path / "checks.json")
+    assert (code, wrong) == (0, "")
+    assert f"{small_release.path} may replace {small_release.path}" in said
+    assert "ndcg@10" in said
+    checks = json.loads((tmp_path / "checks.json").read_text())["rows"]
+    assert {check["figure"] for check in checks} >= {"contents", "places filled", "ndcg@10"}
+    assert not any(check["refused"] for check in checks)
+    with ReleaseWriter(tmp_path / "empty", name="empty") as writer:
+        writer.link(small_release, but=["ended_at.npy"])
+        ended = small_release.array("ended_at.npy").copy()
+        ended[10:] = 0
+        writer.array("ended_at.npy", ended)
+    code, said, wrong = pasar(*asked, "--release", tmp_path / "empty")
+    assert code == 1
+    assert "refused" in said
+    assert f"{tmp_path / 'empty'} must not replace {small_release.path}: contents in GB: " in one_line(wrong)
 
 
 def test_adjust_says_in_one_line_what_it_cannot_do(pasar, small_build, small_release, tmp_path):
