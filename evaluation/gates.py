@@ -30,6 +30,8 @@ DOUBT = 0.05
 """Chance that an interval of any figure misses, were the releases as they seem: each has its part of it."""
 AMOUNTS = ("watch",)
 """Tasks whose labels are shares, which an AUC does not judge."""
+BIASED = "ndcg@10 as logged"
+"""A figure that is told and judges nothing."""
 ERROR = "ece"
 """Figures that begin so are better the smaller they are."""
 USERS = 100
@@ -90,7 +92,7 @@ class _Pair(NamedTuple):
     Attributes:
         influence: float64[N], how much each row moved candidate - served, see `metrics.clustered_interval`.
         user: int64[N], whose rows are not independent.
-        weight: outcomes behind it, by which markets are averaged.
+        weight: outcomes behind it, each as it is weighed, by which markets are averaged.
     """
 
     served: float
@@ -116,6 +118,9 @@ def gate(
     - "places filled": the share of their slates' places, for some people of each market at that time;
       "shown before" says what share of the candidate's contents the served release shows them, too.
     - "ndcg@10": of contents that people wanted, in the order of the ranker's value, among all of the market.
+      What a log of impressions shows as wanted is what its policy showed, which favours whoever learned that
+      by heart. So "ndcg@10 by propensity" weighs each by 1 / propensity, as `evaluation.report` does; where
+      none was logged, "ndcg@10 as logged" is told and refuses nothing.
     - "auc of …", "ece of …": of the probability of every task among logged impressions of contents that both
       know, where there are `LEAST_OUTCOMES` outcomes. The error is one where less is better.
 
@@ -144,7 +149,8 @@ def gate(
         wanted = here[examples.pairs.positive[here]]
         wanted = np.sort(random.permutation(wanted)[: config.queries_per_market])
         if len(wanted):
-            pairs.setdefault("ndcg@10", {})[market] = _ndcg(replays, wanted)
+            figure, pair = _ndcg(replays, wanted)
+            pairs.setdefault(figure, {})[market] = pair
         for figure, pair in _impressions(replays, here, tasks, labels, config, random):
             pairs.setdefault(figure, {})[market] = pair
     return checks + _judged(pairs, config)
@@ -245,19 +251,27 @@ def _slate_ids(cascade: Cascade, ids: np.ndarray, market: str, time: int, seed: 
     return np.concatenate(parts)
 
 
-def _ndcg(replays: tuple[Replay, Replay], wanted: np.ndarray) -> _Pair:
+def _ndcg(replays: tuple[Replay, Replay], wanted: np.ndarray) -> tuple[str, _Pair]:
+    """The nDCG@10 of wanted pairs of one market, and its name."""
     examples = replays[0].examples
     own = examples.pairs.content[wanted][:, None]
     each = np.ones(len(wanted), np.int64)
     new, old = (metrics.ndcg(replay.lists(wanted)["cascade"][:, :10] == own, each) for replay in replays)
     user = examples.queries.user[examples.pairs.query[wanted]]
-    return _means(new, old, user, len(wanted))
+    if examples.feedback != "impressions":
+        return "ndcg@10", _means(new, old, user, np.ones(len(wanted)))
+    if examples.pairs.propensity is None:
+        return BIASED, _means(new, old, user, np.ones(len(wanted)))
+    return "ndcg@10 by propensity", _means(new, old, user, 1 / examples.pairs.propensity[wanted])
 
 
-def _means(new: np.ndarray, old: np.ndarray, user: np.ndarray, weight: float) -> _Pair:
-    """The means of what each row of both says, float64[N]."""
-    change = new - old
-    return _Pair(float(old.mean()), float(new.mean()), (change - change.mean()) / len(change), user, weight)
+def _means(new: np.ndarray, old: np.ndarray, user: np.ndarray, weights: np.ndarray) -> _Pair:
+    """The weighted means of what each row of both says, float64[N]; see `metrics.mean_interval`."""
+    weights = np.asarray(weights, np.float64)
+    total, change = float(weights.sum()), new - old
+    served, candidate = (float(np.average(values, weights=weights)) for values in (old, new))
+    influence = weights * (change - (candidate - served)) / total
+    return _Pair(served, candidate, influence, user, total)
 
 
 def _impressions(
@@ -289,7 +303,7 @@ def _impressions(
             (after, moved), (before, moved_before) = (metrics.auc_influence(label, s) for s in (new, old))
             yield f"auc of {task}", _Pair(before, after, moved - moved_before, user, weight)
         gaps = [metrics.calibration_gaps(label, chance) for chance in (new, old)]
-        yield f"{ERROR} of {task}", _means(gaps[0], gaps[1], user, weight)
+        yield f"{ERROR} of {task}", _means(gaps[0], gaps[1], user, np.full(len(label), weight / len(label)))
 
 
 def _judged(pairs: Mapping[str, Mapping[str, _Pair]], config: GateConfig) -> list[Check]:
@@ -312,6 +326,8 @@ def _judged(pairs: Mapping[str, Mapping[str, _Pair]], config: GateConfig) -> lis
 
 def _allowed(figure: str, served: float, config: GateConfig) -> float:
     """By how much a figure may be worse than the served release's."""
+    if figure == BIASED:
+        return np.inf
     if figure.startswith(ERROR):
         return max(config.calibration_error - served, 0.0)
     chance = 0.5 if figure.startswith("auc") else 0.0

@@ -18,6 +18,7 @@ from workflows.examples import TEST, build_examples
 
 pytestmark = pytest.mark.slow
 CONFIG = GateConfig()
+NDCG = "ndcg@10 by propensity"
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_a_release_is_no_worse_than_itself(small_release, examples):
     checks = compare(small_release, small_release, examples)
     figures = {check.figure for check in checks}
     told = {"markets", "tasks", "contents", "places filled", "shown before"}
-    assert told | {"ndcg@10", "auc of click", "ece of click"} <= figures
+    assert told | {NDCG, "auc of click", "ece of click"} <= figures
     assert not faults(checks)
     for check in checks:
         if check.figure == "shown before":
@@ -104,8 +105,9 @@ def test_the_figures_are_those_of_each_release_alone(small_release, examples, tm
         for name, release in (("served", small_release), ("candidate", other)):
             replay = Replay(release, examples)
             hit = replay.lists(wanted)["cascade"][:, :10] == pairs.content[wanted][:, None]
-            gain = (hit / np.log2(np.arange(2, 12))).sum(axis=1).mean()
-            assert getattr(checks["ndcg@10", market], name) == pytest.approx(gain)
+            gain = (hit / np.log2(np.arange(2, 12))).sum(axis=1)
+            gain = np.average(gain, weights=1 / pairs.propensity[wanted])
+            assert getattr(checks[NDCG, market], name) == pytest.approx(gain)
             click = replay.scores(here)["served"][:, replay.cascade.plan.tasks.index("click")]
             area = metrics.auc(pairs.outcomes["click"][here] > 0, click)
             assert getattr(checks["auc of click", market], name) == pytest.approx(area)
@@ -220,9 +222,8 @@ def estimates(change, users, seed, markets=40):
     pairs = {}
     for market in range(markets):
         old = random.normal(0.5, 0.2, users)
-        pairs[str(market)] = gates._means(
-            old + random.normal(change, 0.2, users), old, np.arange(users), users
-        )
+        new = old + random.normal(change, 0.2, users)
+        pairs[str(market)] = gates._means(new, old, np.arange(users), np.ones(users))
     return {"ndcg@10": pairs}
 
 
@@ -237,7 +238,7 @@ def test_a_loss_that_is_allowed_is_not_refused_however_sure():
     rows = np.full(100, 0.5)
     users = np.arange(100)
     for share, refused in ((0.04, False), (0.06, True)):
-        pair = gates._means(rows * (1 - share), rows, users, 100)
+        pair = gates._means(rows * (1 - share), rows, users, np.ones(100))
         [check] = gates._judged({"ndcg@10": {"ID": pair}}, CONFIG)
         assert check.refused == refused
         # An AUC loses of what it is above chance: .5 of them is nothing.
@@ -260,7 +261,28 @@ def test_a_calibration_error_counts_above_what_is_allowed_and_what_is_served():
 
 def test_all_markets_count_by_their_outcomes():
     users = np.arange(50)
-    small = gates._means(np.ones(50), np.zeros(50), users, 1)
-    large = gates._means(np.zeros(50), np.zeros(50), users, 3)
+    small = gates._means(np.ones(50), np.zeros(50), users, np.full(50, 1.0))
+    large = gates._means(np.zeros(50), np.zeros(50), users, np.full(50, 3.0))
     every = gates._judged({"ndcg@10": {"ID": small, "GB": large}}, CONFIG)[0]
     assert (every.market, every.candidate) == ("all", 0.25)
+
+
+def test_unlikely_impressions_weigh_more_and_the_interval_is_that_of_the_weighted_mean():
+    random = np.random.default_rng(0)
+    new, old, weights = random.random(60), random.random(60), random.random(60) + 0.1
+    users = random.integers(0, 20, 60)
+    [check] = gates._judged({NDCG: {"ID": gates._means(new, old, users, weights)}}, CONFIG)
+    change, low, high = metrics.mean_interval(new - old, users, weights)
+    assert check.candidate - check.served == pytest.approx(change)
+    assert (check.low, check.high) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_what_the_logging_policy_alone_decided_is_told_and_refuses_nothing(small_release, examples, tmp_path):
+    unlogged = replace(examples, pairs=replace(examples.pairs, propensity=None))
+    checks = by_figure(compare(small_release, small_release, unlogged))
+    assert (gates.BIASED, "all") in checks
+    assert (NDCG, "all") not in checks
+    lost = gates._means(np.zeros(50), np.ones(50), np.arange(50), np.ones(50))
+    [check] = gates._judged({gates.BIASED: {"ID": lost}}, CONFIG)
+    assert (check.candidate, check.served, check.refused) == (0, 1, False)
+    assert gates._judged({NDCG: {"ID": lost}}, CONFIG)[0].refused

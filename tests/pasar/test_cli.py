@@ -448,7 +448,7 @@ def test_the_gate_tells_what_a_release_would_lose(pasar, small_release, small_wo
     assert f"{small_release.path} may replace {small_release.path}" in said
     assert "ndcg@10" in said
     checks = json.loads((tmp_path / "checks.json").read_text())["rows"]
-    assert {check["figure"] for check in checks} >= {"contents", "places filled", "ndcg@10"}
+    assert {check["figure"] for check in checks} >= {"contents", "places filled", "ndcg@10 by propensity"}
     assert not any(check["refused"] for check in checks)
     with ReleaseWriter(tmp_path / "empty", name="empty") as writer:
         writer.link(small_release, but=["ended_at.npy"])

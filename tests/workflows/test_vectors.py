@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from workflows.features import FeatureConfig
-from workflows.vectors import VectorSpace, raw_vectors, vector_columns
+from workflows.vectors import VectorSpace, raw_vectors, read_spaces, vector_columns, write_spaces
 
 from merlin.schema import Tags  # isort: skip
 
@@ -75,3 +75,14 @@ def test_encoded_contents_have_the_vectors_of_the_contents_seen_in_training(smal
     seen = small_examples.popularity.sum(axis=0) >= FeatureConfig().content_min_count
     np.testing.assert_allclose(space.mean, raw[seen].mean(axis=0), atol=1e-6)
     assert "v_image" not in {value.name for value in content.graph.graph.input}
+
+
+def test_spaces_that_were_kept_encode_as_they_did(tmp_path):
+    spaces = [VectorSpace.fit(name, drawn(30, 6, seed), 4) for seed, name in enumerate(("v_image", "v_a b"))]
+    write_spaces(tmp_path / "spaces.npz", spaces)
+    found = read_spaces(tmp_path / "spaces.npz")
+    assert found.keys() == {"v_image", "v_a b"}
+    for space in spaces:
+        np.testing.assert_array_equal(found[space.name](drawn(9, 6, 5)), space(drawn(9, 6, 5)))
+    write_spaces(tmp_path / "none.npz", [])
+    assert read_spaces(tmp_path / "none.npz") == {}
