@@ -118,8 +118,12 @@ def build_release(
             raise ValueError(
                 f"{dataset.name} is not cut by time, so there are no rows since {before}; build without it"
             )
-        if not (before / "work" / _MARK).exists():
-            raise ValueError(f"{before} is no folder of a build; give what `pasar build --out` was given")
+        kept = (_MARK, f"features/{SPACES}")
+        if not all((before / "work" / name).exists() for name in kept):
+            raise ValueError(
+                f"{before} is no folder of a build, or one of an older version, which keeps nothing to go on "
+                "from; give what `pasar build --out` was given, or build without it"
+            )
     with only_user(folder, _ELSEWHERE):
         return _build_release(dataset, folder, config, before, see, progress, step)
 

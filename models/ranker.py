@@ -412,10 +412,10 @@ def _train_one(
         patience=config.patience,
         folder=folder,
         parts=PARTS,
-        begin=None if start is None else partial(start.give, data=data),
+        begin=None if start is None else partial(start.give, data=data, tasks=tasks),
         progress=progress,
     )
-    keep(model, data, folder)
+    keep(model, data, tasks, folder)
     fill_unseen(model, data, forgotten=FORGOTTEN if config.id_dropout else ())
     return model, state
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
+from market.statistics import PAIR_FEATURES
 from workflows.examples import TRAIN
 from workflows.features import Features
 
@@ -50,7 +51,8 @@ class Start:
         Raises:
             ValueError: there is nothing to start from, or no row is new.
         """
-        until = int(self._learned()["until"])
+        with self._learned() as learned:
+            until = int(learned["until"])
         times = data.examples.queries.time[data.examples.pairs.query[rows]]
         new, old = rows[times >= until], rows[times < until]
         if not len(new):
@@ -61,7 +63,7 @@ class Start:
         again = np.random.default_rng(seed).permutation(len(old))[: round(replay * len(new))]
         return np.sort(np.concatenate([new, old[again]]))
 
-    def give(self, model: tf.keras.Model, data: TrainingSet) -> None:
+    def give(self, model: tf.keras.Model, data: TrainingSet, tasks: tuple[str, ...]) -> None:
         """Give a model, whose variables stand, the weights to start from.
 
         An id that the earlier training did not know starts as the unseen ones of its column ended, where
@@ -70,13 +72,12 @@ class Start:
         Raises:
             ValueError: the weights are of another model.
         """
-        learned = self._learned()
         first = UNSEEN + 1
-        with _state(model) as state:
-            if (str(learned["columns"]), str(learned["names"])) != (_columns(data.features), _names(state)):
+        with self._learned() as learned, _state(model) as state:
+            if str(learned["made_of"]) != _made_of(data.features, tasks, state):
                 raise ValueError(
-                    f"{self.file} is of a ranker that reads other columns or has other layers: the data set "
-                    f"or [build.ranker] changed; {_ANEW}"
+                    f"{self.file} is of a ranker that reads other columns, learns other tasks or has other "
+                    f"layers: the data set or [build.ranker] changed; {_ANEW}"
                 )
             for name, own in state.items():
                 old, domain = learned[name], name.partition(OF)[2]
@@ -95,10 +96,9 @@ class Start:
                     new = old[UNSEEN] if domain in FORGOTTEN else old[first:].mean(axis=0)
                     own[first:][place < 0] = new
 
-    def _learned(self) -> Mapping[str, np.ndarray]:
+    def _learned(self) -> np.lib.npyio.NpzFile:
         try:
-            with np.load(self.file, allow_pickle=False) as opened:
-                return dict(opened)
+            return np.load(self.file, allow_pickle=False)
         except FileNotFoundError:
             raise ValueError(f"{self.file} is missing, so there is nothing to start from; {_ANEW}") from None
 
@@ -117,26 +117,28 @@ def after(work: Path) -> Starts:
     return lambda folder: Start(work / folder.name / FILE)
 
 
-def keep(model: tf.keras.Model, data: TrainingSet, folder: Path) -> None:
-    """Write what a training ended with into its folder, for a later one to start from."""
+def keep(model: tf.keras.Model, data: TrainingSet, tasks: tuple[str, ...], folder: Path) -> None:
+    """Write what a training ended with into its folder, for a later one to start from.
+
+    Args:
+        tasks: of the ranker, in the order of its output.
+    """
     queries = data.examples.queries
     ended = int(queries.time[queries.rows(TRAIN)].max(initial=0)) + 1
-    told = {"columns": np.array(_columns(data.features)), "until": np.array(ended)}
     keys = {KEYS + domain: array for domain, array in data.features.keys.items()}
     place = folder / f".{FILE}"
     with _state(model) as state, place.open("wb") as opened:
-        np.savez(opened, names=np.array(_names(state)), **told, **keys, **state)
+        made_of = np.array(_made_of(data.features, tasks, state))
+        np.savez(opened, made_of=made_of, until=np.array(ended), **keys, **state)
     os.replace(place, folder / FILE)
 
 
-def _columns(features: Features) -> str:
-    """All that shapes what models read but how many ids there are."""
+def _made_of(features: Features, tasks: tuple[str, ...], state: Collection[str]) -> str:
+    """All that must be equal in two rankers for the weights of one to mean the same in the other: what they
+    read, but not how many ids there are, what they tell, and the names of their weights."""
     every = features.query.schema + features.content.schema
-    return json.dumps([(c.name, sorted(map(str, c.tags)), str(c.shape)) for c in every])
-
-
-def _names(state: Mapping[str, np.ndarray]) -> str:
-    return json.dumps(sorted(state))
+    columns = [(c.name, sorted(map(str, c.tags)), str(c.shape)) for c in every]
+    return json.dumps([columns, PAIR_FEATURES, tasks, sorted(state)])
 
 
 @contextmanager

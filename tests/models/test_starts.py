@@ -28,7 +28,7 @@ def learned(small_ranker: Trained, small_training_set, tmp_path_factory):
     """A file of the small ranker's weights as they are by now."""
     folder = tmp_path_factory.mktemp("work") / "ranker"
     folder.mkdir()
-    keep(small_ranker.model, small_training_set, folder)
+    keep(small_ranker.model, small_training_set, small_ranker.tasks, folder)
     return folder / FILE
 
 
@@ -58,7 +58,7 @@ def test_a_model_of_the_same_data_starts_with_the_same_weights(learned, small_ra
     model = drawn(small_ranker, small_training_set)
     before, expected = weights(model), weights(small_ranker.model)
     assert any(not np.array_equal(before[name], expected[name]) for name in expected)
-    Start(learned).give(model, small_training_set)
+    Start(learned).give(model, small_training_set, small_ranker.tasks)
     after_ = weights(model)
     assert after_.keys() == expected.keys()
     for name, array in expected.items():
@@ -93,7 +93,7 @@ def test_rows_follow_their_keys_and_new_ones_start_as_unseen(
     turned = {name: np.concatenate([of[:FIRST], of[FIRST:][:-2][::-1]]) for name, of in old.items()}
     other = rewritten(learned, tmp_path / "other.npz", **turned, **{"keys of content_id": keys[:-2][::-1]})
     model = drawn(small_ranker, small_training_set)
-    Start(other).give(model, small_training_set)
+    Start(other).give(model, small_training_set, small_ranker.tasks)
     found = weights(model)
     for name in names:
         np.testing.assert_array_equal(found[name][:-2], old[name][:-2])
@@ -111,7 +111,9 @@ def test_a_new_category_starts_as_the_mean_of_those_known(
     old = weights(small_ranker.model)["rows in category"]
     fewer = {"keys of category": keys[1:], "rows in category": np.delete(old, FIRST, axis=0)}
     model = drawn(small_ranker, small_training_set)
-    Start(rewritten(learned, tmp_path / "fewer.npz", **fewer)).give(model, small_training_set)
+    Start(rewritten(learned, tmp_path / "fewer.npz", **fewer)).give(
+        model, small_training_set, small_ranker.tasks
+    )
     found = weights(model)["rows in category"]
     np.testing.assert_array_equal(found[FIRST + 1 :], old[FIRST + 1 :])
     np.testing.assert_allclose(found[FIRST], old[FIRST + 1 :].mean(axis=0), rtol=1e-6)
@@ -126,15 +128,18 @@ def test_another_model_s_weights_are_refused(learned, small_ranker, small_traini
     for changed, said in (
         ({name: wide}, r"another shape, .*knobs of \[build.ranker\]"),
         ({"rows in category": np.zeros((9, 3), np.float32)}, "another shape"),
-        ({"columns": np.array("[]")}, "reads other columns or has other layers"),
-        ({"names": np.array("[]")}, "reads other columns or has other layers"),
+        ({"made_of": np.array("[]")}, "reads other columns, learns other tasks or has other layers"),
     ):
         with pytest.raises(ValueError, match=said):
-            Start(rewritten(learned, tmp_path / "wrong.npz", **changed)).give(model, small_training_set)
+            Start(rewritten(learned, tmp_path / "wrong.npz", **changed)).give(
+                model, small_training_set, small_ranker.tasks
+            )
         for key, array in before.items():
             np.testing.assert_array_equal(weights(model)[key], array, key)
+    with pytest.raises(ValueError, match="learns other tasks"):
+        Start(learned).give(model, small_training_set, small_ranker.tasks[::-1])
     with pytest.raises(ValueError, match=r"none\.npz is missing, .*build without an earlier one"):
-        Start(tmp_path / "none.npz").give(model, small_training_set)
+        Start(tmp_path / "none.npz").give(model, small_training_set, small_ranker.tasks)
 
 
 def until(learned, path, time):
