@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ensemble.cascade import Cascade
-from ensemble.client import DIVERSITY
+from ensemble.client import FeedRequest, pack
 from ensemble.plan import Plan
 from ensemble.release import Release
 from evaluation import metrics
@@ -232,23 +232,9 @@ def _running(cascade: Cascade, market: str, time: int) -> int:
 
 def _slate_ids(cascade: Cascade, ids: np.ndarray, market: str, time: int, seed: int) -> np.ndarray:
     """Ids of what users object[B] are shown at a time, object[B, S], "" where a place is empty."""
-    parts = []
-    for start in range(0, len(ids), BATCH):
-        user = ids[start : start + BATCH]
-        nothing, size = np.full((len(user), 0), "", object), len(user)
-        request = {
-            "user_id": user,
-            "market": np.full(size, market, object),
-            "time": np.full(size, time),
-            "history": nothing,
-            "exclude": nothing,
-            "shown": nothing,
-            "diversity": np.full(size, DIVERSITY, np.float32),
-            "seed": np.full(size, seed),
-            "explain": np.zeros(size, bool),
-        }
-        parts.append(cascade(request)["content_id"])
-    return np.concatenate(parts)
+    asked = [FeedRequest(user, market, time, seed=seed) for user in ids]
+    parts = [cascade(pack(asked[start : start + BATCH])) for start in range(0, len(asked), BATCH)]
+    return np.concatenate([part["content_id"] for part in parts])
 
 
 def _ndcg(replays: tuple[Replay, Replay], wanted: np.ndarray) -> tuple[str, _Pair]:
