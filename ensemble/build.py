@@ -157,6 +157,8 @@ def _build_release(
     examples = data.examples
     kinds = pd.Index(KINDS).get_indexer(content_frame(examples.contents)["kind"])
     learned = learned_tasks(examples, config.ranker.min_outcomes)
+    if start := starts(work / "ranker"):  # A log without news is refused before anything is trained.
+        start.new(examples)
     config.cascade.expect_worth(learned, examples.markets, kinds_sold(examples.available, kinds))
     step("two-tower")
     two_tower, retrieval = train_two_tower(data, config.two_tower, work / "two_tower", config.seed, progress)

@@ -361,7 +361,7 @@ def _train_one(
     folder.mkdir(parents=True, exist_ok=True)
     rows = {split: np.arange(pairs.rows(split).start, pairs.rows(split).stop) for split in (TRAIN, VALID)}
     if start is not None:
-        rows[TRAIN] = start.rows(data, rows[TRAIN], config.replay, seed)
+        rows[TRAIN] = start.rows(data.examples, config.replay, seed)
     logged = {split: data.logged_pairs(rows[split], folder / f"pairs-{split}.npy") for split in rows}
 
     def batches(epoch: int) -> RankingBatches:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pandas as pd
 import tensorflow as tf
 
 from market.statistics import PAIR_FEATURES
-from workflows.examples import TRAIN
+from workflows.examples import TRAIN, Examples
 from workflows.features import Features
 
 from .batches import FORGOTTEN, UNSEEN, TrainingSet
@@ -41,27 +40,31 @@ class Start:
 
     file: Path
 
-    def rows(self, data: TrainingSet, rows: np.ndarray, replay: float, seed: int) -> np.ndarray:
-        """Of training rows, int64[P] of `Examples.pairs`, those after all that the earlier training knew, and
-        some of the others: ascending.
-
-        Args:
-            replay: how many of the others for each of the first.
+    def new(self, examples: Examples) -> np.ndarray:
+        """Which of the training rows come after all that the earlier training knew, bool[P].
 
         Raises:
             ValueError: there is nothing to start from, or no row is new.
         """
         with self._learned() as learned:
             until = int(learned["until"])
-        times = data.examples.queries.time[data.examples.pairs.query[rows]]
-        new, old = rows[times >= until], rows[times < until]
-        if not len(new):
+        found = examples.queries.time[examples.pairs.query[examples.pairs.rows(TRAIN)]] >= until
+        if not found.any():
             raise ValueError(
-                f"{data.examples.name} has no training row after those of {self.file}, so there is nothing "
+                f"{examples.name} has no training row after those of {self.file}, so there is nothing "
                 f"new to learn; take a longer log, or {_ANEW}"
             )
-        again = np.random.default_rng(seed).permutation(len(old))[: round(replay * len(new))]
-        return np.sort(np.concatenate([new, old[again]]))
+        return found
+
+    def rows(self, examples: Examples, replay: float, seed: int) -> np.ndarray:
+        """The training rows that are `new`, and some of the others: ascending, int64[P] of `Examples.pairs`.
+
+        Args:
+            replay: how many of the others for each of the first.
+        """
+        new = self.new(examples)
+        old = np.random.default_rng(seed).permutation(np.flatnonzero(~new))[: round(replay * new.sum())]
+        return examples.pairs.rows(TRAIN).start + np.sort(np.concatenate([np.flatnonzero(new), old]))
 
     def give(self, model: tf.keras.Model, data: TrainingSet, tasks: tuple[str, ...]) -> None:
         """Give a model, whose variables stand, the weights to start from.
@@ -73,7 +76,8 @@ class Start:
             ValueError: the weights are of another model.
         """
         first = UNSEEN + 1
-        with self._learned() as learned, _state(model) as state:
+        state, write = _state(model)
+        with self._learned() as learned:
             if str(learned["made_of"]) != _made_of(data.features, tasks, state):
                 raise ValueError(
                     f"{self.file} is of a ranker that reads other columns, learns other tasks or has other "
@@ -95,6 +99,7 @@ class Start:
                 if name.startswith(ROWS) and len(old) > first:
                     new = old[UNSEEN] if domain in FORGOTTEN else old[first:].mean(axis=0)
                     own[first:][place < 0] = new
+        write()
 
     def _learned(self) -> np.lib.npyio.NpzFile:
         try:
@@ -126,8 +131,8 @@ def keep(model: tf.keras.Model, data: TrainingSet, tasks: tuple[str, ...], folde
     queries = data.examples.queries
     ended = int(queries.time[queries.rows(TRAIN)].max(initial=0)) + 1
     keys = {KEYS + domain: array for domain, array in data.features.keys.items()}
-    place = folder / f".{FILE}"
-    with _state(model) as state, place.open("wb") as opened:
+    place, (state, _) = folder / f".{FILE}", _state(model)
+    with place.open("wb") as opened:
         made_of = np.array(_made_of(data.features, tasks, state))
         np.savez(opened, made_of=made_of, until=np.array(ended), **keys, **state)
     os.replace(place, folder / FILE)
@@ -141,9 +146,8 @@ def _made_of(features: Features, tasks: tuple[str, ...], state: Collection[str])
     return json.dumps([columns, PAIR_FEATURES, tasks, sorted(state)])
 
 
-@contextmanager
-def _state(model: tf.keras.Model) -> Iterator[dict[str, np.ndarray]]:
-    """The weights of a model and its optimiser's by name; what is written into them becomes theirs.
+def _state(model: tf.keras.Model) -> tuple[dict[str, np.ndarray], Callable[[], None]]:
+    """Copies of the weights of a model and of its optimiser's, by name, and what makes them theirs again.
 
     A row that comes without its second moment would be thrown far by its first gradient, so moments go with
     the weights. Arrays with a row for each id end with their domain, `OF` before it; those that begin with
@@ -171,6 +175,9 @@ def _state(model: tf.keras.Model) -> Iterator[dict[str, np.ndarray]]:
         else:
             domain = None if of is None else domains.get(of.ref())
             state[name + OF + domain if domain else name] = arrays[name]
-    yield state
-    for name, (variable, _) in variables.items():
-        variable.assign(arrays[name])
+
+    def write() -> None:
+        for name, (variable, _) in variables.items():
+            variable.assign(arrays[name])
+
+    return state, write

@@ -85,8 +85,16 @@ def test_what_cannot_be_gone_on_from_is_refused(small_build, small_world_dataset
     build = small_build.folder / "build"
 
     def refused(said, data=later, folder=tmp_path / "next", before=build):
+        trained: list[str] = []
         with pytest.raises(ValueError, match=said):
-            build_release(data, folder, small_build.config, before=before)
+            build_release(
+                data,
+                folder,
+                small_build.config,
+                before=before,
+                progress=lambda name, *_: trained.append(name),
+            )
+        assert not trained
         assert not (folder / "release").exists() or folder == build
 
     refused("cannot be built from itself", folder=build)

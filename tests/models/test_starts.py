@@ -50,8 +50,7 @@ def drawn(small_ranker, data, seed=5):
 
 
 def weights(model) -> dict[str, np.ndarray]:
-    with _state(model) as found:
-        return {name: array.copy() for name, array in found.items()}  # the optimiser's moments, too
+    return _state(model)[0]  # the optimiser's moments, too
 
 
 def test_a_model_of_the_same_data_starts_with_the_same_weights(learned, small_ranker, small_training_set):
@@ -154,24 +153,22 @@ def test_new_rows_are_learned_and_as_many_earlier_ones_as_asked(learned, small_t
     file = until(learned, tmp_path / "cut.npz", cut)
     new = rows[when >= cut]
     for replay in (0, 0.5, 2):
-        found = Start(file).rows(small_training_set, rows, replay, SEED)
+        found = Start(file).rows(small_training_set.examples, replay, SEED)
         assert len(found) == len(np.unique(found)) == len(new) + round(replay * len(new))
         assert (np.diff(found) > 0).all()
         assert np.isin(new, found).all()
         assert np.isin(found, rows).all()
     np.testing.assert_array_equal(
-        found, Start(file).rows(small_training_set, rows, 2, SEED), "the same under a seed"
+        found, Start(file).rows(small_training_set.examples, 2, SEED), "the same under a seed"
     )
-    assert not np.array_equal(found, Start(file).rows(small_training_set, rows, 2, SEED + 1))
+    assert not np.array_equal(found, Start(file).rows(small_training_set.examples, 2, SEED + 1))
     # More than there are is all there are.
-    np.testing.assert_array_equal(Start(file).rows(small_training_set, rows, 1e6, SEED), rows)
+    np.testing.assert_array_equal(Start(file).rows(small_training_set.examples, 1e6, SEED), rows)
 
 
 def test_a_log_without_news_is_refused(learned, small_training_set):
-    pairs = small_training_set.examples.pairs
-    rows = np.arange(pairs.rows(TRAIN).start, pairs.rows(TRAIN).stop)
     with pytest.raises(ValueError, match="nothing new to learn; take a longer log"):
-        Start(learned).rows(small_training_set, rows, 1, SEED)
+        Start(learned).rows(small_training_set.examples, 1, SEED)
 
 
 def test_it_goes_on_and_is_never_worse_than_it_was(small_training_set, tmp_path):
