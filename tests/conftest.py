@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from ensemble.build import BuildConfig, Built
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from workflows.features import Features
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# A machine may halt for a second or a minute in any test, which is no fault of what is tested.
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile("same", PATIENT, derandomize=True)
+settings.register_profile("search", PATIENT)
+settings.load_profile("same")
 CPU_TENSORFLOW = any(of.metadata["Name"] == "tensorflow-cpu" for of in distributions())
 
 
@@ -207,7 +213,7 @@ def command_build(
     replaced = Release.open(folder / "build" / "release")
     command = [sys.executable, "-c", "from pasar.cli import main; main()", "build"]
     command += ["--data", str(small_world_dataset.path), "--out", "build"]
-    said = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stderr
     return CommandBuild(said, replaced, Release.open(folder / "build" / "release"))
 
@@ -218,6 +224,7 @@ def other_release(command_build: CommandBuild) -> Release:
     return command_build.release
 
 
+@contextmanager
 def serve(
     release: Release,
     folder: Path,
@@ -226,15 +233,20 @@ def serve(
     state: Path | None = None,
     feedback: Path | None = None,
     rules: Rules | None = None,
-) -> AbstractContextManager[TritonServer]:
-    """A Triton server of a release, on free ports."""
+    watched: bool = True,
+) -> Iterator[TritonServer]:
+    """A Triton server of a release, on free ports; `watched` as `pasar serve` watches it."""
     from ensemble.serving import ServeConfig, serve_release
     from supply.rules import Rules
 
-    settings = ServeConfig(
+    config = ServeConfig(
         grpc_port=0, http_port=0, metrics_port=0, one_process=one_process, rules=rules or Rules()
     )
-    return serve_release(release.path, folder, settings, state, feedback)
+    with (
+        serve_release(release.path, folder, config, state, feedback) as server,
+        server.watch(every_s=2) if watched else nullcontext(),
+    ):
+        yield server
 
 
 @pytest.fixture(scope="session")

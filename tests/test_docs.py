@@ -10,8 +10,9 @@ import pytest
 
 from feedback.extend import extend
 from tests.conftest import REPOSITORY, SMALL_SETTINGS, serve
+from tests.test_style import of_the_project
 
-DOCUMENTS = sorted(path for path in REPOSITORY.rglob("*.md") if ".venv" not in path.parts)
+DOCUMENTS = sorted(file for file in of_the_project(REPOSITORY) if file.suffix == ".md")
 SMALL_WORLD = """
 [world]
 users = 400

@@ -170,9 +170,7 @@ def test_feedback_is_taken_in_after_a_reload(told, small_release):
     server, client, folder = told
     run = ["--run", str(server.repository.parent), "--url", server.grpc_url]
     command = [sys.executable, "-c", "from pasar.cli import main; main()", "reload", *run]
-    said = subprocess.run(
-        [*command, "--release", str(small_release.path)], capture_output=True, text=True, timeout=120
-    )
+    said = subprocess.run([*command, "--release", str(small_release.path)], capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
     record = outcome(77, REQUEST, "v1", 1_773_619_080, order=1)
     assert client.send_feedback([record]) == 1

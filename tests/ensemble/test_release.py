@@ -46,7 +46,7 @@ def test_an_array_of_text_needs_no_pickle(tmp_path):
     assert Release.open(tmp_path / "r").array("ids.npy").tolist() == ["ana", "björn"]
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
 def test_any_changed_byte_of_any_file_is_refused_by_the_file_s_name(folder, data):
     file = data.draw(st.sampled_from(sorted(folder.iterdir())))
@@ -63,7 +63,7 @@ def test_any_changed_byte_of_any_file_is_refused_by_the_file_s_name(folder, data
     Release.open(folder)
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
 def test_a_truncated_file_is_refused_by_name_even_unverified(folder, data):
     file = data.draw(st.sampled_from(sorted(folder.iterdir())))

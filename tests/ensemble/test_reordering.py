@@ -255,7 +255,7 @@ def rows_of(worlds, world, seed, diversity=0.2, rows=4):
 
 
 @given(SEEDS, NUMBERS, DIVERSITY)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_a_slate_holds_distinct_items_of_the_pool_and_is_as_long_as_it_can_be(worlds, world, seed, diversity):
     rows, config, made = rows_of(worlds, world, seed, diversity)
     for number, row in enumerate(rows):
@@ -267,7 +267,7 @@ def test_a_slate_holds_distinct_items_of_the_pool_and_is_as_long_as_it_can_be(wo
 
 
 @given(SEEDS, NUMBERS, DIVERSITY)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_a_limit_is_broken_only_where_all_that_is_left_breaks_it_or_a_stricter_one(
     worlds, world, seed, diversity
 ):
@@ -278,7 +278,7 @@ def test_a_limit_is_broken_only_where_all_that_is_left_breaks_it_or_a_stricter_o
 
 @given(SEEDS, NUMBERS, DIVERSITY)
 @example(25, 39136, 0.0)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_reasons_are_true(worlds, world, seed, diversity):
     for row in rows_of(worlds, world, seed, diversity)[0]:
         for place, item, reason, above, _ in row.greedy():
@@ -298,7 +298,7 @@ def test_reasons_are_true(worlds, world, seed, diversity):
 
 
 @given(SEEDS, NUMBERS, DIVERSITY)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_each_place_has_the_best_mix_of_value_and_difference_that_the_limits_allow(
     worlds, world, seed, diversity
 ):
@@ -309,7 +309,7 @@ def test_each_place_has_the_best_mix_of_value_and_difference_that_the_limits_all
 
 
 @given(SEEDS, NUMBERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_without_diversity_each_place_has_the_highest_value_that_the_limits_allow(worlds, world, seed):
     for row in rows_of(worlds, world, seed, 0.0)[0]:
         for place, item, reason, above, left in row.greedy():
@@ -318,7 +318,7 @@ def test_without_diversity_each_place_has_the_highest_value_that_the_limits_allo
 
 
 @given(SEEDS, NUMBERS, DIVERSITY)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_what_is_drawn_is_uncertain_and_breaks_no_limit(worlds, world, seed, diversity):
     for row in rows_of(worlds, world, seed, diversity, rows=6)[0]:
         places = list(range(len(row.slate)))
@@ -333,7 +333,7 @@ def test_what_is_drawn_is_uncertain_and_breaks_no_limit(worlds, world, seed, div
 
 
 @given(SEEDS, NUMBERS, DIVERSITY)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 def test_propensities_match_the_frequencies_of_many_seeds(worlds, world, seed, diversity):
     release, draws = worlds(world), 4000
     one = {name: array[-1:] for name, array in ask(release, seed, 2, diversity).items()}
@@ -355,7 +355,7 @@ def test_propensities_match_the_frequencies_of_many_seeds(worlds, world, seed, d
 
 
 @given(SEEDS, NUMBERS, DIVERSITY)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_each_candidate_is_kept_or_dropped_for_one_true_reason(worlds, world, seed, diversity):
     rows, _, made = rows_of(worlds, world, seed, diversity, rows=5)
     ids = tables_of(worlds(world))[0]
@@ -393,7 +393,7 @@ def test_each_candidate_is_kept_or_dropped_for_one_true_reason(worlds, world, se
 
 
 @given(SEEDS, NUMBERS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_same_seed_gives_the_same_slate(worlds, world, seed):
     release = worlds(world)
     request = ask(release, seed, 4)
@@ -403,7 +403,7 @@ def test_the_same_seed_gives_the_same_slate(worlds, world, seed):
 
 
 @given(SEEDS, NUMBERS, DIVERSITY, st.booleans())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_the_order_of_candidates_does_not_change_the_slate(worlds, world, seed, diversity, equal):
     release = worlds(world)
     stage, request = stage_of(release), ask(release, seed, 3, diversity)
@@ -421,7 +421,7 @@ def test_the_order_of_candidates_does_not_change_the_slate(worlds, world, seed, 
 
 
 @given(SEEDS, NUMBERS, DIVERSITY)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_batch_has_the_slates_of_its_requests_one_by_one(worlds, world, seed, diversity):
     release = worlds(world)
     stage, request = stage_of(release), ask(release, seed, 5, diversity)
@@ -481,7 +481,7 @@ def test_every_reason_has_words_of_its_own():
 
 
 @given(SEEDS, NUMBERS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_what_may_not_be_shown_is_dropped_however_it_became_a_candidate(worlds, world, seed):
     release = worlds(world)
     contents = release.array("text_content_id.npy")
@@ -498,7 +498,7 @@ def test_what_may_not_be_shown_is_dropped_however_it_became_a_candidate(worlds, 
 
 
 @given(SEEDS, NUMBERS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_candidate_of_an_excluded_seller_is_dropped_for_its_own_reason(worlds, world, seed):
     release = worlds(world)
     request, seller = ask(release, seed, 4), release.array("seller_code.npy")

@@ -83,7 +83,7 @@ def eligible(release, market, time, seen, tired=(), refilled=(), reads=()):
 
 
 @given(SEEDS, st.integers(0, 10**6), st.integers(1, 6))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_candidates_are_what_a_search_one_by_one_finds(worlds, world, seed, rows):
     release = worlds(world)
     stage, plan = Retrieval(release), Plan.of(release)
@@ -132,7 +132,7 @@ def test_candidates_are_what_a_search_one_by_one_finds(worlds, world, seed, rows
 
 
 @given(SEEDS, st.integers(0, 10**6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_no_ineligible_and_no_repeated_content_is_a_candidate(worlds, world, seed):
     release = worlds(world)
     request = ask(release, seed, 16)
@@ -152,7 +152,7 @@ def test_no_ineligible_and_no_repeated_content_is_a_candidate(worlds, world, see
 
 
 @given(SEEDS, st.integers(0, 10**6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_batch_has_the_candidates_of_its_requests_one_by_one(worlds, world, seed):
     release = worlds(world)
     stage, request = Retrieval(release), ask(release, seed, 7)
@@ -224,7 +224,7 @@ def test_a_market_reads_the_ids_that_stand_in_for_those_of_contents(worlds, tmp_
 
 
 @given(SEEDS, st.integers(0, 10**6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_pre_ranking_keeps_the_best_of_what_was_retrieved_and_a_share_of_each_category(worlds, world, seed):
     release = worlds(world)
     stage, request, size = Retrieval(release), ask(release, seed, 5), Plan.of(release).config.candidates

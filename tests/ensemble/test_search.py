@@ -59,7 +59,7 @@ def large() -> tuple[MarketIndex, np.ndarray]:
     return index, queries[900:]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     contents=st.integers(0, 60),

@@ -35,7 +35,7 @@ class Running:
         self.repository = root / "repository"
         self.number = 1
         write_repository(self.repository, self.release(), *CASCADE, delay_us=5000, **STAGES)
-        self.server = TritonServer(self.repository, log=root / "triton.log", startup_deadline_s=30)
+        self.server = TritonServer(self.repository, log=root / "triton.log", startup_deadline_s=120)
 
     def release(self, **options):
         path = self.root / f"release-{self.number}-{len(os.listdir(self.root))}"
@@ -71,15 +71,22 @@ def ask(client, *users, model="feed", specs=toy.REPLY, **changed):
         if array is not None:
             kind = "BYTES" if array.dtype == STRING else {"f4": "FP32", "f8": "FP64"}[array.dtype.str[1:]]
             inputs.append(grpc.InferInput(name, array.shape, kind).set_data_from_numpy(array))
-    result = client.infer(model, inputs, client_timeout=20)
+    result = client.infer(model, inputs, client_timeout=120)
     return {spec.name: result.as_numpy(spec.name) for spec in specs}
 
 
 @pytest.fixture(scope="module")
-def feed(tmp_path_factory):
+def running(tmp_path_factory):
     running = Running(tmp_path_factory.mktemp("server"))
     with running.server:
         yield running
+
+
+@pytest.fixture
+def feed(running):
+    """The server, with what a halt of this machine between two tests may have ended."""
+    running.server.revive()
+    return running
 
 
 def in_process(number, release, users, exclude):
@@ -222,7 +229,7 @@ def test_a_new_release_under_load_loses_no_request_and_mixes_no_two(feed):
     old, feed.number = feed.number, feed.number + 1
     with load(feed) as (replies, errors):
         version = add_version(
-            feed.repository, feed.release(), *CASCADE, url=feed.server.grpc_url, drain_s=0.3, deadline_s=20
+            feed.repository, feed.release(), *CASCADE, url=feed.server.grpc_url, drain_s=0.3, deadline_s=120
         )
         moved = len(replies)
         while len(replies) < moved + 20 and not errors:
@@ -232,7 +239,7 @@ def test_a_new_release_under_load_loses_no_request_and_mixes_no_two(feed):
     assert set(replies[moved + 3 :]) == {(feed.number, feed.number)}
     assert all(versions(feed.repository, step.name) == [version] for step in toy.STEPS)
     with feed.client() as client:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while client.is_model_ready("pick", str(version - 1)) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not client.is_model_ready("pick", str(version - 1))
@@ -265,7 +272,7 @@ def test_a_graph_that_does_not_load_is_undone_under_load(feed):
     before = {step.name: versions(feed.repository, step.name) for step in toy.STEPS}
     with load(feed) as (replies, errors):
         with pytest.raises(RepositoryError, match=r"(?s)was not taken.*keeps serving.*'query'"):
-            add_version(feed.repository, release, *CASCADE, url=feed.server.grpc_url, deadline_s=20)
+            add_version(feed.repository, release, *CASCADE, url=feed.server.grpc_url, deadline_s=120)
         seen = len(replies)
         while len(replies) < seen + 10 and not errors:
             time.sleep(0.01)
@@ -281,7 +288,7 @@ def test_a_repository_that_the_server_does_not_serve_stays_as_it_is(feed, tmp_pa
     write_repository(other, feed.release(), *CASCADE, version=running + ahead, **STAGES)
     before = {step.name: versions(other, step.name) for step in toy.STEPS}
     with pytest.raises(RepositoryError, match=f"{feed.server.grpc_url} does not serve {other}; check --url"):
-        add_version(other, feed.release(), *CASCADE, url=feed.server.grpc_url, deadline_s=20)
+        add_version(other, feed.release(), *CASCADE, url=feed.server.grpc_url, deadline_s=120)
     assert {step.name: versions(other, step.name) for step in toy.STEPS} == before
     assert feed.ask("ana")["stage_release"] == feed.number
 
@@ -309,7 +316,7 @@ def test_a_killed_step_is_back_while_somebody_watches(feed, step):
     with feed.server.watch(every_s=0.1):
         os.kill(processes(feed.server)[step], signal.SIGKILL)
         back = None
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while back is None and time.monotonic() < deadline:
             try:
                 back = feed.ask("ana")["item_id"]
@@ -327,7 +334,7 @@ def test_after_a_step_stood_still_everybody_gets_what_they_asked_for(feed):
         os.kill(pid, signal.SIGSTOP)
         time.sleep(1.5)  # Triton gives the process up after one
         os.kill(pid, signal.SIGCONT)
-        got, deadline = [], time.monotonic() + 20
+        got, deadline = [], time.monotonic() + 120
         while len(got) < 3 * len(users) and time.monotonic() < deadline:
             user = users[len(got) % len(users)]
             try:
@@ -379,7 +386,7 @@ def test_a_server_does_not_outlive_a_killed_process_that_started_it(tmp_path):
             assert memory(server)
         finally:
             owner.kill()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while (processes(server) or memory(server) or Path(folder).exists()) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert processes(server) == {}
@@ -390,7 +397,7 @@ def test_a_server_does_not_outlive_a_killed_process_that_started_it(tmp_path):
 def test_a_repository_may_lie_in_a_folder_of_any_name(tmp_path):
     folder = tmp_path / "it's $HOME; (é)"
     write_repository(folder / "repo", toy.write_release(folder / "r"), *CASCADE, **STAGES)
-    with TritonServer(folder / "repo", log=folder / "log", startup_deadline_s=30) as server:
+    with TritonServer(folder / "repo", log=folder / "log", startup_deadline_s=120) as server:
         assert set(processes(server)) == {"server", "user_state", "query", "pick"}
 
 
@@ -446,22 +453,23 @@ def test_a_watch_goes_on_while_the_repository_cannot_be_read(tmp_path, monkeypat
 
     monkeypatch.setattr(server, "revive", revive)
     with server.watch(every_s=0.01):
-        assert all(asked.acquire(timeout=10) for _ in range(2))
+        assert all(asked.acquire(timeout=120) for _ in range(2))
 
 
 def test_a_watch_ends_though_a_step_hangs_while_it_is_loaded_anew(tmp_path, monkeypatch):
     server, hangs, freed = TritonServer(tmp_path, log=tmp_path / "log"), threading.Event(), threading.Event()
+    came_back = []
 
     def revive():
         hangs.set()
-        freed.wait(60)
+        freed.wait()
+        came_back.append("late")
 
     monkeypatch.setattr(server, "revive", revive)
     monkeypatch.setattr("ensemble.server._EXIT_S", 0.1)
-    began = time.monotonic()
     with server.watch(every_s=0.01):
-        assert hangs.wait(10)
-    assert time.monotonic() - began < 20
+        assert hangs.wait(120)
+    assert came_back == [], "the watch ended without it"
     freed.set()
 
 
@@ -502,7 +510,7 @@ def test_a_proxy_is_not_asked_for_a_server_of_this_host(tmp_path, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.delenv("no_proxy", raising=False)
     write_repository(tmp_path / "repo", toy.write_release(tmp_path / "r"), *CASCADE, **STAGES)
-    with TritonServer(tmp_path / "repo", log=tmp_path / "log", startup_deadline_s=20) as server:
+    with TritonServer(tmp_path / "repo", log=tmp_path / "log", startup_deadline_s=120) as server:
         assert server.revive() == []
 
 

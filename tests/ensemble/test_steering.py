@@ -98,7 +98,7 @@ def closed(release, events):
 
 
 @given(SEEDS, NUMBERS, st.integers(0, 40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_slate_holds_only_what_may_be_shown_and_is_empty_only_where_nothing_may(
     worlds, tmp_path_factory, world, seed, count
 ):
@@ -140,7 +140,7 @@ def test_a_slate_holds_only_what_may_be_shown_and_is_empty_only_where_nothing_ma
 
 
 @given(st.integers(1, 15), NUMBERS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_room_that_ends_while_its_request_is_ranked_is_not_in_the_slate(
     worlds, tmp_path_factory, world, seed
 ):
@@ -278,7 +278,7 @@ def test_a_room_that_has_just_opened_comes_first_where_no_number_is_known(worlds
 
 
 @given(SEEDS, NUMBERS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_process_that_starts_late_finds_what_one_finds_that_saw_the_events_come(
     worlds, tmp_path_factory, world, seed
 ):

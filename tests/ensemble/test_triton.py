@@ -143,9 +143,8 @@ def test_what_a_stage_returns_is_checked(result, why):
 @contextmanager
 def echoing(code):
     """A process that holds a dead man's switch, runs `code`, and says what it is told."""
-    program = (
-        f"from ensemble.triton import DeadMansSwitch; s = DeadMansSwitch(); {code}; print('up', flush=True)"
-    )
+    switch = "from ensemble.triton import DeadMansSwitch; s = DeadMansSwitch(limit_s=3)"
+    program = f"{switch}; {code}; print('up', flush=True)"
     command = [sys.executable, "-c", f"{program}; print(input())"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "up\n"
@@ -162,13 +161,13 @@ def test_a_process_that_stood_still(code, said, status):
         process.send_signal(signal.SIGSTOP)
         process.stdin.write("answer\n")
         process.stdin.flush()
-        time.sleep(1)
+        time.sleep(4)
         process.send_signal(signal.SIGCONT)
         assert (process.stdout.read(), process.wait()) == (said, status)
 
 
 def test_a_process_that_works_or_waits_goes_on():
-    busy = "import time; end = time.monotonic() + 1; any(time.monotonic() > end for _ in iter(int, 1))"
+    busy = "import time; end = time.monotonic() + 4; any(time.monotonic() > end for _ in iter(int, 1))"
     with echoing(busy) as process:
-        time.sleep(1)
+        time.sleep(4)
         assert process.communicate("answer\n")[0] == "answer\n"

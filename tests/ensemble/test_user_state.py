@@ -45,7 +45,7 @@ def stored(release, row, table="user_history"):
 
 
 @given(st.integers(0, 9), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_session_follows_the_stored_history_and_the_newest_stay(worlds, seed, data):
     release = worlds(seed)
     users, contents = release.array("user_id.npy").tolist(), release.array("text_content_id.npy").tolist()

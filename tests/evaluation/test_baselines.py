@@ -30,7 +30,7 @@ def test_popularity_of_one_group_is_the_column_sum():
     np.testing.assert_array_equal(Popularity().fit(matrix).scores(np.array([3]))[0], expected)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000), regularisation=st.sampled_from([0.5, 10.0, 200.0]))
 def test_ease_is_the_closed_form_of_its_paper(seed, regularisation):
     matrix = random_matrix(seed)
@@ -65,7 +65,7 @@ def test_ease_refuses_a_matrix_without_regularisation():
         EASE(0)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000), neighbours=st.integers(1, 15), block=st.sampled_from([1, 5, 1024]))
 def test_item_neighbours_sum_the_shrunk_cosines_of_the_nearest(seed, neighbours, block):
     matrix = random_matrix(seed)

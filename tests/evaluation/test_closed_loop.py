@@ -306,7 +306,7 @@ def test_a_log_without_a_cut_in_time_cannot_be_played(small_examples):
         held_out_requests(replace(small_examples, split="given"), 10, seed=1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 6), st.integers(0, 3 * ROUND_S)), max_size=60),
     st.integers(1, 8),

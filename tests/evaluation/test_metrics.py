@@ -20,7 +20,7 @@ def random_case(seed: int, queries: int, items: int, levels: int):
     return scores, sp.csr_matrix(relevant)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10_000),
     queries=st.integers(1, 8),
@@ -64,7 +64,7 @@ def ranx():
         yield importlib.import_module("ranx")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 10_000), levels=st.sampled_from([2, 5, 1000]), masked=st.sampled_from([0.0, 0.9]))
 def test_ranking_metrics_agree_with_ranx(ranx, seed, levels, masked):
     queries, items, k = 6, 30, 10
@@ -203,7 +203,7 @@ def test_weights_count_rows_as_if_they_were_there_so_often():
     assert low < mean < high
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 4)), min_size=2, max_size=40), st.integers(1, 5))
 def test_auc_without_resampling_is_scikit_learns_with_ties(pairs, clusters):
     labels, scores = (np.array(column, float) for column in zip(*pairs))

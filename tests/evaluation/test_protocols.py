@@ -196,7 +196,7 @@ def test_of_rows_of_one_time_the_later_in_the_file_is_held_out():
     np.testing.assert_array_equal(parts(tables) == "test", last & several)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 100), valid=st.floats(0.05, 0.3), test=st.floats(0.05, 0.3))
 def test_a_cut_by_time_lets_nothing_of_the_future_into_the_past(seed, valid, test):
     tables = a_log(seed, rows=200)
@@ -222,7 +222,7 @@ def test_repeats_are_reported_beside_the_unique_rows():
     assert names == ["a log", "a log (without repeats)"]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 1000))
 def test_negatives_are_of_the_market_and_unknown_to_the_user(seed):
     tables = as_positives(a_log(seed), "leave_last")

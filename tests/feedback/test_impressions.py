@@ -118,7 +118,7 @@ RECORDS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(RECORDS)
 def test_the_join_is_what_a_loop_over_the_records_says(records):
     places: dict[tuple, dict] = {}

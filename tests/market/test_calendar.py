@@ -24,7 +24,7 @@ def at(market: str, year: int, month: int, day: int, hour: int = 12, minute: int
     return local_context(np.array([market]), np.array([int(moment.timestamp())]))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(moments)
 def test_hour_and_weekday_are_those_of_the_clock_on_the_wall(rows):
     context = local_context(np.array([m for m, _ in rows]), np.array([t for _, t in rows]))
@@ -34,7 +34,7 @@ def test_hour_and_weekday_are_those_of_the_clock_on_the_wall(rows):
         assert context.is_weekend[k] == (wall.weekday() in profile(market).weekend)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(moments)
 def test_a_batch_says_what_its_rows_say_alone(rows):
     markets, times = np.array([m for m, _ in rows]), np.array([t for _, t in rows])
@@ -46,7 +46,7 @@ def test_a_batch_says_what_its_rows_say_alone(rows):
             assert getattr(batch, name).dtype == values.dtype
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(moments)
 def test_the_payday_window_opens_on_the_day_itself(rows):
     markets, times = np.array([m for m, _ in rows]), np.array([t for _, t in rows])

@@ -125,7 +125,7 @@ def test_moments_that_break_the_contract_are_refused_by_column(tmp_path, column,
     assert not (tmp_path / "d").exists()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, 4_000_000_000), min_size=1, max_size=20), st.integers(1, 5))
 def test_impressions_are_on_disk_in_the_order_of_time(tmp_path_factory, times, size):
     # Parts come in the order of time, the rows of each in any order.

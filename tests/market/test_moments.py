@@ -37,7 +37,7 @@ def before(rows, content, time):
 
 
 @given(statements, statements, statements, st.integers(0, 3500))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_what_holds_is_what_was_said_last_before(viewers, showing, left, now):
     made = logged(viewers, [(c, t, v % CONTENTS) for c, t, v in showing], left)
     every = np.arange(CONTENTS)
@@ -66,7 +66,7 @@ def test_what_came_of_a_request_is_not_known_to_it():
 
 
 @given(statements, st.integers(0, 3500))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_what_is_said_later_changes_nothing(viewers, now):
     every, time = np.arange(CONTENTS), np.full(CONTENTS, START + now)
     one = logged(viewers)(every, time)

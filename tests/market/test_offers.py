@@ -75,7 +75,7 @@ def test_codes_that_mean_a_language_of_the_market_fit_as_it_does(content, fit):
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_batch_has_the_features_of_its_pairs_one_by_one(seed):
     random = np.random.default_rng(seed)
     n = int(random.integers(1, 30))

@@ -295,7 +295,7 @@ def test_a_wrong_vector_is_shown_in_one_short_line_however_long_it_is():
     assert len(str(problem)) < 250
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=8), st.sampled_from(FLAGS))
 def test_a_flag_is_0_or_1_and_every_other_row_is_counted(values, flag):
     frame = impressions().iloc[[0] * len(values)].drop(columns="click").assign(**{flag: values})
@@ -311,10 +311,8 @@ def test_every_outcome_is_a_column_of_the_impressions():
     assert all(CONTRACT["impressions"][flag].dtype == "int8" for flag in FLAGS)
 
 
-def test_a_hundred_thousand_impressions_take_a_fraction_of_a_second():
+def test_a_hundred_thousand_impressions_take_a_fraction_of_a_second_of_cpu():
     many = impressions().iloc[np.arange(100_000) % 3]
-    started = time.perf_counter()
+    started = time.process_time()
     validate(tables(impressions=many))
-    assert (
-        time.perf_counter() - started < 3
-    )  # about 0.1 s where nothing else runs; a check per value takes more
+    assert time.process_time() - started < 3  # about 0.1 s; a check per value takes more

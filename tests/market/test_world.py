@@ -197,7 +197,7 @@ def test_propensities_follow_rooms_that_open_and_end_within_a_block():
             assert abs(off.mean()) < 4 * off.std() / np.sqrt(len(block))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 1_000),
     contents=st.integers(2, 40),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from models.blocks import EmbeddingTable, InputVector, InteractionDense, Lookup, masked_mean
@@ -19,7 +19,6 @@ def padded(rows: list[list[int]], width: int) -> np.ndarray:
     return np.array([row + [0] * (width - len(row)) for row in rows], np.int64)
 
 
-@settings(deadline=None)
 @given(lists, st.integers(4, 7))
 def test_the_mean_is_over_known_ids_alone(rows, width):
     vectors = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)

@@ -114,7 +114,7 @@ KINDS = ("ease", "visits", "both", "both, some")
 
 
 @given(st.integers(0, 50), st.integers(1, 13), st.booleans(), st.sampled_from(KINDS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_leaving_a_user_out_equals_a_fit_without_the_user(seed, neighbours, timed, kind):
     events = events_of(seed, timed)
     matrix, contents = events.matrix, events.matrix.shape[1]
@@ -172,7 +172,7 @@ def test_a_large_catalogue_gets_co_visitation(small_examples):
 
 
 @given(st.integers(0, 50), st.sampled_from([0.0, 0.4]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_what_is_reached_is_what_stands_between(seed, recency):
     config = ItemGraphConfig(neighbours=4, regularisation=2.0, recency=recency)
     graph = Ease(matrix_of(seed), None, config).graph

@@ -52,7 +52,7 @@ def test_a_log_of_few_tastes_needs_as_many_dimensions():
 
 
 @given(st.integers(0, 1000), st.integers(1, 9))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_product_of_lower_rank_is_the_closest(seed, rank):
     random = np.random.default_rng(seed)
     left, right = random.normal(size=(2, 20, 9))
@@ -63,7 +63,7 @@ def test_a_product_of_lower_rank_is_the_closest(seed, rank):
 
 
 @given(st.integers(0, 1000), st.sampled_from([0.0, 0.35]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_affinities_are_sums_over_the_history_one_by_one(seed, recency):
     random = np.random.default_rng(seed)
     source, target = random.normal(size=(2, 15, 4)).astype(np.float32)

@@ -76,7 +76,7 @@ def test_where_positives_alone_were_logged_the_one_task_is_relevance(small_examp
 seconds = st.floats(0, 1e6, width=32) | st.just(np.nan)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(watch_s=arrays(np.float32, 20, elements=seconds))
 def test_watch_time_becomes_a_place_among_its_like(small_examples, watch_s):
     assume(np.isfinite(watch_s).any())

@@ -185,7 +185,7 @@ def _write(folder, name):
 
 
 def test_writers_side_by_side_lose_nothing_even_while_the_journal_is_compacted(tmp_path):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=_write, args=(tmp_path, name)) for name in "abc"]
     for writer in writers:
         writer.start()
@@ -230,7 +230,7 @@ def holding(events):
 
 
 @given(st.lists(EVENTS, max_size=30), st.lists(EVENTS, max_size=10))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_compaction_at_any_moment_changes_nothing_that_holds(tmp_path_factory, before, after):
     journal = Journal(tmp_path_factory.mktemp("state"))
     journal.append(before)

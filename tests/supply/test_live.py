@@ -228,7 +228,7 @@ TOLD = st.tuples(
 
 
 @given(st.lists(TOLD, max_size=25), st.lists(st.integers(0, 25), max_size=3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_events_in_any_portions_leave_what_one_by_one_leaves(tmp_path_factory, told, cuts):
     folder = tmp_path_factory.mktemp("state")
     world = World(folder)

@@ -63,7 +63,7 @@ def live_state(journal):
 
 
 @given(st.lists(said, max_size=30), st.integers(1, 3), st.integers(0, 10**6))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_features_by_events_are_those_by_the_log(folders, statements, parts, seed):
     """Events come in order of time, in any number of batches, each read before the next."""
     statements = sorted(statements, key=lambda row: row[2])

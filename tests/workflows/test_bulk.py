@@ -141,7 +141,7 @@ def assert_same(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> 
             np.testing.assert_array_equal(values, other, err_msg=name, strict=True)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(ROW, max_size=8))
 @example([{}, {}, {}, {}, {"scores": [0.0, 0.0]}, {"scores": [1.3359375]}])
 def test_a_table_is_transformed_as_its_rows_are_served(

@@ -30,7 +30,7 @@ def test_a_gpu_without_cudf_gets_the_features_of_a_cpu(
 ):
     """As after `pip install .[gpu]`, which brings TensorFlow's CUDA build and no cudf."""
     command = [sys.executable, "-c", A_GPU_WITHOUT_CUDF, str(small_world_dataset.path), str(tmp_path)]
-    said = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
+    said = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stderr
     for side in ("query", "content"):
         found = np.load(tmp_path / f"{side}.npz", allow_pickle=False)

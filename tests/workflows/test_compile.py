@@ -41,7 +41,6 @@ FITTED = pd.DataFrame(
 
 few = settings(
     max_examples=25,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 Compiled = tuple[nvt.Workflow, onnxruntime.InferenceSession]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market.calendar import local_context
@@ -37,7 +37,7 @@ from workflows.examples import (
 )
 
 USERS, CONTENTS, LENGTH, SEEN = 4, 6, 3, 5
-quick = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=15)
 
 
 def tables() -> dict[str, pd.DataFrame]:

@@ -26,7 +26,6 @@ def test_cudf_makes_the_arrays_of_pandas(small_world_dataset, tmp_path):
         cwd=REPOSITORY,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
         check=True,
-        timeout=300,
     )
     for side in ("query", "content"):
         with np.load(tmp_path / "cpu" / f"{side}.npz") as expected:

@@ -88,7 +88,7 @@ ROWS = {
 
 @pytest.mark.parametrize("kind", ROWS)
 def test_list_columns_are_flattened_as_upstream_does(kind: str, upstream: ModuleType) -> None:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(ROWS[kind])
     def check(rows: list) -> None:
         column = pd.Series(rows, name="list", dtype=object)
@@ -104,7 +104,7 @@ def test_list_columns_are_flattened_as_upstream_does(kind: str, upstream: Module
 def test_list_columns_are_encoded_as_upstream_does(
     dtype: type | None, as_series: bool, upstream: ModuleType
 ) -> None:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(ROWS["int64"], st.booleans())
     def check(rows: list, fractions: bool) -> None:
         original = pd.Series(rows, name="list", dtype=object)

@@ -37,7 +37,7 @@ def assert_counted_and_found(parts: list[list[str | None]]) -> None:
     assert places.tolist() == [expected.get(text, -1) for text in column.to_pylist()]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(columns)
 def test_any_texts_are_counted_and_found(parts: list[list[str | None]]) -> None:
     assert_counted_and_found(parts)

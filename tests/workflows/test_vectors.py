@@ -34,7 +34,7 @@ def test_the_directions_that_are_kept_are_those_in_which_contents_differ_most():
     assert np.abs(space.directions[:4]).max() < 0.1 * np.abs(space.directions[4:]).max()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(arrays(np.float32, (7, 3), elements=st.floats(-1e3, 1e3, width=32)))
 def test_numbers_are_finite_and_neither_length_nor_company_changes_them(vectors):
     space = VectorSpace.fit("v_image", drawn(20, 3), 2)

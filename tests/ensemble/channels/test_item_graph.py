@@ -12,7 +12,7 @@ from tests.ensemble.channels.asking import asked, shelf
 
 
 @given(st.integers(0, 1000), st.integers(1, 12))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_most_reached_come_first_ties_by_place_and_the_seen_not_at_all(seed, count):
     random = np.random.default_rng(seed)
     # Few different weights, so that many contents are tied at the border.
