@@ -93,6 +93,7 @@ def write_release(
             content_numbers=len(layout.content_numbers) + len(PAIR_FEATURES),
             as_of=examples.end,
             learned_until=examples.learned_until,
+            split=examples.split,
             config=config,
             ranking_reads=ranking_reads,
             recency=data.graph.graph.recency,

@@ -325,6 +325,7 @@ class Plan:
         as_of: end of the log that the release was built from (s since the epoch); 0 where it had no time.
         learned_until: first second after the rows that its models were trained and chosen by, where the log
             is cut by time; else `as_of` (s since the epoch).
+        split: how that log was cut, see `market.tables.Split`; "" in older releases.
         ranking_reads: what the ranking graph reads beside encoded features: of `candidates` and `recent`,
             rows of the contents table, `retrieval_score`, `market_affinity`, `low_rank_affinity` and
             `conversion`.
@@ -348,6 +349,7 @@ class Plan:
     recency: float = 0.0
     season_s: int = 0
     learned_until: int = 0
+    split: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return as_declared(self)

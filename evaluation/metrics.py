@@ -180,14 +180,27 @@ def calibration_gaps(labels: np.ndarray, probabilities: np.ndarray, bins: int = 
     Their mean is the expected calibration error; see `calibration_interval`.
     """
     labels, probabilities = _probabilities(labels, probabilities)
-    gaps = labels - probabilities
-    order = np.argsort(probabilities, kind="stable")
-    rank = np.arange(len(gaps))
-    starts = np.array([part[0] for part in np.array_split(rank, min(bins, len(gaps)))])
-    # Equal predictions are of one bin: what parts them would be the order in which the rows came.
-    rank[order] = np.searchsorted(probabilities[order], probabilities[order])
-    of = np.searchsorted(starts, rank, side="right") - 1
+    gaps, of = labels - probabilities, _bins(probabilities, bins)
     return gaps * np.sign(np.bincount(of, gaps))[of]
+
+
+def calibration_noise(probabilities: np.ndarray, bins: int = 15) -> float:
+    """The calibration error that chance alone makes of so many true probabilities, in expectation.
+
+    The sum of a bin's labels errs about as a normal one does, by sqrt(2 / pi) of its standard deviation.
+    """
+    p = np.asarray(probabilities, np.float64).ravel()
+    return float(np.sqrt(2 / np.pi * np.bincount(_bins(p, bins), p * (1 - p))).sum() / len(p))
+
+
+def _bins(probabilities: np.ndarray, bins: int) -> np.ndarray:
+    """The bin of each prediction, int64[N], of about as many each. Equal ones are of one bin: what parts them
+    would be the order in which the rows came."""
+    order = np.argsort(probabilities, kind="stable")
+    rank = np.arange(len(order))
+    starts = np.array([part[0] for part in np.array_split(rank, min(bins, len(order)))])
+    rank[order] = np.searchsorted(probabilities[order], probabilities[order])
+    return np.searchsorted(starts, rank, side="right") - 1
 
 
 def interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
@@ -243,7 +256,30 @@ def mean_interval(values: np.ndarray, cluster: np.ndarray, weights: np.ndarray |
     values = np.asarray(values, np.float64)
     weights = np.broadcast_to(np.asarray(weights, np.float64), values.shape)
     mean = float((weights * values).sum() / weights.sum()) if len(values) else float("nan")
-    return clustered_interval(mean, weights * (values - mean) / weights.sum(), cluster)
+    return clustered_interval(mean, mean_influence(values - mean, cluster, weights), cluster)
+
+
+def mean_influence(deviations: np.ndarray, cluster: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """How much each row moved a weighted mean, float64[N]; see `clustered_interval`.
+
+    A cluster of great weight draws the mean to itself, so its deviation hides what the others would say
+    without it: it counts as what leaving it out changes (jackknife; Efron and Stein, "The jackknife estimate
+    of variance", Annals of Statistics 1981).
+
+    Args:
+        deviations: of values from their weighted mean, float64[N].
+        weights: float64[N].
+    """
+    _, place = np.unique(cluster, return_inverse=True)
+    share = np.bincount(place, weights=weights) / weights.sum()
+    lever = (1 - 1 / len(share)) / np.maximum(1 - share, 1e-12)
+    return weights / weights.sum() * deviations * lever[place]
+
+
+def effective_number(cluster: np.ndarray, weights: np.ndarray) -> float:
+    """How many clusters of equal weight say as much of a weighted mean (Kish, "Survey sampling", 1965)."""
+    of_each = np.bincount(np.unique(cluster, return_inverse=True)[1], weights=weights)
+    return float(of_each.sum() ** 2 / np.square(of_each).sum())
 
 
 def auc_interval(labels: np.ndarray, scores: np.ndarray, cluster: np.ndarray) -> Interval:

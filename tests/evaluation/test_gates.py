@@ -18,7 +18,7 @@ from workflows.examples import TEST, build_examples
 
 pytestmark = pytest.mark.slow
 CONFIG = GateConfig()
-NDCG = "ndcg@10 by propensity"
+NDCG = gates.PROPENSITY
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,9 @@ def examples(small_build):
 
 @pytest.fixture(autouse=True)
 def few_outcomes(monkeypatch):
-    """The small world has no hundred clicks to test."""
+    """The small world has no hundred clicks to test, and few people who click."""
     monkeypatch.setattr(gates, "LEAST_OUTCOMES", 5)
+    monkeypatch.setattr(gates, "LEAST_PEOPLE", 2)
 
 
 def changed(release, path, **arrays):
@@ -79,7 +80,15 @@ def by_figure(checks):
 def test_a_release_is_no_worse_than_itself(small_release, examples):
     checks = compare(small_release, small_release, examples)
     figures = {check.figure for check in checks}
-    told = {"markets", "tasks", "contents", "places filled", "shown before"}
+    told = {
+        "markets",
+        "tasks",
+        "contents",
+        "contents known",
+        "probabilities",
+        "places filled",
+        "shown before",
+    }
     assert told | {NDCG, "auc of click", "ece of click"} <= figures
     assert not faults(checks)
     for check in checks:
@@ -152,6 +161,57 @@ def test_half_a_market_s_catalogue_less_is_refused(small_release, examples, tmp_
     assert not more["contents", plan.markets[0]].refused
 
 
+def test_a_catalogue_of_other_contents_is_refused(small_release, examples, tmp_path):
+    ids = np.array([f"other {name}" for name in small_release.array("text_content_id.npy")])
+    other = changed(small_release, tmp_path / "other", text_content_id=ids)
+    found = by_figure(compare(other, small_release, replace(examples, feedback="positives")))
+    for market in examples.markets:
+        assert (found["contents", market].candidate, found["contents", market].refused) == (0, True)
+        assert (found["contents known", market].candidate, found["contents known", market].refused) == (
+            0,
+            True,
+        )
+        assert found["shown before", market].candidate == 0
+
+
+def test_a_log_that_says_nothing_of_what_is_served_is_an_error(
+    small_release, examples, tmp_path, monkeypatch
+):
+    with pytest.raises(ValueError, match="of the markets VN, DE has outcomes of 2 people with contents that"):
+        compare(small_release, small_release, replace(examples, markets=("VN", "DE")))
+    monkeypatch.setattr(gates, "LEAST_PEOPLE", 10_000)
+    with pytest.raises(ValueError, match=r"says too little to judge a release by: .* give the log that"):
+        compare(small_release, small_release, examples)
+
+
+def test_a_release_that_says_no_probability_is_refused(small_release, examples, tmp_path):
+    silent = with_probabilities(small_release, tmp_path / "silent", "Mul", before=[np.nan])
+    for log in (examples, replace(examples, feedback="positives")):
+        checks = by_figure(compare(silent, small_release, log))
+        for market in examples.markets:
+            found = checks["probabilities", market]
+            assert (found.served, found.candidate, found.refused) == (1, 0, True)
+    assert not by_figure(compare(small_release, silent, examples))["probabilities", "ID"].refused
+
+
+def test_shorter_slates_leave_places_empty(small_release, examples, tmp_path):
+    plan = Plan.of(small_release)
+    shorter = planned(small_release, tmp_path / "short", config=replace(plan.config, slate=3))
+    found = by_figure(compare(shorter, small_release, examples))["places filled", "ID"]
+    assert (found.served, found.candidate) == (1, pytest.approx(3 / plan.config.slate))
+    assert found.refused
+
+
+def test_where_no_log_had_times_slates_are_asked_for_when_contents_are_open(
+    small_release, examples, tmp_path
+):
+    timeless = planned(small_release, tmp_path / "timeless", as_of=0, learned_until=0, split="given")
+    given = replace(examples, split="given")
+    found = by_figure(compare(timeless, timeless, given))
+    assert found["contents", "ID"].served > 0
+    assert found["places filled", "ID"].served == 1
+
+
 def test_a_market_or_a_task_less_is_refused(small_release, examples):
     plan = Plan.of(small_release)
 
@@ -190,6 +250,29 @@ def test_only_what_neither_learned_from_is_judged(small_release, examples, tmp_p
     assert 0 < len(rows) < (examples.pairs.split == TEST).sum()
 
 
+def test_a_test_part_is_trusted_only_where_the_release_held_it_out_as_well(small_release, examples):
+    plan = Plan.of(small_release)
+    assert plan.split == "time"
+    by_person = replace(examples, split="leave_last")
+    test = np.flatnonzero(examples.pairs.split == TEST)
+    times = examples.queries.time[examples.pairs.query]
+    half = int(np.median(times[test]))
+    cut = replace(plan, learned_until=half)
+    np.testing.assert_array_equal(gates._later(by_person, (plan, cut)), test[times[test] >= half])
+    for split in ("leave_last", ""):
+        same = replace(cut, split=split)
+        np.testing.assert_array_equal(gates._later(by_person, (same, same)), test)
+    with pytest.raises(ValueError, match="has no test part that neither release learned from"):
+        gates._later(by_person, (plan, replace(plan, learned_until=plan.as_of)))
+    timeless = replace(plan, learned_until=0, split="leave_last")
+    for log, plans in (
+        (examples, (plan, timeless)),
+        (replace(by_person, has_time=False), (plan, plan)),
+    ):
+        with pytest.raises(ValueError, match=r"nothing says which rows of .* give a log that is cut as"):
+            gates._later(log, plans)
+
+
 def test_a_release_of_another_catalogue_is_asked_by_ids(
     small_release, examples, small_world_dataset, tmp_path
 ):
@@ -223,7 +306,7 @@ def estimates(change, users, seed, markets=40):
     for market in range(markets):
         old = random.normal(0.5, 0.2, users)
         new = old + random.normal(change, 0.2, users)
-        pairs[str(market)] = gates._means(new, old, np.arange(users), np.ones(users))
+        pairs[str(market)] = gates._means(new, old, np.arange(users), np.ones(users), users)
     return {"ndcg@10": pairs}
 
 
@@ -238,11 +321,11 @@ def test_a_loss_that_is_allowed_is_not_refused_however_sure():
     rows = np.full(100, 0.5)
     users = np.arange(100)
     for share, refused in ((0.04, False), (0.06, True)):
-        pair = gates._means(rows * (1 - share), rows, users, np.ones(100))
+        pair = gates._means(rows * (1 - share), rows, users, np.ones(100), 100)
         [check] = gates._judged({"ndcg@10": {"ID": pair}}, CONFIG)
         assert check.refused == refused
         # An AUC loses of what it is above chance: .5 of them is nothing.
-        area = _Pair(0.7, 0.7 - 0.2 * share, np.zeros(100), users, 100)
+        area = _Pair(0.7, 0.7 - 0.2 * share, np.zeros(100), users, np.full(100, 0.01), 100)
         assert gates._judged({"auc of click": {"ID": area}}, CONFIG)[0].refused == refused
 
 
@@ -254,15 +337,15 @@ def test_a_calibration_error_counts_above_what_is_allowed_and_what_is_served():
         (0.05, 0.05, False),
         (0.05, 0.051, True),
     ):
-        pair = _Pair(served, candidate, np.zeros(100), users, 100)
+        pair = _Pair(served, candidate, np.zeros(100), users, np.full(100, 0.01), 100)
         [check] = gates._judged({"ece of click": {"ID": pair}}, CONFIG)
         assert check.refused == refused, (served, candidate)
 
 
 def test_all_markets_count_by_their_outcomes():
     users = np.arange(50)
-    small = gates._means(np.ones(50), np.zeros(50), users, np.full(50, 1.0))
-    large = gates._means(np.zeros(50), np.zeros(50), users, np.full(50, 3.0))
+    small = gates._means(np.ones(50), np.zeros(50), users, np.full(50, 3.0), 100)
+    large = gates._means(np.zeros(50), np.zeros(50), users, np.full(50, 1.0), 300)
     every = gates._judged({"ndcg@10": {"ID": small, "GB": large}}, CONFIG)[0]
     assert (every.market, every.candidate) == ("all", 0.25)
 
@@ -271,10 +354,68 @@ def test_unlikely_impressions_weigh_more_and_the_interval_is_that_of_the_weighte
     random = np.random.default_rng(0)
     new, old, weights = random.random(60), random.random(60), random.random(60) + 0.1
     users = random.integers(0, 20, 60)
-    [check] = gates._judged({NDCG: {"ID": gates._means(new, old, users, weights)}}, CONFIG)
+    [check] = gates._judged({NDCG: {"ID": gates._means(new, old, users, weights, 60)}}, CONFIG)
     change, low, high = metrics.mean_interval(new - old, users, weights)
     assert check.candidate - check.served == pytest.approx(change)
     assert (check.low, check.high) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_one_row_of_great_weight_makes_nothing_sure():
+    weights = np.append(np.ones(299), 1e4)
+    old, new = np.full(300, 0.5), np.append(np.full(299, 0.6), 0.0)
+    pair = gates._means(new, old, np.arange(300), weights, 300)
+    for least, judged in ((1, True), (2, False)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gates, "LEAST_PEOPLE", least)
+            [check] = gates._judged({NDCG: {"ID": pair}}, CONFIG)
+        assert check.candidate < 0.95 * check.served
+        assert np.isfinite(check.low) == judged
+        assert not check.refused
+
+
+def test_chance_refuses_hardly_ever_where_weights_are_uneven():
+    def refused(seed):
+        random, pairs = np.random.default_rng(seed), {}
+        for market in range(10):
+            weights = np.exp(random.uniform(0, 7, 60))
+            old, new = (np.where(random.random(60) < 0.2, random.random(60), 0) for _ in range(2))
+            pairs[str(market)] = gates._means(new, old, np.arange(60), weights, 60)
+        return bool(faults(gates._judged({NDCG: pairs}, CONFIG)))
+
+    assert sum(map(refused, range(200))) <= 200 * gates.DOUBT
+
+
+def test_predictions_of_many_values_are_not_refused_for_their_noise():
+    """True probabilities against the mean of all, which is calibrated as well and of a single bin."""
+
+    def refused(seed):
+        random = np.random.default_rng(seed)
+        chance = random.beta(1, 4, 800)
+        label = (random.random(800) < chance).astype(np.float32)
+        gaps = [metrics.calibration_gaps(label, p) for p in (chance, np.full(800, label.mean()))]
+        assert gaps[0].mean() > CONFIG.calibration_error
+        pair = gates._means(*gaps, np.arange(800), np.ones(800), 800)
+        pair = pair._replace(noise=metrics.calibration_noise(chance))
+        return gates._judged({"ece of click": {"ID": pair}}, CONFIG)[0].refused
+
+    assert sum(map(refused, range(40))) <= 2
+
+
+def test_what_was_shown_with_certainty_says_nothing_of_other_orders(examples):
+    pairs = examples.pairs
+    later = np.flatnonzero(pairs.split == TEST)
+    wanted = later[pairs.positive[later]]
+    sure = np.array(pairs.propensity)
+    sure[wanted[1:]] = 1
+    for propensity, figure, rows in (
+        (pairs.propensity, NDCG, wanted),
+        (sure, NDCG, wanted[:1]),
+        (np.ones_like(sure), gates.BIASED, wanted),
+    ):
+        log = replace(examples, pairs=replace(pairs, propensity=propensity))
+        found = gates._wanted(log, later)
+        assert found[0] == figure
+        np.testing.assert_array_equal(found[1], rows)
 
 
 def test_what_the_logging_policy_alone_decided_is_told_and_refuses_nothing(small_release, examples, tmp_path):
@@ -282,7 +423,7 @@ def test_what_the_logging_policy_alone_decided_is_told_and_refuses_nothing(small
     checks = by_figure(compare(small_release, small_release, unlogged))
     assert (gates.BIASED, "all") in checks
     assert (NDCG, "all") not in checks
-    lost = gates._means(np.zeros(50), np.ones(50), np.arange(50), np.ones(50))
+    lost = gates._means(np.zeros(50), np.ones(50), np.arange(50), np.ones(50), 50)
     [check] = gates._judged({gates.BIASED: {"ID": lost}}, CONFIG)
     assert (check.candidate, check.served, check.refused) == (0, 1, False)
     assert gates._judged({NDCG: {"ID": lost}}, CONFIG)[0].refused
