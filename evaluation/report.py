@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -39,10 +39,10 @@ def offline_report(release: Release, data: TrainingSet, *, queries_per_market: i
     - "ece of click" and of every other task: expected calibration error of the served probabilities among the
       same impressions ("cascade"), and of what they were before calibration ("ranker, not calibrated"); left
       out below `LEAST_OUTCOMES` outcomes.
-    - "recall@20 by propensity", where propensities were logged: each wanted impression weighs as much as it
-      was unlikely to be shown (self-normalised inverse propensity; Yang et al., "Unbiased offline recommender
-      evaluation for missing-not-at-random implicit feedback", RecSys 2018), which estimates recall had
-      contents been shown uniformly.
+    - "recall@20 by propensity", where contents were drawn with logged propensities below 1: each wanted one
+      of these weighs as much as it was unlikely to be shown (self-normalised inverse propensity; Yang et al.,
+      "Unbiased offline recommender evaluation for missing-not-at-random implicit feedback", RecSys 2018),
+      which estimates recall had what could be drawn been shown uniformly.
 
     Args:
         queries_per_market: at most so many test outcomes a market (queries), and about
@@ -52,6 +52,7 @@ def offline_report(release: Release, data: TrainingSet, *, queries_per_market: i
     pairs, queries = data.examples.pairs, data.examples.queries
     wanted = np.flatnonzero(pairs.positive & (pairs.split == TEST))
     random = np.random.default_rng(seed)
+    known = task_labels(data.examples, 1) if data.examples.feedback == "impressions" else {}
     rows: list[Row] = []
     for place, market in enumerate(data.examples.markets):
         here = wanted[queries.market[pairs.query[wanted]] == place]
@@ -65,20 +66,20 @@ def offline_report(release: Release, data: TrainingSet, *, queries_per_market: i
             for name in METRICS:
                 function, k = metrics.ranking_metric(name)
                 figures[name] = metrics.interval(function(hit[:, :k], np.ones(len(here), np.int64)))
-            if pairs.propensity is not None:
-                weight = 1 / pairs.propensity[here]
-                figures[WEIGHTED] = metrics.mean_interval(hit.any(axis=1), user, weight)
+            if pairs.propensity is not None and (drawn := pairs.propensity[here] < 1).any():
+                weight = 1 / pairs.propensity[here][drawn]
+                figures[WEIGHTED] = metrics.mean_interval(hit.any(axis=1)[drawn], user[drawn], weight)
             people = len(np.unique(user))
             for name, value in figures.items():
                 rows.append(Row(data.examples.name, market, system, name, *value, people, seed))
         if data.examples.feedback == "impressions":
             count = IMPRESSIONS_PER_QUERY * queries_per_market
-            rows += _impression_rows(replay, data, place, count=count, seed=seed)
+            rows += _impression_rows(replay, data, known, place, count=count, seed=seed)
     return rows
 
 
 def _impression_rows(
-    replay: Replay, data: TrainingSet, market: int, *, count: int, seed: int
+    replay: Replay, data: TrainingSet, known: Mapping[str, np.ndarray], market: int, *, count: int, seed: int
 ) -> Iterator[Row]:
     """AUC among at most `count` held-out impressions of a market, drawn by query."""
     examples = data.examples
@@ -87,7 +88,6 @@ def _impression_rows(
     logged = logged[queries.market[pairs.query[logged]] == market]
     turn = np.random.default_rng(seed).permutation(len(queries))
     logged = logged[np.argsort(turn[pairs.query[logged]], kind="stable")][:count]
-    known = task_labels(examples, 1)
     tasks = replay.cascade.plan.tasks
     labels = {task: known[task][logged].astype(np.float32) for task in tasks}
     labels = {n: y for n, y in labels.items() if min(y.sum(), (1 - y).sum()) >= LEAST_OUTCOMES}
