@@ -28,6 +28,8 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Make a data set: your own, a simulated or a public one.")
 app.add_typer(data_app, name="data")
 
+REFUSED = 3
+"""Exit code of a gate that refuses; 1 is an error, 2 a command that is none."""
 ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", help="Settings file; by default pasar.toml of this folder, where there is one."),
@@ -42,6 +44,14 @@ def _expected() -> tuple[type[Exception], ...]:
     from ensemble.server import ServerError
 
     return (ValueError, OSError, RequestError, ReleaseError, RepositoryError, ServerError)
+
+
+def _say_error(text: str) -> None:
+    from rich.markup import escape
+
+    from pasar.show import errors
+
+    errors.print(f"[red]error:[/] {escape(text)}")
 
 
 def _when_ended(act: Callable[[int, Any], object]) -> None:
@@ -59,11 +69,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except _expected() as error:
-        from rich.markup import escape
-
-        from pasar.show import errors
-
-        errors.print(f"[red]error:[/] {escape(str(error))}")
+        _say_error(str(error))
         if os.environ.get("PASAR_TRACEBACK"):
             raise
         raise SystemExit(1) from None
@@ -401,7 +407,7 @@ def gate(
     seed: Annotated[int, typer.Option(help="Of which queries and people are asked.")] = 0,
     config: ConfigOption = None,
 ) -> None:
-    """Compare a release with the one that is served; ends with exit code 1 where it would lose too much."""
+    """Compare a release with the one that is served; ends with exit code 3 where it would lose too much."""
     import tempfile
 
     from ensemble.plan import Plan
@@ -432,7 +438,8 @@ def gate(
         write_rows(json_file, checks)
     console.print(_check_table(checks))
     if found := faults(checks):
-        raise ValueError(f"{release} must not replace {against}: {'; '.join(found)}")
+        _say_error(f"{release} must not replace {against}: {'; '.join(found)}")
+        raise typer.Exit(REFUSED)
     say(f"{release} may replace {against}")
 
 

@@ -453,7 +453,7 @@ def test_the_gate_tells_what_a_release_would_lose(pasar, small_release, small_wo
         ended[10:] = 0
         writer.array("ended_at.npy", ended)
     code, said, wrong = pasar(*asked, "--release", tmp_path / "empty")
-    assert code == 1
+    assert code == 3
     assert "refused" in said
     assert f"{tmp_path / 'empty'} must not replace {small_release.path}: contents in GB: " in one_line(wrong)
 
