@@ -54,7 +54,7 @@ from .examples import (
     user_frame,
 )
 from .fit import fit
-from .vectors import VectorSpace, raw_vectors, vector_columns, write_spaces
+from .vectors import VectorSpace, raw_vectors, space_of, vector_columns, write_spaces
 
 LOG = "log"
 SPACES = "spaces.npz"
@@ -277,7 +277,11 @@ def fit_features(
     Args:
         folder: scratch space; made anew.
         progress: called with the name of each step as it begins.
-        spaces: of columns of content vectors, in place of those that would be fitted.
+        spaces: of columns of content vectors, as an earlier build had them, in place of those that would be
+            fitted.
+
+    Raises:
+        ValueError: no content has enough positives, or `spaces` are of other vectors.
     """
     shutil.rmtree(folder, ignore_errors=True)
     stats = folder / "stats"
@@ -350,12 +354,11 @@ def _with_vectors(
     out: Path,
     known: Mapping[str, VectorSpace],
 ) -> tuple[Encoded, tuple[VectorSpace, ...]]:
-    """Encoded contents with their vectors, and the spaces of these; those that are not known are fitted on
-    the contents bool[N] `seen`."""
+    """Encoded contents with their vectors, and the spaces of these, see `space_of`."""
     arrays, schema, spaces = dict(encoded.arrays), encoded.schema, []
     for name in vector_columns(contents) if most else ():
         raw = raw_vectors(contents, name)
-        spaces.append(known.get(name) or VectorSpace.fit(name, raw[seen], most))
+        spaces.append(space_of(name, raw, seen, most, known.get(name)))
         np.save(out / f"{name}.npy", spaces[-1](raw))
         arrays[name] = np.load(out / f"{name}.npy", mmap_mode="r")
         width = arrays[name].shape[1]

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .kept import ANEW, read_kept, write_kept
+
 PREFIX = "v_"
 PARTS = ("mean", "directions")
 
@@ -25,6 +27,7 @@ class VectorSpace:
         name: the column.
         mean: float32[D], of the contents it was fitted on.
         directions: float32[D, K], main directions, of length 1: products of the numbers are about cosines.
+            Zeros where no content had a vector: such a space says nothing.
     """
 
     name: str
@@ -48,6 +51,8 @@ class VectorSpace:
         directions = directions[:, kept]
         largest = np.abs(directions).argmax(axis=0)
         directions *= np.sign(directions[largest, np.arange(len(kept))])
+        if not len(known):
+            directions[:] = 0
         return cls(name, mean.astype(np.float32), directions.astype(np.float32))
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
@@ -59,14 +64,47 @@ class VectorSpace:
 
 def write_spaces(path: Path, spaces: Sequence[VectorSpace]) -> None:
     """Keep spaces in a file *.npz."""
-    np.savez(path, **{f"{s.name} {part}": getattr(s, part) for s in spaces for part in PARTS})
+    write_kept(path, {f"{s.name} {part}": getattr(s, part) for s in spaces for part in PARTS})
 
 
 def read_spaces(path: Path) -> dict[str, VectorSpace]:
-    """The spaces that `write_spaces` kept, by column."""
-    with np.load(path, allow_pickle=False) as kept:
-        names = {key.rsplit(" ", 1)[0] for key in kept}
-        return {name: VectorSpace(name, *(kept[f"{name} {part}"] for part in PARTS)) for name in names}
+    """The spaces that `write_spaces` kept, by column.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    kept = read_kept(path)
+    names = {key.rsplit(" ", 1)[0] for key in kept}
+    return {name: VectorSpace(name, *(kept[f"{name} {part}"] for part in PARTS)) for name in names}
+
+
+def space_of(
+    name: str, vectors: np.ndarray, seen: np.ndarray, most: int, earlier: VectorSpace | None
+) -> VectorSpace:
+    """The space of a column: the one that an earlier build had, where that says anything, else a new one.
+
+    Args:
+        vectors: float32[N, D], see `raw_vectors`.
+        seen: bool[N], contents that a new one is fitted on.
+        most: directions kept at most.
+
+    Raises:
+        ValueError: the earlier one is of other vectors, or has more or fewer directions.
+    """
+    if earlier is None or not earlier.directions.any():
+        return VectorSpace.fit(name, vectors[seen], most)
+    (length, count), own = earlier.directions.shape, vectors.shape[1]
+    if length != own:
+        raise ValueError(
+            f"vectors of contents.{name} have {own} numbers, in the earlier build they had {length}, so its "
+            f"ranker knows nothing of these; {ANEW}"
+        )
+    if count != min(most, own):
+        raise ValueError(
+            f"features.vector_dims = {most} makes {min(most, own)} numbers of contents.{name}, the earlier "
+            f"build's ranker knows {count}; set it to {count}, or {ANEW}"
+        )
+    return earlier
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

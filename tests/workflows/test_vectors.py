@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from workflows.features import FeatureConfig
-from workflows.vectors import VectorSpace, raw_vectors, read_spaces, vector_columns, write_spaces
+from workflows.vectors import (
+    VectorSpace,
+    raw_vectors,
+    read_spaces,
+    space_of,
+    vector_columns,
+    write_spaces,
+)
 
 from merlin.schema import Tags  # isort: skip
 
@@ -86,3 +94,53 @@ def test_spaces_that_were_kept_encode_as_they_did(tmp_path):
         np.testing.assert_array_equal(found[space.name](drawn(9, 6, 5)), space(drawn(9, 6, 5)))
     write_spaces(tmp_path / "none.npz", [])
     assert read_spaces(tmp_path / "none.npz") == {}
+
+
+def test_spaces_that_were_not_written_to_their_end_replace_none(tmp_path, monkeypatch):
+    path = tmp_path / "spaces.npz"
+    write_spaces(path, [VectorSpace.fit("v_image", drawn(30, 6), 4)])
+
+    def stopped(file, **arrays):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write_spaces(path, [])
+    assert read_spaces(path).keys() == {"v_image"}
+
+
+def test_spaces_that_were_cut_short_are_named(tmp_path):
+    path = tmp_path / "spaces.npz"
+    write_spaces(path, [VectorSpace.fit("v_image", drawn(30, 6), 4)])
+    assert list(tmp_path.iterdir()) == [path]
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(
+        ValueError, match=f"{path} is damaged .*build what made it once more, or build without"
+    ):
+        read_spaces(path)
+
+
+def test_a_space_of_an_earlier_build_is_kept_and_one_that_says_nothing_is_not():
+    vectors, seen = drawn(30, 6, 1), np.arange(30) < 20
+    earlier, fitted = VectorSpace.fit("v_a", drawn(9, 6), 4), VectorSpace.fit("v_a", vectors[seen], 4)
+    assert space_of("v_a", vectors, seen, 4, earlier) is earlier
+    nothing = VectorSpace.fit("v_a", vectors * np.nan, 4)
+    for known in (None, nothing):
+        found = space_of("v_a", vectors, seen, 4, known)
+        np.testing.assert_array_equal(found.directions, fitted.directions)
+    np.testing.assert_array_equal(nothing(vectors), 0)
+
+
+def test_a_space_of_other_vectors_or_of_other_dims_is_refused():
+    vectors, seen = drawn(30, 6, 1), np.ones(30, bool)
+    with pytest.raises(
+        ValueError, match=r"contents.v_a have 6 numbers, in the earlier build they had 5.*build"
+    ):
+        space_of("v_a", vectors, seen, 4, VectorSpace.fit("v_a", drawn(9, 5), 4))
+    earlier = VectorSpace.fit("v_a", drawn(9, 6), 4)
+    for most, own in ((3, 3), (8, 6)):
+        said = rf"vector_dims = {most} makes {own} numbers of contents.v_a.*knows 4; set it to 4, or build"
+        with pytest.raises(ValueError, match=said):
+            space_of("v_a", vectors, seen, most, earlier)
+    whole = VectorSpace.fit("v_a", drawn(9, 6), 8)
+    assert space_of("v_a", vectors, seen, 32, whole) is whole  # no more than there are
