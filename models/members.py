@@ -65,6 +65,11 @@ def members_of(model: Any) -> list[Any]:
     return model.members if isinstance(model, TwoTowers | Rankers) else [model]
 
 
+def member_folders(folder: Path, count: int) -> list[Path]:
+    """Where members are trained: the first in `folder`, the others beside it."""
+    return [folder, *(folder.with_name(f"{folder.name}-{member}") for member in range(1, count))]
+
+
 def train_members(
     train: Callable[[Path, int], tuple[Any, TrainingState]],
     join: Callable[[Sequence[Any]], Any],
@@ -77,14 +82,13 @@ def train_members(
     Args:
         train: trains a model in a folder under a seed.
         join: `TwoTowers` or `Rankers`.
-        folder: of the first member; the others' lie beside it.
+        folder: see `member_folders`.
 
     Returns:
         The model, and how the training of each member went.
     """
     models, states = [], []
-    for member in range(count):
-        place = folder.with_name(f"{folder.name}-{member}") if member else folder
+    for member, place in enumerate(member_folders(folder, count)):
         model, state = train(place, seed + APART * member)
         models.append(model)
         states.append(state)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
@@ -20,7 +21,7 @@ from .blocks import EmbeddingTable, InteractionDense, Lookup
 from .gates import PRIOR, Gates
 from .heads import TaskHeads
 from .history import HistoryAttention, Items, history_length, history_schema
-from .members import Rankers, train_members
+from .members import Rankers, member_folders, train_members
 from .starts import Start, Starts, from_nothing, keep
 from .training import Progress, TrainingState, quiet, set_seed, traced, train
 from .unseen import fill_unseen
@@ -38,6 +39,8 @@ JUDGED, RIVALS = 1000, 199
 TINY = 1e-30
 #: A training step's parts, see `TrainingLoop`.
 PARTS = 4
+#: Knobs of which a ranker's weights are made.
+SHAPE = ("embedding_dim", "bottom", "top", "vectors", "attention", "experts", "gates")
 
 
 @dataclass(frozen=True)
@@ -267,6 +270,39 @@ def followed_tasks(labels: Mapping[str, np.ndarray]) -> tuple[int, ...]:
     return tuple(found)
 
 
+def _follows(examples: Examples, labels: Mapping[str, np.ndarray], config: RankerConfig) -> tuple[int, ...]:
+    """For each task the place of the one that it is learned as given, -1 for none."""
+    if not config.esmm:
+        return (-1,) * len(labels)
+    rows = examples.pairs.rows(TRAIN)
+    return followed_tasks({task: y[rows] for task, y in labels.items()})
+
+
+def made_of(data: TrainingSet, labels: Mapping[str, np.ndarray], config: RankerConfig) -> dict[str, Any]:
+    """All that must be equal in two rankers for the weights of one to mean the same in the other: what they
+    read, but not how many ids there are, what they tell, and their layers."""
+    every = data.features.query.schema + data.features.content.schema
+    return {
+        "columns": [(column.name, sorted(map(str, column.tags)), str(column.shape)) for column in every],
+        "features of a pair": PAIR_FEATURES,
+        "seasons (features.season_days)": data.seasons is not None,
+        "tasks": tuple(labels),
+        "tasks that follow others (ranker.esmm)": _follows(data.examples, labels, config),
+    } | {f"ranker.{name}": getattr(config, name) for name in SHAPE}
+
+
+def expect_starts(data: TrainingSet, config: RankerConfig, folder: Path, start: Starts) -> None:
+    """Raise now what `train_ranker` would where a member cannot go on from what `start` says.
+
+    Raises:
+        ValueError: what is there is of another ranker, or knew all training rows.
+    """
+    made = made_of(data, task_labels(data.examples, config.min_outcomes), config)
+    for place in member_folders(folder, config.members):
+        if one := start(place):
+            one.expect(data.examples, made)
+
+
 def build_ranker(
     features: Features, tasks: tuple[str, ...], config: RankerConfig, seed: int, follows: Sequence[int] = ()
 ) -> mm.Model:
@@ -353,9 +389,9 @@ def _train_one(
 ) -> tuple[mm.Model, TrainingState]:
     set_seed(seed)
     tasks = tuple(labels)
-    train_rows = data.examples.pairs.rows(TRAIN)
-    follows = followed_tasks({task: y[train_rows] for task, y in labels.items()}) if config.esmm else ()
+    follows = _follows(data.examples, labels, config)
     model = build_ranker(data.features, tasks, config, seed, follows)
+    made, forgotten = made_of(data, labels, config), FORGOTTEN if config.id_dropout else ()
     drawn = data.examples.feedback == "positives"
     pairs = data.examples.pairs
     folder.mkdir(parents=True, exist_ok=True)
@@ -412,11 +448,11 @@ def _train_one(
         patience=config.patience,
         folder=folder,
         parts=PARTS,
-        begin=None if start is None else partial(start.give, data=data, tasks=tasks),
+        begin=None if start is None else partial(start.give, data=data, made_of=made),
         progress=progress,
     )
-    keep(model, data, tasks, folder)
-    fill_unseen(model, data, forgotten=FORGOTTEN if config.id_dropout else ())
+    keep(model, data, made, forgotten, folder)
+    fill_unseen(model, data, forgotten)
     return model, state
 
 

@@ -6,20 +6,19 @@ Categories are numbered anew by each build, so embeddings are kept with the raw 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from market.statistics import PAIR_FEATURES
 from workflows.examples import TRAIN, Examples
-from workflows.features import Features
+from workflows.kept import ANEW, read_kept, write_kept
 
-from .batches import FORGOTTEN, UNSEEN, TrainingSet
+from .batches import UNSEEN, TrainingSet
 from .blocks import table_of
 from .gates import Gates
 
@@ -27,7 +26,6 @@ FILE = "learned.npz"
 """In the folder of a training."""
 KEYS, ROWS, OF = "keys of ", "rows", " in "
 SLOTS = ("m", "v")
-_ANEW = "build without an earlier one, which trains from the beginning"
 
 
 @dataclass(frozen=True)
@@ -40,19 +38,30 @@ class Start:
 
     file: Path
 
+    def expect(self, examples: Examples, made_of: Mapping[str, Any]) -> None:
+        """Raise what `rows` and `give` would.
+
+        Args:
+            made_of: as `keep` was given.
+        """
+        self._learned_by(made_of)
+        self.new(examples)
+
     def new(self, examples: Examples) -> np.ndarray:
-        """Which of the training rows come after all that the earlier training knew, bool[P].
+        """Which of the training rows the earlier training did not know, bool[P]: those that come after all it
+        knew, and those of markets of which it had no row.
 
         Raises:
             ValueError: there is nothing to start from, or no row is new.
         """
-        with self._learned() as learned:
-            until = int(learned["until"])
-        found = examples.queries.time[examples.pairs.query[examples.pairs.rows(TRAIN)]] >= until
+        learned = self._learned()
+        query, queries = examples.pairs.query[examples.pairs.rows(TRAIN)], examples.queries
+        joined = np.isin(examples.markets, learned["markets"], invert=True)
+        found = (queries.time[query] >= learned["until"]) | joined[queries.market[query]]
         if not found.any():
             raise ValueError(
-                f"{examples.name} has no training row after those of {self.file}, so there is nothing "
-                f"new to learn; take a longer log, or {_ANEW}"
+                f"{examples.name} has no training row after those of the earlier build, so there is nothing "
+                f"new to learn; take a longer log, or {ANEW}"
             )
         return found
 
@@ -66,46 +75,55 @@ class Start:
         old = np.random.default_rng(seed).permutation(np.flatnonzero(~new))[: round(replay * new.sum())]
         return examples.pairs.rows(TRAIN).start + np.sort(np.concatenate([np.flatnonzero(new), old]))
 
-    def give(self, model: tf.keras.Model, data: TrainingSet, tasks: tuple[str, ...]) -> None:
+    def give(self, model: tf.keras.Model, data: TrainingSet, made_of: Mapping[str, Any]) -> None:
         """Give a model, whose variables stand, the weights to start from.
 
-        An id that the earlier training did not know starts as the unseen ones of its column ended, where
+        An id that the earlier training did not know starts as the unseen ones of its column ended, where that
         training showed ids as unseen, else as the mean of those it knew; its gate as it was made.
+
+        Args:
+            made_of: as `keep` was given.
 
         Raises:
             ValueError: the weights are of another model.
         """
         first = UNSEEN + 1
+        learned = self._learned_by(made_of)
         state, write = _state(model)
-        with self._learned() as learned:
-            if str(learned["made_of"]) != _made_of(data.features, tasks, state):
-                raise ValueError(
-                    f"{self.file} is of a ranker that reads other columns, learns other tasks or has other "
-                    f"layers: the data set or [build.ranker] changed; {_ANEW}"
-                )
-            for name, own in state.items():
-                old, domain = learned[name], name.partition(OF)[2]
-                if old.shape[1:] != own.shape[1:] or (not domain and old.shape != own.shape):
-                    raise ValueError(
-                        f"{self.file} is of a ranker of another shape, {old.shape} where this one has "
-                        f"{own.shape}: knobs of [build.ranker] changed; {_ANEW}"
-                    )
-                if not domain:
-                    own[...] = old
-                    continue
-                place = pd.Index(learned[KEYS + domain]).get_indexer(data.features.keys[domain])
-                own[:first] = old[:first]
-                own[first:][place >= 0] = old[first:][place[place >= 0]]
-                if name.startswith(ROWS) and len(old) > first:
-                    new = old[UNSEEN] if domain in FORGOTTEN else old[first:].mean(axis=0)
-                    own[first:][place < 0] = new
+        for name, own in state.items():
+            old, domain = learned.get(name), name.partition(OF)[2]
+            if old is None or old.shape[1:] != own.shape[1:] or (not domain and old.shape != own.shape):
+                raise self._of_another_version()
+            if not domain:
+                own[...] = old
+                continue
+            place = pd.Index(learned[KEYS + domain]).get_indexer(data.features.keys[domain])
+            own[:first] = old[:first]
+            own[first:][place >= 0] = old[first:][place[place >= 0]]
+            if name.startswith(ROWS) and len(old) > first:
+                new = old[UNSEEN] if domain in learned["forgotten"] else old[first:].mean(axis=0)
+                own[first:][place < 0] = new
         write()
 
-    def _learned(self) -> np.lib.npyio.NpzFile:
-        try:
-            return np.load(self.file, allow_pickle=False)
-        except FileNotFoundError:
-            raise ValueError(f"{self.file} is missing, so there is nothing to start from; {_ANEW}") from None
+    def _learned_by(self, made_of: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """What was learned, by a ranker that was made of the same."""
+        learned = self._learned()
+        then, now = json.loads(str(learned["made_of"])), json.loads(json.dumps(made_of))
+        if other := [name for name in now if then.get(name) != now[name]]:
+            raise ValueError(
+                f"the ranker of the earlier build has other {', '.join(other)}, so its weights mean nothing "
+                f"here: the data set or the configuration changed; {ANEW}"
+            )
+        return learned
+
+    def _learned(self) -> dict[str, np.ndarray]:
+        learned = read_kept(self.file)
+        if not {"made_of", "until", "markets", "forgotten"} <= learned.keys():
+            raise self._of_another_version()
+        return learned
+
+    def _of_another_version(self) -> ValueError:
+        return ValueError(f"{self.file} was left by another version of Pasar; {ANEW}")
 
 
 Starts = Callable[[Path], Start | None]
@@ -122,28 +140,31 @@ def after(work: Path) -> Starts:
     return lambda folder: Start(work / folder.name / FILE)
 
 
-def keep(model: tf.keras.Model, data: TrainingSet, tasks: tuple[str, ...], folder: Path) -> None:
+def keep(
+    model: tf.keras.Model,
+    data: TrainingSet,
+    made_of: Mapping[str, Any],
+    forgotten: Collection[str],
+    folder: Path,
+) -> None:
     """Write what a training ended with into its folder, for a later one to start from.
 
     Args:
-        tasks: of the ranker, in the order of its output.
+        made_of: all that must be equal in two models for the weights of one to mean the same in the other, as
+            JSON can tell it, under names that say what to change.
+        forgotten: domains of ids that training showed as unseen now and then (`batches.forget_ids`).
     """
-    queries = data.examples.queries
-    ended = int(queries.time[queries.rows(TRAIN)].max(initial=0)) + 1
+    examples = data.examples
+    queries, pairs = examples.queries, examples.pairs
+    markets = np.unique(queries.market[pairs.query[pairs.rows(TRAIN)]])
+    about = {
+        "made_of": np.array(json.dumps(made_of)),
+        "until": np.array(int(queries.time[queries.rows(TRAIN)].max(initial=0)) + 1),
+        "markets": np.array(examples.markets)[markets],
+        "forgotten": np.array(forgotten, str),
+    }
     keys = {KEYS + domain: array for domain, array in data.features.keys.items()}
-    place, (state, _) = folder / f".{FILE}", _state(model)
-    with place.open("wb") as opened:
-        made_of = np.array(_made_of(data.features, tasks, state))
-        np.savez(opened, made_of=made_of, until=np.array(ended), **keys, **state)
-    os.replace(place, folder / FILE)
-
-
-def _made_of(features: Features, tasks: tuple[str, ...], state: Collection[str]) -> str:
-    """All that must be equal in two rankers for the weights of one to mean the same in the other: what they
-    read, but not how many ids there are, what they tell, and the names of their weights."""
-    every = features.query.schema + features.content.schema
-    columns = [(c.name, sorted(map(str, c.tags)), str(c.shape)) for c in every]
-    return json.dumps([columns, PAIR_FEATURES, tasks, sorted(state)])
+    write_kept(folder / FILE, about | keys | _state(model)[0])
 
 
 def _state(model: tf.keras.Model) -> tuple[dict[str, np.ndarray], Callable[[], None]]:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 
 from models import two_tower
-from models.batches import UNSEEN, RankingBatches
+from models.batches import FORGOTTEN, UNSEEN, RankingBatches
 from models.blocks import table_of
-from models.ranker import RankerConfig, build_ranker, losses, task_labels, train_ranker
+from models.ranker import (
+    RankerConfig,
+    build_ranker,
+    expect_starts,
+    losses,
+    made_of,
+    task_labels,
+    train_ranker,
+)
+from models.seasons import Seasons
 from models.starts import FILE, Start, _state, after, keep
 from models.training import train
 from tests.models import resumable
@@ -24,11 +34,18 @@ SEED = 11
 
 
 @pytest.fixture(scope="module")
-def learned(small_ranker: Trained, small_training_set, tmp_path_factory):
+def made(small_ranker: Trained, small_training_set):
+    """What the small ranker is made of."""
+    labels = task_labels(small_training_set.examples, small_ranker.config.min_outcomes)
+    return made_of(small_training_set, labels, small_ranker.config)
+
+
+@pytest.fixture(scope="module")
+def learned(small_ranker: Trained, small_training_set, made, tmp_path_factory):
     """A file of the small ranker's weights as they are by now."""
     folder = tmp_path_factory.mktemp("work") / "ranker"
     folder.mkdir()
-    keep(small_ranker.model, small_training_set, small_ranker.tasks, folder)
+    keep(small_ranker.model, small_training_set, made, FORGOTTEN, folder)
     return folder / FILE
 
 
@@ -53,11 +70,13 @@ def weights(model) -> dict[str, np.ndarray]:
     return _state(model)[0]  # the optimiser's moments, too
 
 
-def test_a_model_of_the_same_data_starts_with_the_same_weights(learned, small_ranker, small_training_set):
+def test_a_model_of_the_same_data_starts_with_the_same_weights(
+    learned, small_ranker, small_training_set, made
+):
     model = drawn(small_ranker, small_training_set)
     before, expected = weights(model), weights(small_ranker.model)
     assert any(not np.array_equal(before[name], expected[name]) for name in expected)
-    Start(learned).give(model, small_training_set, small_ranker.tasks)
+    Start(learned).give(model, small_training_set, made)
     after_ = weights(model)
     assert after_.keys() == expected.keys()
     for name, array in expected.items():
@@ -83,7 +102,7 @@ def test_every_id_of_its_own_has_its_key(small_training_set, small_examples):
 
 
 def test_rows_follow_their_keys_and_new_ones_start_as_unseen(
-    learned, small_ranker, small_training_set, tmp_path
+    learned, small_ranker, small_training_set, made, tmp_path
 ):
     """An earlier build that numbered its contents the other way round and lacked the last two of them."""
     keys = small_training_set.features.keys["content_id"]
@@ -92,7 +111,7 @@ def test_rows_follow_their_keys_and_new_ones_start_as_unseen(
     turned = {name: np.concatenate([of[:FIRST], of[FIRST:][:-2][::-1]]) for name, of in old.items()}
     other = rewritten(learned, tmp_path / "other.npz", **turned, **{"keys of content_id": keys[:-2][::-1]})
     model = drawn(small_ranker, small_training_set)
-    Start(other).give(model, small_training_set, small_ranker.tasks)
+    Start(other).give(model, small_training_set, made)
     found = weights(model)
     for name in names:
         np.testing.assert_array_equal(found[name][:-2], old[name][:-2])
@@ -101,47 +120,89 @@ def test_rows_follow_their_keys_and_new_ones_start_as_unseen(
     # An id that nobody moved yet has no moments.
     assert not found["m of rows in content_id"][-2:].any()
     assert not found["v of rows in content_id"][-2:].any()
+    # Where that build showed no id as unseen nothing was learned about what is.
+    Start(rewritten(other, tmp_path / "all-shown.npz", forgotten=np.array([], str))).give(
+        model, small_training_set, made
+    )
+    mean = turned[names[0]][FIRST:].mean(axis=0)
+    np.testing.assert_allclose(weights(model)[names[0]][-2:], [mean, mean], rtol=1e-6, atol=1e-7)
 
 
 def test_a_new_category_starts_as_the_mean_of_those_known(
-    learned, small_ranker, small_training_set, tmp_path
+    learned, small_ranker, small_training_set, made, tmp_path
 ):
     keys = small_training_set.features.keys["category"]
     old = weights(small_ranker.model)["rows in category"]
     fewer = {"keys of category": keys[1:], "rows in category": np.delete(old, FIRST, axis=0)}
     model = drawn(small_ranker, small_training_set)
-    Start(rewritten(learned, tmp_path / "fewer.npz", **fewer)).give(
-        model, small_training_set, small_ranker.tasks
-    )
+    Start(rewritten(learned, tmp_path / "fewer.npz", **fewer)).give(model, small_training_set, made)
     found = weights(model)["rows in category"]
     np.testing.assert_array_equal(found[FIRST + 1 :], old[FIRST + 1 :])
     np.testing.assert_allclose(found[FIRST], old[FIRST + 1 :].mean(axis=0), rtol=1e-6, atol=1e-7)
 
 
-def test_another_model_s_weights_are_refused(learned, small_ranker, small_training_set, tmp_path):
+def test_weights_that_would_mean_something_else_are_refused(
+    learned, small_ranker, small_training_set, tmp_path
+):
+    """Whatever of the data set or the configuration changed, and before anything is trained."""
+    until(learned, tmp_path / "ranker" / FILE, 0)
+    clicks = int(small_training_set.examples.pairs.outcomes["click"].sum())
+
+    def expect(data=small_training_set, config=small_ranker.config, **knobs):
+        expect_starts(data, replace(config, **knobs), tmp_path / "ranker", after(tmp_path))
+
+    expect(id_dropout=0.0, epochs=7)  # they change no weight's meaning
+    for changed, said in (
+        ({"top": (16, 8)}, "ranker.top,"),
+        ({"embedding_dim": 4, "bottom": (9,)}, "ranker.embedding_dim, ranker.bottom,"),
+        ({"vectors": True, "attention": True}, "ranker.vectors, ranker.attention,"),
+        ({"gates": True}, "ranker.gates,"),
+        ({"min_outcomes": clicks // 2}, "tasks, "),
+        ({"esmm": True}, r"tasks that follow others \(ranker.esmm\),"),
+    ):
+        with pytest.raises(ValueError, match=f"other {said}.*the configuration changed; build without"):
+            expect(**changed)
+    seasonal = replace(small_training_set, seasons=Seasons.of(small_training_set.examples, 86_400))
+    with pytest.raises(ValueError, match=r"other seasons \(features.season_days\),"):
+        expect(seasonal)
+    content = small_training_set.features.content
+    fewer = replace(content, schema=content.schema.excluding_by_name(["category"]))
+    other = replace(small_training_set, features=replace(small_training_set.features, content=fewer))
+    with pytest.raises(ValueError, match="other columns,"):
+        expect(other)
+    with pytest.raises(ValueError, match=r"ranker-1.*missing"):
+        expect(members=2)
+
+
+def test_what_another_version_left_is_refused(learned, small_ranker, small_training_set, made, tmp_path):
     model = drawn(small_ranker, small_training_set)
     before = weights(model)
     with np.load(learned) as opened:
         [name, *_] = [name for name in opened if name.startswith("weight") and opened[name].ndim == 2]
-        wide = np.concatenate([opened[name]] * 2, axis=1)
-    for changed, said in (
-        ({name: wide}, r"another shape, .*knobs of \[build.ranker\]"),
-        ({"rows in category": np.zeros((9, 3), np.float32)}, "another shape"),
-        ({"made_of": np.array("[]")}, "reads other columns, learns other tasks or has other layers"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            Start(rewritten(learned, tmp_path / "wrong.npz", **changed)).give(
-                model, small_training_set, small_ranker.tasks
-            )
+        wide, rest = np.concatenate([opened[name]] * 2, axis=1), dict(opened)
+    del rest["markets"]
+    np.savez(tmp_path / "older.npz", **rest)
+    wider = rewritten(learned, tmp_path / "wide.npz", **{name: wide})
+    narrow = rewritten(learned, tmp_path / "narrow.npz", **{"rows in category": np.zeros((9, 3), np.float32)})
+    for file in (tmp_path / "older.npz", wider, narrow):
+        with pytest.raises(ValueError, match=f"{file} was left by another version of Pasar; build without"):
+            Start(file).give(model, small_training_set, made)
         for key, array in before.items():
             np.testing.assert_array_equal(weights(model)[key], array, key)
-    with pytest.raises(ValueError, match="learns other tasks"):
-        Start(learned).give(model, small_training_set, small_ranker.tasks[::-1])
-    with pytest.raises(ValueError, match=r"none\.npz is missing, .*build without an earlier one"):
-        Start(tmp_path / "none.npz").give(model, small_training_set, small_ranker.tasks)
+
+
+def test_what_is_missing_or_damaged_is_named(learned, small_training_set, tmp_path):
+    whole, cut = learned.read_bytes(), tmp_path / "cut.npz"
+    with pytest.raises(ValueError, match=f"{cut} is missing, .*build without an earlier one"):
+        Start(cut).new(small_training_set.examples)
+    for size in (0, 9, len(whole) // 2, len(whole) - 9):
+        cut.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=f"{cut} is damaged .*build what made it once more, or build"):
+            Start(cut).new(small_training_set.examples)
 
 
 def until(learned, path, time):
+    path.parent.mkdir(exist_ok=True)
     return rewritten(learned, path, until=np.array(time))
 
 
@@ -169,6 +230,17 @@ def test_new_rows_are_learned_and_as_many_earlier_ones_as_asked(learned, small_t
 def test_a_log_without_news_is_refused(learned, small_training_set):
     with pytest.raises(ValueError, match="nothing new to learn; take a longer log"):
         Start(learned).rows(small_training_set.examples, 1, SEED)
+
+
+def test_all_rows_of_a_market_that_joins_are_new(learned, small_training_set, tmp_path):
+    examples = small_training_set.examples
+    with np.load(learned) as kept:
+        assert list(kept["markets"]) == ["GB", "ID"] == list(examples.markets)
+    file = rewritten(learned, tmp_path / "alone.npz", markets=np.array(["GB"]))
+    rows = examples.pairs.rows(TRAIN)
+    joined = examples.queries.market[examples.pairs.query[rows]] == 1
+    assert 0 < joined.sum() < len(joined)
+    np.testing.assert_array_equal(Start(file).new(examples), joined)
 
 
 def test_it_goes_on_and_is_never_worse_than_it_was(small_training_set, tmp_path):
