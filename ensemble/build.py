@@ -6,7 +6,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from ensemble.export import item_graphs, write_release
 from ensemble.plan import CascadeConfig
 from ensemble.release import MANIFEST, Release
 from market.dataset import Dataset
-from market.folders import expect_own, only_user, remove, replace, tidy
+from market.folders import FolderInUse, expect_own, held, only_user, replace, tidy, unfinished
 from market.kinds import KINDS
 from market.knobs import LARGEST_SEED, expect
 from market.statistics import DAY_S
@@ -27,17 +28,21 @@ from models.calibration import CalibrationConfig, calibrate
 from models.conversion import conversions
 from models.item_graph import ItemGraphConfig, fit_item_graph, fit_market_graphs
 from models.low_rank import fit_low_rank
+from models.members import member_folders
 from models.preranker import PreRankerConfig
-from models.ranker import RankerConfig, learned_tasks, train_ranker
+from models.ranker import RankerConfig, expect_starts, learned_tasks, train_ranker
 from models.stacking import StackingConfig
-from models.starts import Starts, after, from_nothing
+from models.starts import FILE, Starts, after, from_nothing
 from models.training import Progress, quiet
 from models.two_tower import TwoTowerConfig, train_two_tower
 from workflows.examples import VALID, SplitConfig, build_examples, content_frame
 from workflows.features import SPACES, FeatureConfig, fit_features
+from workflows.kept import ANEW, read_kept
 from workflows.vectors import VectorSpace, read_spaces
 
 _MARK = "fingerprint"
+_EARLIER, _WHENCE = "earlier", "folder"
+"""In a work folder: a copy of what the build goes on from, and in that, which folder it is of."""
 _ELSEWHERE = "choose another folder to build in"
 
 READ_LAST = ("calibration", "stacking", "preranker", "cascade")
@@ -101,15 +106,16 @@ def build_release(
 
     Args:
         before: folder of an earlier build, of a log that this one goes on: the ranker starts from what it was
-            there and is trained on what is new, see `models.starts`.
+            there and is trained on what is new, see `models.starts`. It is read as the build begins, and no
+            longer needed then.
         see: what models may see of the training set; a comparison hides things from them.
         progress: told of every batch of training.
         step: told the name of each step as it begins.
 
     Raises:
-        FolderInUse: another build works in `folder`, or what it would replace there is no build's.
+        FolderInUse: another build works in `folder` or `before`, or what it would replace is no build's.
         ValueError: the log teaches nothing, or nothing new, or under `config.cascade.weights` nothing of
-            worth in a market; or `before` is no build that this one can go on from.
+            worth in a market; or `before` is no build that this one can go on from. Nothing is trained then.
     """
     if before is not None:
         if before.resolve() == folder.resolve():
@@ -117,12 +123,6 @@ def build_release(
         if dataset.split != "time":
             raise ValueError(
                 f"{dataset.name} is not cut by time, so there are no rows since {before}; build without it"
-            )
-        kept = (_MARK, f"features/{SPACES}")
-        if not all((before / "work" / name).exists() for name in kept):
-            raise ValueError(
-                f"{before} is no folder of a build, or one of an older version, which keeps nothing to go on "
-                "from; give what `pasar build --out` was given, or build without it"
             )
     with only_user(folder, _ELSEWHERE):
         return _build_release(dataset, folder, config, before, see, progress, step)
@@ -144,21 +144,21 @@ def _build_release(
     made_of = fingerprint(dataset, config)
     starts: Starts = from_nothing
     spaces = None
-    if before is not None:
-        earlier = before / "work"
-        made_of = hashlib.sha256(f"{made_of} {(earlier / _MARK).read_text()}".encode()).hexdigest()
-        starts, spaces = after(earlier), read_spaces(earlier / "features" / SPACES)
-    mark = work / _MARK
-    if not mark.exists() or mark.read_text() != made_of:
-        remove(work)
-        work.mkdir()
-        mark.write_text(made_of)
+    if before is None:
+        _take_up(work, made_of)
+    else:
+        with _earlier(before, work / _EARLIER) as earlier:
+            said = f"{made_of} on from {(earlier / _MARK).read_text()}"
+            made_of = hashlib.sha256(said.encode()).hexdigest()
+            members = config.ranker.members
+            _take_up(work, made_of, lambda fresh: _copy(earlier, before, members, fresh / _EARLIER))
+        starts, spaces = after(work / _EARLIER), read_spaces(work / _EARLIER / "features" / SPACES)
     data = see(build_training_set(dataset, work, config, spaces=spaces, step=step))
     examples = data.examples
     kinds = pd.Index(KINDS).get_indexer(content_frame(examples.contents)["kind"])
     learned = learned_tasks(examples, config.ranker.min_outcomes)
-    if start := starts(work / "ranker"):  # A log without news is refused before anything is trained.
-        start.new(examples)
+    if before is not None:
+        expect_starts(data, config.ranker, work / "ranker", starts)
     config.cascade.expect_worth(learned, examples.markets, kinds_sold(examples.available, kinds))
     step("two-tower")
     two_tower, retrieval = train_two_tower(data, config.two_tower, work / "two_tower", config.seed, progress)
@@ -205,6 +205,67 @@ def _build_release(
     replace(fresh, target)
     shutil.rmtree(drafts, ignore_errors=True)
     return Built(Release.open(target), data)
+
+
+@contextmanager
+def _earlier(before: Path, copy: Path) -> Iterator[Path]:
+    """The work folder of the build in `before`, in which nobody works meanwhile; where it has gone, the copy
+    that `_copy` may have made of it.
+
+    Raises:
+        FolderInUse: another build works there.
+        ValueError: there is neither.
+    """
+    work, whence = before / "work", copy / _WHENCE
+    if (work / _MARK).exists():
+        with held(before, FolderInUse(f"another process works in {before}; build when it has ended")):
+            yield work
+    elif whence.exists() and whence.read_text() == str(before.resolve()):
+        yield copy
+    else:
+        raise ValueError(
+            f"{before} is no folder of a build; give what `pasar build --out` was given, or {ANEW}"
+        )
+
+
+def _copy(earlier: Path, before: Path, members: int, copy: Path) -> None:
+    """Copy what `members` rankers go on from, of the build in `before`, whose work folder is `earlier`.
+
+    Raises:
+        ValueError: something is missing or damaged.
+    """
+    rankers = [f"{place.name}/{FILE}" for place in member_folders(Path("ranker"), members)]
+    for ranker in rankers:
+        if not (earlier / ranker).exists():
+            raise ValueError(
+                f"{earlier / ranker} is missing: ranker.members changed to {members}, or that build has not "
+                f"ended; set it to what it was, let that build end, or {ANEW}"
+            )
+    for name in (_MARK, f"features/{SPACES}", *rankers):
+        if name != _MARK:
+            read_kept(earlier / name)
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(earlier / name, copy / name)
+    (copy / _WHENCE).write_text(str(before.resolve()))
+
+
+def _take_up(work: Path, made_of: str, begin: Callable[[Path], None] = Path.mkdir) -> None:
+    """Leave in the folder `work` what a build that was made of the same left there, else its beginning alone.
+
+    Args:
+        made_of: see `fingerprint`.
+        begin: makes a folder with what is there from the beginning. Where it fails, `work` is as it was.
+    """
+    mark = work / _MARK
+    if mark.exists() and mark.read_text() == made_of:
+        return
+    fresh = unfinished(work)
+    try:
+        begin(fresh)
+        (fresh / _MARK).write_text(made_of)
+        replace(fresh, work)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def build_training_set(
