@@ -190,6 +190,20 @@ def test_build_reports_every_market_and_says_nothing_else(command_build):
 
 
 @pytest.mark.slow
+def test_a_build_goes_on_from_the_one_it_is_given_and_says_where_nothing_is_new(
+    pasar, small_build, small_world_dataset, tmp_path
+):
+    command = ["build", "--data", small_world_dataset.path, "--out", tmp_path / "next"]
+    command += ["--config", small_build.folder / "pasar.toml", "--from"]
+    code, _, err = pasar(*command, small_build.folder / "build")
+    assert code == 1
+    assert "no training row after those of the earlier build" in one_line(err)
+    code, _, err = pasar(*command, tmp_path)
+    assert code == 1
+    assert f"{tmp_path} is no folder of a build" in one_line(err)
+
+
+@pytest.mark.slow
 def test_feed_prints_each_slate_as_a_table(pasar, feed_server, small_release):
     user = str(small_release.array("user_id.npy")[0])
     command = ["feed", "--market", "ID", "--user", user, "--user", "[/nobody]", "--url", feed_server.grpc_url]
