@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import svds
+from threadpoolctl import threadpool_limits
 
 from models.item_graph import invert
 
@@ -187,24 +188,26 @@ class GraphFilter:
         )
         self.normalised = normalised.tocsr().astype(np.float32)
         self.by_item = self.normalised.T.tocsr()
-        self.item_root = _power(degree_item, 0.5)
-        self.item_inverse_root = _power(degree_item, -0.5)
+        vectors = np.zeros((0, self.normalised.shape[1]), dtype=np.float32)
         rank = min(self.rank, min(self.normalised.shape) - 1)
-        if rank < 1 or not self.normalised.nnz:
-            self.items = np.zeros((0, self.normalised.shape[1]), dtype=np.float32)
-            return self
-        start = np.random.default_rng(self.seed).normal(size=min(self.normalised.shape)).astype(np.float32)
-        vectors = svds(self.normalised, k=rank, v0=start, return_singular_vectors="vh")[2]
-        self.items = np.ascontiguousarray(vectors, dtype=np.float32)  # reversed views multiply without BLAS
+        if rank >= 1 and self.normalised.nnz:
+            start = np.random.default_rng(self.seed).normal(size=min(self.normalised.shape))
+            # Its many small products keep a second thread waiting for the first most of the time.
+            with threadpool_limits(1, "blas"):
+                vectors = svds(
+                    self.normalised, k=rank, v0=start.astype(np.float32), return_singular_vectors="vh"
+                )[2]
+        # By row in memory: of a reversed or a turned view a product makes a copy, for each block of users.
+        self.inward = np.ascontiguousarray((vectors * _power(degree_item, -0.5)).T, dtype=np.float32)
+        self.outward = np.ascontiguousarray(vectors * (self.alpha * _power(degree_item, 0.5)), np.float32)
         return self
 
     def scores(self, users: np.ndarray) -> np.ndarray:
         """float32[B, I]."""
         history = self.interactions[users]
-        linear = self.by_item @ (self.normalised @ history.T).toarray()
-        low_pass = (history.multiply(self.item_inverse_root[None, :]).tocsr() @ self.items.T) @ self.items
-        low_pass *= self.item_root[None, :]
-        return (linear.T + self.alpha * low_pass).astype(np.float32)
+        scores = (history @ self.inward) @ self.outward
+        scores += (self.by_item @ (self.normalised @ history.T).toarray()).T
+        return scores
 
 
 class Blended:
