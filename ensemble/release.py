@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -193,8 +193,10 @@ class Release:
     def array(self, file: str, *, mmap: bool = True) -> np.ndarray:
         """The array of a *.npy file, read-only and mapped unless `mmap` is False."""
         path = self._find(file, ".npy")
-        mapped = mmap and _npy_size(path) > 0  # an empty file cannot be mapped
-        array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+        header = _npy_header(path)
+        if not mmap or 0 in header.shape:  # an empty file cannot be mapped
+            return np.load(path, allow_pickle=False)
+        array = np.memmap(path, header.dtype, "r", header.bytes, header.shape, header.order)
         return array.view(np.ndarray)  # each indexing of a np.memmap costs microseconds in Python
 
     def json(self, file: str) -> Any:
@@ -223,7 +225,7 @@ def _check_content(path: Path) -> None:
     """Refuse a file that is not what its suffix says, where that is cheap to see."""
     try:
         if path.suffix == ".npy":
-            _npy_size(path)
+            _npy_header(path)
         elif path.suffix == ".json":
             json.loads(path.read_bytes())
         elif path.stat().st_size == 0:
@@ -236,18 +238,27 @@ def _check_content(path: Path) -> None:
         ) from error
 
 
-def _npy_size(path: Path) -> int:
-    """Elements of an npy file, from its header; refuses one that needs pickle."""
+class _Header(NamedTuple):
+    """What an npy file says of its array, in its first `bytes`."""
+
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+    dtype: np.dtype
+    bytes: int
+
+
+def _npy_header(path: Path) -> _Header:
+    """The header of an npy file; refuses one that needs pickle."""
     with path.open("rb") as file:
         major, _ = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-        if dtype.hasobject:
-            raise ReleaseError(f"{path} has dtype {dtype}, which needs pickle; save it with a plain dtype")
-        size = int(np.prod(shape, dtype=np.int64))
-        if path.stat().st_size - file.tell() != size * dtype.itemsize:
-            raise ValueError("its data do not have the length of its header")
-    return size
+        shape, by_column, dtype = read(file)
+        header = _Header(shape, "F" if by_column else "C", dtype, file.tell())
+    if dtype.hasobject:
+        raise ReleaseError(f"{path} has dtype {dtype}, which needs pickle; save it with a plain dtype")
+    if path.stat().st_size - header.bytes != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+        raise ValueError("its data do not have the length of its header")
+    return header
 
 
 def _sha256(path: Path) -> str:

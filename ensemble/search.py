@@ -262,6 +262,8 @@ class MarketIndex:
 
     def products(self, queries: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Inner products of each query float32[b, D] with its contents at places int64[b, c]; -inf at -1."""
+        # Of so little work a second thread would cost more than it does.
+        faiss.omp_set_num_threads(1)
         made = np.empty(places.shape, np.float32)
         queries, places = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(places, np.int64)
         width, (asked, wanted, score) = self.vectors.shape[1], map(faiss.swig_ptr, (queries, places, made))
