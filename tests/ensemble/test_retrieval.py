@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -66,17 +67,22 @@ def everywhere(graph, history):
     return made.astype(np.float32)
 
 
+@lru_cache(maxsize=16)
+def columns_of(release):
+    """What the rules of eligibility ask for, as Python values; a release never changes."""
+    names = ("language_code", "available", "created_at", "ended_at", "stock", "seller_code")
+    return [release.array(f"{name}.npy").tolist() for name in names]
+
+
 def eligible(release, market, time, seen, tired=(), refilled=(), reads=()):
     """Places of contents that may be shown, by their rules one at a time; `refilled` have stock again."""
-    language = release.array("language_code.npy").tolist()
-    sold = {language[c] for c in np.flatnonzero(release.array("available.npy")[market])} - {-1}
+    language, available, opens, ends, stock, seller = columns_of(release)
+    sold = {code for code, here in zip(language, available[market]) if here} - {-1}
     read = {-1, *reads} if sold & set(reads) else {-1, *language}
-    available, opens, ends = (release.array(f"{n}.npy") for n in ("available", "created_at", "ended_at"))
-    stock, seller = release.array("stock.npy"), release.array("seller_code.npy")
     return [
         c
-        for c in range(available.shape[1])
-        if available[market, c] and opens[c] <= time < ends[c] and c not in seen
+        for c in range(len(language))
+        if available[market][c] and opens[c] <= time < ends[c] and c not in seen
         if (stock[c] != 0 or c in refilled) and (seller[c] < 0 or seller[c] not in tired)
         if language[c] in read
     ]
