@@ -163,6 +163,17 @@ def small_build(small_world_dataset: Dataset, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
+def plain_config(small_build: SmallBuild) -> BuildConfig:
+    """The small build's configuration for tests of what is around the ranker: of its optional parts it has
+    the gates alone, which know the market."""
+    from dataclasses import replace
+
+    config = small_build.config
+    ranker = replace(config.ranker, vectors=False, attention=False, experts=0, esmm=False)
+    return replace(config, ranker=ranker)
+
+
+@pytest.fixture(scope="session")
 def seasonal_build(small_build: SmallBuild, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The models of the small build in a release that counts by seasons of a day to each side."""
     from dataclasses import replace

@@ -34,16 +34,16 @@ def test_a_blind_training_set_is_the_same_whatever_the_market(small_training_set
 
 @pytest.mark.slow
 def test_releases_that_differ_in_what_they_are_told_of_markets_are_played(
-    small_build, small_world_dataset, tmp_path
+    small_build, plain_config, small_world_dataset, tmp_path
 ):
-    examples, config = small_build.built.data.examples, small_build.config
-    unaware = build_blind(small_world_dataset, tmp_path / "blind", config)
+    examples = small_build.built.data.examples
+    unaware = build_blind(small_world_dataset, tmp_path / "blind", plain_config)
     assert Plan.of(unaware.release).query_ids == Plan.of(small_build.built.release).query_ids - 1
     np.testing.assert_array_equal(*unaware.release.array("popularity.npy"))
     trends = unaware.release.array("trend.npy")
     np.testing.assert_array_equal(*trends)
     assert trends.any()
-    own = build_alone(small_world_dataset, tmp_path / "alone", config)
+    own = build_alone(small_world_dataset, tmp_path / "alone", plain_config)
     assert set(own) == {"GB", "ID"}
     for market, built in own.items():
         assert set(built.data.examples.queries.market) == {examples.markets.index(market)}

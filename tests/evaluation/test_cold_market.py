@@ -85,10 +85,10 @@ def test_another_world_at_the_same_place_is_simulated_anew(tmp_path, monkeypatch
 
 
 @pytest.fixture(scope="module")
-def played(small_build, tmp_path_factory):
+def played(plain_config, tmp_path_factory):
     """Figures of Germany without its log, and where they were made."""
     folder = tmp_path_factory.mktemp("cold-market")
-    return cold_market(WORLD, "DE", small_build.config, folder, requests=10, seed=1), folder
+    return cold_market(WORLD, "DE", plain_config, folder, requests=10, seed=1), folder
 
 
 @pytest.mark.slow

@@ -149,9 +149,9 @@ def test_negatives_are_the_same_under_every_seed(ratings, monkeypatch):
 
 @pytest.mark.slow
 def test_seeds_that_run_side_by_side_give_the_rows_of_seeds_one_after_another(
-    small_build, small_world_dataset
+    plain_config, small_world_dataset
 ):
-    given = {"markets": ["ID"], "seeds": (1,), "build": small_build.config}
+    given = {"markets": ["ID"], "seeds": (1,), "build": plain_config}
     kept: list[int] = []
     one_by_one = run_protocol("dataset", small_world_dataset.path, **given)
     rows = run_protocol(
