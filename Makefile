@@ -11,8 +11,9 @@ BIN := $(VENV)/bin
 MINOR = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 LOCKS = locks/uv.txt locks/build.txt locks/cpu-$(MINOR).txt locks/server.txt
 STAMP = $(VENV)/.installed-$(MINOR)
-# Most tests keep one core busy. Those of a file share what its fixtures make, so they stay together.
-SIDES := --numprocesses 2 --dist loadfile
+# Most tests keep one core busy. Those of a file share what its fixtures make, so they stay together, and files
+# come in the order that tests/conftest.py gives them.
+SIDES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo test unit lock clean
 

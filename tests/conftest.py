@@ -35,6 +35,12 @@ settings.load_profile("same")
 CPU_TENSORFLOW = any(of.metadata["Name"] == "tensorflow-cpu" for of in distributions())
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with tests that take long come first, so that tests side by side end at about the same time."""
+    long = {item.path for item in items for name in ("slow", "real_data") if item.get_closest_marker(name)}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test marked `gpu` runs where there is a CUDA device, before its fixtures are made."""
