@@ -178,7 +178,8 @@ def gate(
         for figure, pair in figures:
             pairs.setdefault(figure, {})[market] = pair
     checks += _judged(pairs, config)
-    if not any(np.isfinite(check.low) for check in checks):
+    # A refusal needs no estimate, a permission does.
+    if not any(check.refused or (np.isfinite(check.low) and check.figure != BIASED) for check in checks):
         raise ValueError(
             f"{examples.name} says too little to judge a release by: none of the markets "
             f"{', '.join(examples.markets)} has outcomes of {LEAST_PEOPLE} people with contents that both "

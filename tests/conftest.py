@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from workflows.features import Features
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-# A machine may halt for a second or a minute in any test, which is no fault of what is tested.
+# A machine may halt for a second or a minute in any test, which is no fault of what is tested. Examples are
+# the same each time; `pytest --hypothesis-profile=search` draws others.
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.register_profile("same", PATIENT, derandomize=True)
 settings.register_profile("search", PATIENT)

@@ -179,6 +179,10 @@ def test_a_log_that_says_nothing_of_what_is_served_is_an_error(
 ):
     with pytest.raises(ValueError, match="of the markets VN, DE has outcomes of 2 people with contents that"):
         compare(small_release, small_release, replace(examples, markets=("VN", "DE")))
+    monkeypatch.setattr(gates, "LEAST_OUTCOMES", 10_000)
+    unlogged = replace(examples, pairs=replace(examples.pairs, propensity=None))
+    with pytest.raises(ValueError, match="says too little"):
+        compare(small_release, small_release, unlogged)
     monkeypatch.setattr(gates, "LEAST_PEOPLE", 10_000)
     with pytest.raises(ValueError, match=r"says too little to judge a release by: .* give the log that"):
         compare(small_release, small_release, examples)
