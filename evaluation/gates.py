@@ -50,7 +50,8 @@ class GateConfig:
             (0 to 1).
         calibration_error: expected calibration error of a task up to which one above the served release's is
             no fault (0 to 1).
-        contents_lost: share of a market's contents that may be gone (0 to 1).
+        contents_lost: share of a market's contents that may be gone, and of what was shown or wanted since of
+            contents that a release knows (0 to 1).
         places_lost: share of the slates' places that may stay empty beside those that did (0 to 1).
         queries_per_market: at most so many wanted outcomes are asked for, and 20 times as many impressions
             (queries).
