@@ -171,11 +171,11 @@ def gate(
         known = [replay.row[examples.pairs.content[here]] >= 0 for replay in replays]
         new, old = (float(known_to_one.mean()) for known_to_one in known)
         lost = new < (1 - config.contents_lost) * old
-        checks.append(Check(market, "contents known", old, new, np.nan, np.nan, lost))
+        checks.append(_told(market, "contents known", old, new, refused=lost))
         both = here[known[0] & known[1]]
         said, figures = _impressions(replays, both, tasks, labels, config, random)
         new, old = (float(one.mean()) if len(one) else np.nan for one in said)
-        checks.append(Check(market, "probabilities", old, new, np.nan, np.nan, new < old))
+        checks.append(_told(market, "probabilities", old, new, refused=new < old))
         for figure, pair in figures:
             pairs.setdefault(figure, {})[market] = pair
     checks += _judged(pairs, config)
@@ -205,6 +205,11 @@ def shown(value: float) -> str:
     if np.isnan(value):
         return ""
     return f"{value:,.0f}" if value == int(value) and value > 1 else f"{value:.4f}"
+
+
+def _told(market: str, figure: str, served: float, candidate: float, *, refused: bool = False) -> Check:
+    """A figure that is counted, not estimated."""
+    return Check(market, figure, float(served), float(candidate), np.nan, np.nan, refused)
 
 
 def _later(examples: Examples, plans: tuple[Plan, Plan]) -> np.ndarray:
@@ -238,13 +243,9 @@ def _slates(
 ) -> Iterator[Check]:
     """What there is to show, and what is shown, at the end of the newer log."""
     new, old = (cascade.plan for cascade in cascades)
-
-    def told(market: str, figure: str, before: float, now: float, *, refused: bool = False) -> Check:
-        return Check(market, figure, float(before), float(now), np.nan, np.nan, refused)
-
     for figure in ("markets", "tasks"):
         before, kept = getattr(old, figure), set(getattr(new, figure)) & set(getattr(old, figure))
-        yield told(ALL, figure, len(before), len(kept), refused=len(kept) < len(before))
+        yield _told(ALL, figure, len(before), len(kept), refused=len(kept) < len(before))
     time = max(new.as_of, old.as_of) or max(
         int(shelf.opens.max(initial=0)) for cascade in cascades for shelf in cascade.retrieval.shelves
     )
@@ -254,7 +255,7 @@ def _slates(
         now, was = (_running(cascade, market, time) for cascade in cascades)
         still = len(np.intersect1d(was, now))
         gone = still < (1 - config.contents_lost) * len(was)
-        yield told(market, "contents", len(was), still, refused=gone)
+        yield _told(market, "contents", len(was), still, refused=gone)
         users = np.sort(random.permutation(np.flatnonzero(of_users == market))[:USERS])
         if not len(users):
             continue
@@ -262,9 +263,9 @@ def _slates(
         after, slates = (_slate_ids(cascade, ids, market, time, seed) for cascade in cascades)
         filled, full = (int((slate != "").sum()) for slate in (after, slates))
         lost = full - filled > config.places_lost * slates.size
-        yield told(market, "places filled", full / slates.size, filled / slates.size, refused=lost)
+        yield _told(market, "places filled", full / slates.size, filled / slates.size, refused=lost)
         again = [np.isin(one, other[other != ""]).sum() for one, other in zip(after, slates)]
-        yield told(market, "shown before", np.nan, np.sum(again) / max(filled, 1))
+        yield _told(market, "shown before", np.nan, np.sum(again) / max(filled, 1))
 
 
 def _running(cascade: Cascade, market: str, time: int) -> np.ndarray:
