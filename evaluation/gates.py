@@ -364,7 +364,7 @@ def _judged(pairs: Mapping[str, Mapping[str, _Pair]], config: GateConfig) -> lis
         for market, pair in markets.items():
             change = pair.candidate - pair.served
             _, low, high = metrics.clustered_interval(change, pair.influence, pair.user, confidence)
-            if metrics.effective_number(pair.user, pair.share) < LEAST_PEOPLE:
+            if metrics.effective_number(metrics.by_cluster(pair.share, pair.user)) < LEAST_PEOPLE:
                 low = high = np.nan
             worse, surely = (change, low > 0) if figure.startswith(ERROR) else (-change, high < 0)
             refused = bool(surely and worse > _allowed(figure, pair, config))

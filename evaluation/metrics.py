@@ -238,8 +238,7 @@ def clustered_interval(
     """
     if not len(influence):
         raise ValueError("no rows: an estimate over nothing has no interval")
-    _, place = np.unique(cluster, return_inverse=True)
-    sums = np.bincount(place, weights=influence)
+    sums = by_cluster(influence, cluster)
     count = len(sums)
     if count == 1:
         return Interval(float(estimate), float("nan"), float("nan"))
@@ -276,10 +275,15 @@ def mean_influence(deviations: np.ndarray, cluster: np.ndarray, weights: np.ndar
     return weights / weights.sum() * deviations * lever[place]
 
 
-def effective_number(cluster: np.ndarray, weights: np.ndarray) -> float:
-    """How many clusters of equal weight say as much of a weighted mean (Kish, "Survey sampling", 1965)."""
-    of_each = np.bincount(np.unique(cluster, return_inverse=True)[1], weights=weights)
-    return float(of_each.sum() ** 2 / np.square(of_each).sum())
+def by_cluster(values: np.ndarray, cluster: np.ndarray) -> np.ndarray:
+    """The sum of each cluster's values [N], float64[G], in the order of their numbers."""
+    return np.bincount(np.unique(cluster, return_inverse=True)[1], weights=values)
+
+
+def effective_number(weights: np.ndarray) -> float:
+    """How many of equal weight say as much of a weighted mean as these, (sum w)² / sum w² (Kish, "Survey
+    sampling", 1965)."""
+    return float(weights.sum() ** 2 / np.square(weights).sum())
 
 
 def auc_interval(labels: np.ndarray, scores: np.ndarray, cluster: np.ndarray) -> Interval:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.metrics import Interval, mean_interval
+from evaluation.metrics import Interval, effective_number, mean_interval
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def estimate(
             f"target is 0 in all {rows} rows: the log holds none of the judged policy's actions, so SNIPS is "
             "undefined; judge it on a log that explores them"
         )
-    effective, largest = float(weight.sum() ** 2 / np.square(weight).sum()), float(weight.max())
+    effective, largest = effective_number(weight), float(weight.max())
 
     def told(estimator: str, value: Interval) -> Estimate:
         return Estimate(estimator, *value, effective, largest, rows)
