@@ -21,6 +21,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from market.folders import link
+
 # 2: seasons among the features of a pair; 3: lists of the search in blocks of 32 codes, graphs of markets;
 # 4: low-rank affinities beside the item graph, conversions.
 FORMAT = 4
@@ -31,14 +33,6 @@ _AGAIN = "copy the release again from where it was written, or write a new one"
 
 class ReleaseError(ValueError):
     """A release that must not be served; the text names the file and what to do."""
-
-
-def link(source: Path, target: Path) -> None:
-    """Make `target` the same file, or a copy of it where the disk links none."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 class ReleaseWriter:

@@ -21,10 +21,10 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
-from ensemble.release import MANIFEST, Release, link
+from ensemble.release import MANIFEST, Release
 from ensemble.steps import FEED, OnnxStep, Step, TensorSpec, check_wiring
 from ensemble.triton import OPTION, RELEASE
-from market.folders import held, unfinished
+from market.folders import held, link, unfinished
 
 CONFIG = "config.pbtxt"
 TEMPLATES = Path(__file__).resolve().parents[1] / "triton_repo"

@@ -5,23 +5,27 @@ from __future__ import annotations
 import shutil
 import time as clock
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from feedback.impressions import REQUEST, join
+from feedback.impressions import REQUEST, happened, join, outcomes_of, wanted
+from feedback.late import Late
 from feedback.log import HOUR_S, FeedbackLog
-from market.dataset import Dataset, expect_free, read_table, write_like
+from market.dataset import Dataset, expect_free, read_part, read_table, write_like
 from market.folders import only_user
-from market.outcomes import FLAGS, OUTCOMES, POSITIVE_OUTCOMES
+from market.outcomes import FLAGS
 from market.tables import validate_entities, validate_moments
 from supply.events import Event, turn
 
 WAIT_S = 86_400
 """An order may come a day after its exposure."""
+LATE_S = 7 * 86_400
+"""Shops credit an exposure with what is ordered within a week."""
 PART_ROWS = 1_000_000
 """Rows from which on a file of impressions is full."""
 HASHED, COUNTED = 2**62, 2**40
@@ -47,6 +51,7 @@ class Taken:
 
     Attributes:
         rows: impressions that were added.
+        amended: impressions of the data set of which the log tells otherwise by now.
         left: impressions that were not, by why.
         lost: contents of requests of which an outcome was told, but not that they were shown.
         damaged: lines of the log that were torn or changed.
@@ -56,6 +61,7 @@ class Taken:
     """
 
     rows: int = 0
+    amended: int = 0
     left: Counter[str] = field(default_factory=Counter)
     lost: int = 0
     damaged: int = 0
@@ -90,6 +96,7 @@ def extend(
     *,
     tables: Path | None = None,
     wait_s: int = WAIT_S,
+    late_s: int = LATE_S,
     until: int | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, of: None,
@@ -97,13 +104,15 @@ def extend(
     """Write a data set and the impressions of a feedback log after its last as the data set `path`.
 
     An hour of the log at a time is in memory. Users whom only the log knows are added with their market
-    alone. What may still change waits for the next time: `path`, extended again later, has it then. Requests
-    are numbered on from the data set's.
+    alone. What may still change waits for the next time: `path`, extended again later, has it then. Of the
+    data set's last impressions outcomes are what the log tells by now (`feedback.late`); its other files are
+    linked. Requests are numbered on from the data set's.
 
     Args:
         tables: a folder with users.parquet, contents.parquet, sellers.parquet or moments.parquet that take
             the place of the data set's; they have all that its impressions refer to.
         wait_s: how long an outcome may take; younger impressions wait, and so do statements (s).
+        late_s: how far before the data set's last impression outcomes still change; 0 for nowhere (s).
         until: the time that counts as now (s since the epoch).
         progress: told how many hours of how many are read.
 
@@ -132,7 +141,7 @@ def extend(
             for left in spool.glob("*.parquet"):  # by one that was killed
                 left.unlink()
             known = int(moments["time"].max()) if moments is not None and len(moments) else -1
-            reader = _Reader(dataset, contents, end, known)
+            reader = _Reader(dataset, users, contents, end, known, late_s)
             reader.read(FeedbackLog(log), spool, progress)
             taken = reader.taken
             said, people = reader.statements(), reader.people()
@@ -146,7 +155,7 @@ def extend(
                 users=_with(users, strangers),
                 contents=contents,
                 sellers=sellers,
-                impressions=_all_parts(dataset, spool),
+                impressions=chain(reader.late.parts(), map(pd.read_parquet, sorted(spool.glob("*.parquet")))),
                 moments=moments,
                 overwrite=overwrite,
             )
@@ -183,13 +192,24 @@ class _Reader:
     Args:
         end: impressions and statements from this time on wait (s since the epoch).
         known: statements up to this time are had already (s since the epoch).
+        late_s: how far before the last impression outcomes may change (s).
     """
 
-    def __init__(self, dataset: Dataset, contents: pd.DataFrame, end: int, known: int) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        users: pd.DataFrame,
+        contents: pd.DataFrame,
+        end: int,
+        known: int,
+        late_s: int,
+    ) -> None:
         self.columns, self.name = dataset.impression_columns, dataset.name
         self.wanted_alone = dataset.feedback == "positives"
-        self.last = int(pd.read_parquet(dataset.impression_files[-1], columns=["time"])["time"].max())
+        self.last = int(read_part(dataset.impression_files[-1], ["time"])["time"].max())
         self.catalogue = pd.Index(contents["content_id"])
+        self.since = self.last + 1 - late_s
+        self.late = Late(dataset, self.since, pd.Index(users["user_id"]), self.catalogue)
         self.sold = set(contents["markets"].explode())
         self.end, self.known = end, known
         self.number = _next_number(dataset)
@@ -200,20 +220,25 @@ class _Reader:
     def read(self, log: FeedbackLog, spool: Path, progress: Callable[[int, int], None]) -> None:
         """Write the impressions to be added as parts into `spool`, in the order of time."""
         held: list[pd.DataFrame] = []
-        hours = [hour for hour in log.hours() if (hour + 1) * HOUR_S > min(self.last, self.known)]
+        first = min(self.last, self.known, self.since)
+        hours = [hour for hour in log.hours() if (hour + 1) * HOUR_S > first]
         for done, hour in enumerate(hours, 1):
             records, damaged = log.read(hour)
+            if self.since < (hour + 1) * HOUR_S and hour * HOUR_S <= self.last:
+                self.late.take(records)
             self._statements.append(self._told(_statements(records)))
             if (hour + 1) * HOUR_S > self.last:
-                over = (hour + 1) * HOUR_S <= self.end  # of others more may still come
-                held.append(self._impressions(records, over))
-                self.taken.damaged += damaged if over else 0
+                if len(rows := self._impressions(records)):
+                    held.append(rows)
+                if (hour + 1) * HOUR_S <= self.end:  # a line may be on its way to others
+                    self.taken.damaged += damaged
             if held and (done == len(hours) or sum(map(len, held)) >= PART_ROWS):
                 pd.concat(held).to_parquet(spool / f"{done:08d}.parquet", index=False)
                 held = []
             progress(done, len(hours))
         self.taken.moments = sum(map(len, self._statements))
-        if not self.taken.rows:
+        self.taken.amended = self.late.rows
+        if not self.taken.rows and not self.taken.amended:
             why = self.taken.why_left() or "it has no impressions since"
             raise ValueError(f"{log.folder} has nothing to add to {self.name}: {why}")
 
@@ -227,28 +252,28 @@ class _Reader:
 
     def _told(self, said: pd.DataFrame) -> pd.DataFrame:
         """Of statements those that are added."""
+        said = said[(said["time"] > self.known) & (said["time"] < self.end)]
+        if said.empty:  # as most hours are that were read before; to look for no id takes long as well
+            return said
         shows = said["showing"]
-        known = said["content_id"].isin(self.catalogue) & (shows.isna() | shows.isin(self.catalogue))
-        return said[known & (said["time"] > self.known) & (said["time"] < self.end)]
+        return said[said["content_id"].isin(self.catalogue) & (shows.isna() | shows.isin(self.catalogue))]
 
-    def _impressions(self, records: list[Event], over: bool) -> pd.DataFrame:
-        """Of an hour's impressions those that are added, with the columns of the data set.
-
-        Args:
-            over: whether nothing more is to come of this hour.
-        """
-        joined = join(records)
-        self.taken.lost += joined.lost if over else 0
+    def _impressions(self, records: list[Event]) -> pd.DataFrame:
+        """Of an hour's impressions those that are added, with the columns of the data set."""
+        known = [record for record in records if record["time"] <= self.last]
+        waiting = [record for record in records if record["time"] >= self.end]
+        self.taken.left[KNOWN] += len(join(known).rows)
+        self.taken.left[WAITING] += len(join(waiting).rows)
+        joined = join([record for record in records if self.last < record["time"] < self.end])
+        self.taken.lost += joined.lost
         rows = joined.rows
-        rows = self._without(rows, rows["time"] <= self.last, KNOWN)
-        rows = self._without(rows, rows["time"] >= self.end, WAITING)
         rows = self._without(rows, ~rows["content_id"].isin(self.catalogue), STRANGE)
         rows = self._without(rows, ~rows["market"].isin(self.sold), UNSOLD)
-        for name in OUTCOMES:
-            if name in rows and name not in self.columns and (told := int(_happened(rows, name).sum())):
+        for name in outcomes_of(rows.columns):
+            if name not in self.columns and (told := int(happened(rows, name).sum())):
                 self.taken.unasked[name] += told
         if self.wanted_alone:
-            rows = self._without(rows, ~self._wanted(rows), UNWANTED)
+            rows = self._without(rows, ~wanted(rows, self.columns), UNWANTED)
         self.taken.rows += len(rows)
         self._people.append(rows[["user_id", "market"]].drop_duplicates("user_id"))
         first = (rows[REQUEST] != rows[REQUEST].shift()).any(axis=1)
@@ -261,17 +286,6 @@ class _Reader:
         self.taken.left[why] += int(left.sum())
         return rows[~left]
 
-    def _wanted(self, rows: pd.DataFrame) -> pd.Series:
-        """bool[P]: which rows somebody wanted, by the outcomes that the data set has."""
-        has = [n for n in POSITIVE_OUTCOMES if n in self.columns] or [
-            n for n in OUTCOMES if n in self.columns
-        ]
-        wanted = pd.Series(False, index=rows.index)
-        for name in has:
-            if name in rows:
-                wanted |= _happened(rows, name)
-        return wanted
-
 
 _NOTHING: dict[str, object] = {
     "watch_s": np.float32(0),
@@ -283,18 +297,13 @@ _NOTHING: dict[str, object] = {
 """What a column says of an impression of which nothing was told."""
 
 
-def _happened(rows: pd.DataFrame, name: str) -> pd.Series:
-    """bool[P]: of which rows an outcome was told, and not that it did not happen."""
-    return rows[name].notna() if name == "rating" else rows[name] > 0
-
-
 def _next_number(dataset: Dataset) -> int:
     """A number from which on requests may be numbered: clients may count anew, a data set may not."""
     if "request_id" not in dataset.impression_columns:
         return 0
     largest = counted = -1
     for file in dataset.impression_files:
-        numbers = pd.read_parquet(file, columns=["request_id"])["request_id"].to_numpy()
+        numbers = read_part(file, ["request_id"])["request_id"].to_numpy()
         largest = max(largest, int(numbers.max()))
         counted = max(counted, int(numbers.max(where=numbers < COUNTED, initial=-1)))
     return (largest if largest < HASHED else counted) + 1
@@ -317,8 +326,3 @@ def _with(users: pd.DataFrame, strangers: pd.DataFrame) -> pd.DataFrame:
     # Whole numbers stay exact where some are missing.
     whole = {n: "Int64" for n in users if str(n).startswith("x_") and pd.api.types.is_integer_dtype(users[n])}
     return pd.concat([users.astype(whole), strangers], ignore_index=True)
-
-
-def _all_parts(dataset: Dataset, spool: Path) -> Iterator[pd.DataFrame]:
-    yield from dataset.impression_parts()
-    yield from map(pd.read_parquet, sorted(spool.glob("*.parquet")))

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from feedback.records import OUTCOME, SHOWN
-from market.outcomes import FLAGS, OUTCOMES
+from market.outcomes import FLAGS, OUTCOMES, POSITIVE_OUTCOMES
 from supply.events import Event
 
 REQUEST = ["user_id", "time", "request_id"]
@@ -56,24 +56,49 @@ def join(records: Sequence[Event]) -> Joined:
         ],
         columns=[*EXPOSURE, *_PLACE],
     ).drop_duplicates(EXPOSURE, ignore_index=True)
-    told = [r for r in records if r["event"] == OUTCOME]
-    if not told:
+    came = latest(records)
+    if came.empty:
         return Joined(_in_order(shown))
-    came = pd.DataFrame(
-        [(r["user"], r["time"], r["request"], r["content"], r["at"]) for r in told], columns=[*EXPOSURE, "at"]
-    )
-    named = [name for name in OUTCOMES if any(name in r for r in told)]
-    for name in named:
-        came[name] = np.array([r.get(name, np.nan) for r in told], np.float64)
+    joined = shown.merge(came, how="left", on=EXPOSURE, indicator=True)
+    lost = len(came) - int((joined["_merge"] == "both").sum())
+    return Joined(_in_order(_filled(joined.drop(columns="_merge"), outcomes_of(came.columns))), lost)
+
+
+def latest(records: Sequence[Event]) -> pd.DataFrame:
+    """What was told of each exposure last: `EXPOSURE` and each outcome that any record told of, NaN where
+    none told of an exposure's."""
+    told = [r for r in records if r["event"] == OUTCOME]
+    named = outcomes_of(set().union(*told))
+    came = pd.DataFrame(told, columns=["user", "time", "request", "content", "at", *named])
+    came.columns = pd.Index([*EXPOSURE, "at", *named])
+    came = came.astype({"time": np.int64, "request_id": np.int64} | dict.fromkeys(named, np.float64))
     came = came.sort_values("at", kind="stable")
     # `last` skips NaN, so each outcome is its own latest.
-    latest = came.groupby(EXPOSURE, sort=False)[named].last().reset_index()
-    joined = shown.merge(latest, how="left", on=EXPOSURE, indicator=True)
-    lost = len(latest) - int((joined["_merge"] == "both").sum())
-    return Joined(_in_order(_filled(joined.drop(columns="_merge"), named)), lost)
+    return came.groupby(EXPOSURE, sort=False)[named].last().reset_index()
 
 
-def _filled(rows: pd.DataFrame, named: Iterable[str]) -> pd.DataFrame:
+def outcomes_of(columns: Iterable[str]) -> list[str]:
+    """Those columns that are outcomes, in the order of `OUTCOMES`."""
+    there = set(columns)
+    return [name for name in OUTCOMES if name in there]
+
+
+def happened(rows: pd.DataFrame, name: str) -> pd.Series:
+    """bool[P]: of which rows an outcome was told, and not that it did not happen."""
+    return rows[name].notna() if name == "rating" else rows[name] > 0
+
+
+def wanted(rows: pd.DataFrame, columns: Iterable[str]) -> pd.Series:
+    """bool[P]: which rows somebody wanted, by the outcomes among the columns of a data set."""
+    has = outcomes_of(columns)
+    found = pd.Series(False, index=rows.index)
+    for name in [name for name in has if name in POSITIVE_OUTCOMES] or has:
+        if name in rows:
+            found |= happened(rows, name)
+    return found
+
+
+def _filled(rows: pd.DataFrame, named: Sequence[str]) -> pd.DataFrame:
     for name in named:
         if name != "rating":
             rows[name] = rows[name].fillna(0).astype(np.int8 if name in FLAGS else np.float32)

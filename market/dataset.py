@@ -19,7 +19,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 from pydantic import TypeAdapter, ValidationError
 
-from market.folders import moved_aside, written_whole
+from market.folders import link, moved_aside, written_whole
 from market.tables import (
     CONTRACT,
     ContractError,
@@ -30,6 +30,7 @@ from market.tables import (
     validate_entities,
     validate_impressions,
     validate_moments,
+    validate_references,
 )
 
 FORMAT_VERSION = 1
@@ -162,7 +163,7 @@ class Dataset:
 
     def impression_parts(self) -> Iterator[pd.DataFrame]:
         """The impressions a file at a time, in the order of time where there is time."""
-        return (_read([file]) for file in self.impression_files)
+        return map(read_part, self.impression_files)
 
     def _files(self, table: str) -> list[Path]:
         return self.impression_files if table == "impressions" else [self.path / f"{table}.parquet"]
@@ -177,14 +178,16 @@ def write_dataset(
     users: pd.DataFrame,
     contents: pd.DataFrame,
     sellers: pd.DataFrame | None = None,
-    impressions: Iterable[pd.DataFrame],
+    impressions: Iterable[pd.DataFrame | Path],
     moments: Callable[[], pd.DataFrame] | None = None,
     overwrite: bool = False,
 ) -> Dataset:
     """Validate the tables and write them as the data set `path`.
 
     `impressions` come in parts, one file each, never all in memory. All parts have the same columns; where
-    they have `time`, a part is sorted by it and starts no earlier than the part before ended. `moments` is
+    they have `time`, a part is sorted by it and starts no earlier than the part before ended. A path is a
+    part of a data set of the same kind of feedback and split: of what it has only that is looked at which
+    other tables and parts may contradict, and the file is linked. `moments` is
     asked for last: a simulation knows them when its log is done. Raises
     `ContractError` for tables that break the contract, FileExistsError where `path` exists and may not be
     replaced, `FolderInUse` where another process writes it; then whatever was at `path` before is still
@@ -197,28 +200,19 @@ def write_dataset(
         entities = {"users": users, "contents": contents} | ({} if sellers is None else {"sellers": sellers})
         for table, frame in entities.items():
             _write(folder / f"{table}.parquet", table, frame)
-        rows = {table: len(frame) for table, frame in entities.items()} | {"impressions": 0}
+        rows = {table: len(frame) for table, frame in entities.items()}
         columns = {table: list(frame.columns) for table, frame in entities.items()}
-        markets = set(users["market"]) | set(contents["markets"].explode())
-        (folder / "impressions").mkdir()
         user_ids, content_ids = pd.Index(users["user_id"]), pd.Index(contents["content_id"])
-        ended = None
+        parts = _Parts(folder / "impressions", feedback, split, user_ids, content_ids)
         for part in impressions:
-            if part.empty:
-                continue
-            part = validate_impressions(
-                part, feedback=feedback, split=split, user_ids=user_ids, content_ids=content_ids
-            )
-            _expect_same_columns(columns.setdefault("impressions", list(part.columns)), part)
-            if "time" in part:
-                part = part.sort_values("time", kind="stable", ignore_index=True)
-                ended = _expect_later(ended, part)
-            number = len(list((folder / "impressions").iterdir()))
-            _write(folder / "impressions" / f"part-{number:05d}.parquet", "impressions", part)
-            rows["impressions"] += len(part)
-            markets |= set(part["market"].unique())
-        if not rows["impressions"]:
+            if isinstance(part, Path):
+                parts.take(part)
+            elif not part.empty:
+                parts.write(part)
+        if not parts.rows:
             raise ContractError([Problem("impressions", "user_id", 0, None, "there are no impressions.")])
+        rows["impressions"], columns["impressions"] = parts.rows, parts.columns
+        markets = set(users["market"]) | set(contents["markets"].explode()) | parts.markets
         if moments is not None:
             said = validate_moments(moments(), content_ids).sort_values(
                 "time", kind="stable", ignore_index=True
@@ -244,7 +238,7 @@ def write_like(
     dataset: Dataset,
     path: Path,
     *,
-    impressions: Iterable[pd.DataFrame],
+    impressions: Iterable[pd.DataFrame | Path],
     moments: pd.DataFrame | None,
     users: pd.DataFrame | None = None,
     contents: pd.DataFrame | None = None,
@@ -307,6 +301,11 @@ def make_dataset(
     )
 
 
+def read_part(file: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """One of the `Dataset.impression_files`, or some of its columns; `DatasetError` where it is damaged."""
+    return _read([file], columns)
+
+
 def read_table(file: Path) -> pd.DataFrame:
     """A table as its owner wrote it, not yet checked; raises `DatasetError` where it cannot be read."""
     frame = _read([file], remedy="write this table again from where it came")
@@ -316,23 +315,64 @@ def read_table(file: Path) -> pd.DataFrame:
     return frame.reset_index(level=kept) if kept else frame
 
 
-def _expect_same_columns(expected: list[str], part: pd.DataFrame) -> None:
-    problems = [
-        Problem("impressions", name, 0, None, "some parts have this column, others lack it; give it to all.")
-        for name in sorted(set(expected) ^ set(part.columns))
-    ]
-    if problems:
-        raise ContractError(problems)
+class _Parts:
+    """The parts of a data set's impressions, as they are written into `folder`, one after another."""
 
+    def __init__(
+        self, folder: Path, feedback: Feedback, split: Split, user_ids: pd.Index, content_ids: pd.Index
+    ) -> None:
+        folder.mkdir()
+        self.folder, self.feedback, self.split = folder, feedback, split
+        self.user_ids, self.content_ids = user_ids, content_ids
+        self.rows, self.columns, self.markets = 0, list[str](), set[str]()
+        self._files = 0
+        self._ended: int | None = None
 
-def _expect_later(ended: int | None, part: pd.DataFrame) -> int:
-    """The time at which `part`, sorted, ends, once it is known not to start before `ended`."""
-    early = int((part["time"] < ended).sum()) if ended is not None else 0
-    if early:
-        first = int(part["time"].iloc[0])
-        remedy = f"earlier than the end of the part before ({ended}); give the parts in the order of time."
-        raise ContractError([Problem("impressions", "time", early, first, remedy)])
-    return int(part["time"].iloc[-1])
+    def write(self, part: pd.DataFrame) -> None:
+        part = validate_impressions(
+            part,
+            feedback=self.feedback,
+            split=self.split,
+            user_ids=self.user_ids,
+            content_ids=self.content_ids,
+        )
+        if "time" in part:
+            part = part.sort_values("time", kind="stable", ignore_index=True)
+        _write(self._next(part, list(part.columns)), "impressions", part)
+
+    def take(self, file: Path) -> None:
+        with _whole(file, _ANEW):
+            columns = parquet.read_schema(file).names
+            said = [name for name in ("user_id", "content_id", "market", "time") if name in columns]
+            part = parquet.read_table(file, columns=said, read_dictionary=said[:3]).to_pandas()
+        validate_references(part, user_ids=self.user_ids, content_ids=self.content_ids)
+        link(file, self._next(part, columns))
+
+    def _next(self, part: pd.DataFrame, columns: list[str]) -> Path:
+        """The file of a part that is sorted, once it goes with those before; `columns` are all it has."""
+        self.columns = self.columns or columns
+        problems = [
+            Problem(
+                "impressions", name, 0, None, "some parts have this column, others lack it; give it to all."
+            )
+            for name in sorted(set(self.columns) ^ set(columns))
+        ]
+        if problems:
+            raise ContractError(problems)
+        if "time" in part:
+            self._expect_later(part["time"])
+        self.rows += len(part)
+        self.markets |= set(part["market"].unique())
+        self._files += 1
+        return self.folder / f"part-{self._files - 1:05d}.parquet"
+
+    def _expect_later(self, time: pd.Series) -> None:
+        early = int((time < self._ended).sum()) if self._ended is not None else 0
+        if early:
+            before = f"the end of the part before ({self._ended})"
+            remedy = f"earlier than {before}; give the parts in the order of time."
+            raise ContractError([Problem("impressions", "time", early, int(time.iloc[0]), remedy)])
+        self._ended = int(time.iloc[-1])
 
 
 def _write(file: Path, table: str, frame: pd.DataFrame) -> None:

@@ -86,6 +86,14 @@ def written_whole(folder: Path, advice: str) -> Iterator[Path]:
                 work.rmdir()
 
 
+def link(source: Path, target: Path) -> None:
+    """Make `target` the same file, or a copy of it where the disk links none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def replace(fresh: Path, folder: Path) -> None:
     """Put the folder `fresh` where `folder` is or will be; what was there is back if that fails."""
     old = _beside(folder, _OLD)

@@ -322,6 +322,14 @@ def validate_impressions(
     return part
 
 
+def validate_references(part: pd.DataFrame, *, user_ids: pd.Index, content_ids: pd.Index) -> None:
+    """Raise `ContractError` where a part of the impressions, valid once, refers to other ids than these."""
+    problems: list[Problem] = []
+    _resolve_ids(part, user_ids, content_ids, problems)
+    if problems:
+        raise ContractError(problems)
+
+
 def validate_moments(moments: pd.DataFrame, content_ids: pd.Index) -> pd.DataFrame:
     """`validate` for what was true of contents when, against the known ids; raises `ContractError`."""
     problems: list[Problem] = []
@@ -365,8 +373,7 @@ def _impressions(
             remedy = f"{value!r} is none; use one of {', '.join(get_args(allowed))}."
             problems.append(Problem("impressions", name, 0, None, remedy))
     frame = _check("impressions", frame, problems)
-    _resolve("impressions", frame, "user_id", user_ids, "users", problems)
-    _resolve("impressions", frame, "content_id", content_ids, "contents", problems)
+    _resolve_ids(frame, user_ids, content_ids, problems)
 
     def missing(column: str, remedy: str) -> None:
         problems.append(Problem("impressions", column, 0, None, remedy))
@@ -519,6 +526,13 @@ def _ids(frame: pd.DataFrame, column: str) -> pd.Index:
     """The texts of a column; a table that breaks its contract may hold anything there, or have it twice."""
     values = np.ravel(frame[column].to_numpy(object)) if column in frame else ()
     return pd.Index([value for value in values if isinstance(value, str)], dtype=object).unique()
+
+
+def _resolve_ids(
+    part: pd.DataFrame, user_ids: pd.Index, content_ids: pd.Index, problems: list[Problem]
+) -> None:
+    _resolve("impressions", part, "user_id", user_ids, "users", problems)
+    _resolve("impressions", part, "content_id", content_ids, "contents", problems)
 
 
 def _resolve(

@@ -209,6 +209,10 @@ def extend(
     wait_hours: Annotated[
         float, typer.Option(min=0, max=87_600, help="How long an outcome may take; younger impressions wait.")
     ] = 24.0,
+    late_days: Annotated[
+        float,
+        typer.Option(min=0, max=3_650, help="How far before its last impression late outcomes still count."),
+    ] = 7.0,
     until: Annotated[
         str | None, typer.Option(help="ISO 8601 moment that counts as now, UTC unless it says otherwise.")
     ] = None,
@@ -229,12 +233,15 @@ def extend(
             out,
             tables=tables,
             wait_s=round(wait_hours * 3600),
+            late_s=round(late_days * 86_400),
             until=_moment(until, "--until"),
             overwrite=overwrite,
             progress=lambda done, of: bars.update(task, completed=done, total=of),
         )
     _describe(made)
     said = f"added {taken.rows:,} impressions, {taken.moments:,} moments, {taken.people:,} users"
+    if taken.amended:
+        said += f"; of {taken.amended:,} impressions that were there it is known by now what came"
     left = taken.why_left()
     say(f"{said}; of other impressions {left}" if left else said)
     for text in taken.remarks():

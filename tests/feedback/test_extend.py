@@ -155,6 +155,15 @@ def test_of_hours_that_still_wait_nothing_is_called_lost(base, tmp_path):
     assert (taken.rows, taken.lost, taken.damaged) == (1, 1, 0)
 
 
+def test_what_was_called_lost_once_is_not_called_so_again(base, tmp_path):
+    log_of(tmp_path, one(1, T + 5), outcome(1, "u1", T + 5, "c1", click=1))
+    log_of(tmp_path, one(2, T + 10), outcome(2, "u1", T + 10, "c1", click=1))
+    first, taken = extend(base, tmp_path / "log", tmp_path / "first", wait_s=0, until=T + 6)
+    assert (taken.rows, taken.lost, taken.left[WAITING]) == (1, 1, 1)
+    _, taken = extend(first, tmp_path / "log", tmp_path / "second", wait_s=0, until=T + DAY)
+    assert (taken.rows, taken.lost, taken.left[KNOWN]) == (1, 1, 1)
+
+
 def test_users_whom_only_the_log_knows_are_added_with_their_market(tmp_path):
     known = users().assign(x_level=[1, 2, 3], age_band=["18", None, "35"])
     base = write(tmp_path / "base", impressions=[part([T])], users=known)

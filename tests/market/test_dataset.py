@@ -162,6 +162,49 @@ def test_empty_parts_leave_no_file(tmp_path):
     assert len(written.impression_files) == 1
 
 
+def test_a_part_of_another_data_set_is_its_file(tmp_path):
+    first = write(tmp_path / "d", impressions=[part([1]), part([5], market="MX")])
+    made = write(tmp_path / "e", impressions=[part([0]), *first.impression_files, part([5])])
+    assert made.impressions()["time"].tolist() == [0, 1, 5, 5]
+    assert made.impression_files[2].samefile(first.impression_files[1])
+    assert made.markets == ["GB", "ID", "MX"]
+    assert made.description.rows["impressions"] == 4
+    remade = write(tmp_path / "f", impressions=made.impression_parts())
+    assert everything_in(remade.path) == everything_in(made.path)
+
+
+@pytest.mark.parametrize(
+    ("before", "changes", "said"),
+    [
+        ([], {"users": users(1)}, r"impressions.user_id in 1 row \(such as 'u1'\): not in users"),
+        (
+            [],
+            {"contents": contents()[:1]},
+            r"impressions.content_id in 1 row \(such as 'c1'\): not in contents",
+        ),
+        (
+            [part([9])],
+            {},
+            r"impressions.time in 2 rows \(such as 1\): earlier than the end of the part before",
+        ),
+        ([part([0], like=1)], {}, "impressions.like: some parts have this column"),
+    ],
+    ids=["users", "contents", "order", "columns"],
+)
+def test_a_part_of_another_data_set_has_to_go_with_the_rest(tmp_path, before, changes, said):
+    other = write(tmp_path / "d", impressions=[part([1, 2], user_id=["u0", "u1"], content_id=["c1", "c0"])])
+    with pytest.raises(ContractError, match=said):
+        write(tmp_path / "e", impressions=[*before, *other.impression_files], **changes)
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_damaged_part_of_another_data_set_is_named(tmp_path):
+    (file,) = write(tmp_path / "d", impressions=[part([1])]).impression_files
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(DatasetError, match=r"part-00000.parquet is missing or damaged"):
+        write(tmp_path / "e", impressions=[file])
+
+
 def test_parts_with_different_columns_are_refused_by_name(tmp_path):
     with pytest.raises(ContractError, match=r"impressions\.like"):
         write(tmp_path / "d", impressions=[part([1]), part([2], like=1)])

@@ -568,14 +568,15 @@ def test_feedback_of_a_file_extends_a_data_set(pasar, tmp_path):
         shown(3, "u9", "NL", 9999, [{"content": "c1", "position": 0, "propensity": 0.5}]),
         outcome(1, "u1", 7200, "c0", 7300, click=1, order=1),
         outcome(1, "u1", 7200, "c9", 7300, click=1),
+        outcome(9, "u0", 7100, "c0", 9000, click=0),
     ]
     file, log = tmp_path / "records.jsonl", tmp_path / "log"
     file.write_text("\n".join(map(json.dumps, records)))
     code, out, err = pasar("feedback", file, "--log", log)
     assert code == 0, err
-    assert out.startswith("5 records in ")
+    assert out.startswith("6 records in ")
     command = ["data", "extend", "--data", base.path, "--log", log, "--until", "1970-01-01T04:00"]
-    code, out, err = pasar(*command, "--out", tmp_path / "next", "--wait-hours", 1)
+    code, out, err = pasar(*command, "--out", tmp_path / "next", "--wait-hours", 1, "--late-days", 0)
     assert code == 0, err
     told = " ".join((out + err).split())
     for said in (
@@ -585,7 +586,13 @@ def test_feedback_of_a_file_extends_a_data_set(pasar, tmp_path):
     ):
         assert said in told
     assert Dataset.open(tmp_path / "next").impressions()["click"].tolist() == [1, 1, 1, 0]
-    code, _, err = pasar(*command, "--out", tmp_path / "more")
+    code, out, _ = pasar(*command, "--out", tmp_path / "late", "--wait-hours", 1)
+    assert code == 0
+    assert "; of 1 impressions that were there it is known by now what came; of other" in " ".join(
+        out.split()
+    )
+    assert Dataset.open(tmp_path / "late").impressions()["click"].tolist() == [1, 0, 1, 0]
+    code, _, err = pasar(*command, "--out", tmp_path / "more", "--late-days", 0)
     assert code == 1
     assert "has nothing to add to tiny: 3 wait for what may still come of them (--wait-hours)" in one_line(
         err
