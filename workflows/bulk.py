@@ -7,7 +7,7 @@ graph computes on their places in the vocabulary. Both come from one compiler, s
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from workflows import compile as compiler
+from workflows.compiler.elements import ElementGraph
 from workflows.compiler.graph import NULL_INTEGER, STRING
 from workflows.compiler.ordinals import MISSING, OrdinalGraph
 from workflows.texts import Vocabulary
@@ -45,10 +46,14 @@ class BulkTransform:
     """
 
     def __init__(self, workflow: nvt.Workflow, *, list_lengths: Mapping[str, int] | None = None) -> None:
+        compiler.expect_fitted(workflow)
+        self._names = workflow.output_schema.column_names
+        lengths = dict(list_lengths or {})
+        self._lists = {name: made for name in self._names if (made := _list_output(workflow, name, lengths))}
+        names = {compiler.feature_name(name): name for name in self._names if name not in self._lists}
         graph = OrdinalGraph()
-        outputs = compiler.write_outputs(graph, workflow, list_lengths)
-        names = dict(zip(outputs, workflow.output_schema.column_names))
-        self._names = list(names.values())
+        lengths = {name: length for name, length in lengths.items() if name not in self._lists}
+        outputs = compiler.write_outputs(graph, workflow, lengths, list(names.values()))
         self._texts = {}
         for output in [o for o, (value, _) in outputs.items() if graph.dtype(value) == STRING]:
             value, dims = outputs.pop(output)
@@ -74,6 +79,8 @@ class BulkTransform:
             ValueError: the table lacks a column or has it in another type.
         """
         arrays = {self._outputs[output]: values for output, values in self._runner.run(table).items()}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            arrays |= zip(self._lists, pool.map(lambda made: made(table), self._lists.values()))
         arrays |= {name: _texts(table, raw) for name, raw in self._texts.items()}
         return {name: arrays[name] for name in self._names}
 
@@ -117,7 +124,7 @@ class Runner:
     def _column(self, table: pa.Table, spec: onnxruntime.NodeArg) -> _Column:
         """A graph input's values: numbers as they are, the ordinals of text."""
         name = spec.name
-        column, offsets = elements(table, name, is_list=len(spec.shape) == 2)
+        column, offsets = elements(table, name) if len(spec.shape) == 2 else (scalars(table, name), None)
         try:
             if name not in self._vocabularies:
                 return _Column(_numbers(column, _NUMPY[spec.type]), offsets, _MISSING[spec.type])
@@ -126,19 +133,110 @@ class Runner:
             raise ValueError(f"column {name!r} is {column.type}, not as fitted: {error}") from None
 
 
-def elements(table: pa.Table, name: str, *, is_list: bool) -> tuple[pa.ChunkedArray, np.ndarray | None]:
-    """A column's values and, where it is a list, the int64[R + 1] offsets that part them into rows.
+class Elements:
+    """A list column that is made element by element of a raw one.
 
-    Raises:
-        ValueError: the table lacks the column, or it is a list where it should not be or the reverse.
+    Args:
+        graph: the graph, finished.
+        value: what the graph makes of the elements.
     """
+
+    def __init__(self, graph: ElementGraph, value: str) -> None:
+        self._raw, self._slices = graph.list_column, list(graph.slices)
+        self._runner = Runner(graph, {"elements": (value, ["batch"])})
+
+    def __call__(self, table: pa.Table) -> tuple[np.ndarray, np.ndarray, int]:
+        """Of a table's R rows: values [E], int64[R + 1] offsets that part them into rows, and how many
+        elements the longest row had."""
+        values, offsets = elements(table, self._raw)
+        longest = int(np.diff(offsets).max(initial=0))
+        values, offsets = sliced(values, offsets, self._slices)
+        return self._runner.run(pa.table({self._raw: values}))["elements"], offsets, longest
+
+
+@dataclass(frozen=True)
+class _ListOutput:
+    """An output; `width` is None where it is the raw column's."""
+
+    elements: Elements
+    width: int | None
+
+    def __call__(self, table: pa.Table) -> np.ndarray:
+        """[R, width], padded with zeros on the right."""
+        values, offsets, longest = self.elements(table)
+        lengths = np.diff(offsets)
+        dense = np.zeros((len(lengths), longest if self.width is None else self.width), values.dtype)
+        dense[np.arange(dense.shape[1]) < lengths[:, None]] = values
+        return dense
+
+
+def _list_output(workflow: nvt.Workflow, name: str, lengths: Mapping[str, int]) -> _ListOutput | None:
+    """List output `name`, where it is made element by element; None where it is not, or is no list."""
+    if not workflow.output_schema[name].is_list:
+        return None
+    graph, own = ElementGraph(), {name: lengths[name]} if name in lengths else {}
+    try:
+        ((value, (_, width)),) = compiler.write_outputs(graph, workflow, own, [name]).values()
+    except compiler.UnsupportedOperator:
+        return None
+    if graph.dtype(value) == STRING:
+        return None
+    return _ListOutput(Elements(graph, value), width if isinstance(width, int) else None)
+
+
+def scalars(table: pa.Table, name: str) -> pa.ChunkedArray:
+    """The values of a column; ValueError where the table lacks it or it is a list."""
     column = _of_table(table, name)
-    if is_list != (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-        raise ValueError(f"column {name!r} is {column.type}; fitted was {'a' if is_list else 'no'} list")
-    if not is_list:
-        return column, None
+    if _is_list(column):
+        raise ValueError(f"column {name!r} is {column.type}; fitted was no list")
+    return column
+
+
+def elements(table: pa.Table, name: str) -> tuple[pa.ChunkedArray, np.ndarray]:
+    """The values of a list column's R rows and the int64[R + 1] offsets that part them into rows; ValueError
+    where the table lacks it or it is no list."""
+    column = _of_table(table, name)
+    if not _is_list(column):
+        raise ValueError(f"column {name!r} is {column.type}; fitted was a list")
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
     return pc.list_flatten(column), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+def _is_list(column: pa.ChunkedArray) -> bool:
+    return pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+
+
+def sliced(
+    values: pa.ChunkedArray, offsets: np.ndarray, slices: Sequence[tuple[int, int]]
+) -> tuple[pa.ChunkedArray, np.ndarray]:
+    """What slices leave of rows, one after another: values and offsets as of `elements`. Missing values at
+    the end of a row are none of its elements."""
+    begins, ends = offsets[:-1], offsets[1:]
+    missing = _is_missing(values)
+    if missing.any():
+        valued = np.append(np.flatnonzero(~missing), 0)
+        before = np.searchsorted(valued[:-1], offsets)
+        ends = np.where(np.diff(before) > 0, valued[before[1:] - 1] + 1, begins)
+    for start, end in slices:
+        length = ends - begins
+        first, last = (np.clip(at if at >= 0 else length + at, 0, length) for at in (start, end))
+        begins, ends = begins + first, begins + np.maximum(first, last)
+    if np.array_equal(begins, offsets[:-1]) and np.array_equal(ends, offsets[1:]):
+        return values, offsets
+    border = np.zeros(len(values) + 1, np.int8)
+    some = ends > begins
+    border[begins[some]] += 1
+    border[ends[some]] -= 1
+    kept = np.cumsum(border[:-1], dtype=np.int8).view(bool)
+    return values.filter(pa.array(kept)), np.concatenate([[0], np.cumsum(ends - begins)])
+
+
+def _is_missing(values: pa.ChunkedArray) -> np.ndarray:
+    """bool[E]: null, NaN or, of text, empty."""
+    missing = pc.is_null(values, nan_is_null=True)
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        missing = pc.or_(missing, pc.fill_null(pc.equal(values, ""), False))
+    return missing.to_numpy()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ docs/compiler.md lists the operators, the convention of inputs and outputs, and 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 
 import workflows.runtime  # isort: skip  (sets the environment before NVTabular is imported)
@@ -144,18 +144,20 @@ def compile_workflow(
 
 
 def write_outputs(
-    graph: Graph, workflow: Workflow, list_lengths: Mapping[str, int] | None = None
+    graph: Graph,
+    workflow: Workflow,
+    list_lengths: Mapping[str, int] | None = None,
+    names: Collection[str] | None = None,
 ) -> dict[str, tuple[str, list[str | int]]]:
-    """Compile every output of a fitted workflow into `graph`; see `compile_workflow`.
+    """Compile outputs of a fitted workflow into `graph`, by default all; see `compile_workflow`.
 
     Returns:
         For each output's name in the graph, the value that it carries and its dimensions.
     """
-    fitting = workflow.graph.get_nodes_by_op_type([workflow.output_node], ops.StatOperator)
-    if workflow.output_schema is None or not all(node.op.fitted for node in fitting):
-        raise ValueError("the workflow is not fitted; call workflow.fit(dataset) before it is compiled")
+    expect_fitted(workflow)
     lengths = dict(list_lengths or {})
-    names = workflow.output_schema.column_names
+    if names is None:
+        names = workflow.output_schema.column_names
     outputs: dict[str, tuple[str, list[str | int]]] = {}
     memo: dict[tuple[int, str], Column] = {}
     for column_name in names:
@@ -171,9 +173,16 @@ def write_outputs(
     if lengths:
         raise ValueError(
             f"list_lengths names {sorted(lengths)}, which are not list outputs of the workflow; "
-            f"its outputs are {names}"
+            f"its outputs are {workflow.output_schema.column_names}"
         )
     return outputs
+
+
+def expect_fitted(workflow: Workflow) -> None:
+    """Raise ValueError where a workflow is not fitted."""
+    fitting = workflow.graph.get_nodes_by_op_type([workflow.output_node], ops.StatOperator)
+    if workflow.output_schema is None or not all(node.op.fitted for node in fitting):
+        raise ValueError("the workflow is not fitted; call workflow.fit(dataset) before it is compiled")
 
 
 def write_column(

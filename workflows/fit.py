@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ from merlin.schema import ColumnSchema, Schema
 from nvtabular import ops
 from nvtabular.ops.categorify import NULL_OFFSET, OOV_OFFSET, PAD_OFFSET
 
-from .bulk import Runner, elements
+from .bulk import Elements, Runner, elements, scalars, sliced
 from .compile import UnsupportedOperator, read_column
+from .compiler.elements import ElementGraph
 from .compiler.graph import NULL_INTEGER, STRING, Column
 from .compiler.ordinals import OrdinalGraph
 from .texts import counted
@@ -137,49 +138,61 @@ def _is_fitted_here(node: Node) -> bool:
     )
 
 
+_Values = Callable[[pa.Table, Mapping[str, np.ndarray]], "pa.ChunkedArray | np.ndarray"]
+"""A column's values of a table, those of lists one after another, and of what the graph made of the table."""
+
+
 class _Inputs:
-    """What statistics are taken of: for each node and column, values of tables, those of lists one after
-    another."""
+    """What statistics are taken of: for each node and column, values of tables."""
 
     def __init__(self, workflow: nvt.Workflow, nodes: Iterable[Node]) -> None:
-        graph = OrdinalGraph()
-        memo: dict[tuple[int, str], Column] = {}
-        outputs: dict[str, tuple[str, list[str | int]]] = {}
-        self._raw: dict[str, str] = {}
-        self.columns: dict[Node, dict[str, Column]] = {node: {} for node in nodes}
-        for node, columns in self.columns.items():
-            for name in node.input_columns.names:
-                if isinstance(node.op, ops.Categorify) and name in node.op.vocabs:
-                    continue
-                columns[name] = column = read_column(graph, workflow, node, name, memo)
-                raw = graph.raw(column.value)
-                if raw is not None:
-                    self._raw[column.value] = raw
-                elif column.dtype == STRING:
-                    raise _Changed
-                else:
-                    dims: list[str | int] = ["batch"]
-                    if column.present is not None:
-                        dims.append(f"width of {column.value}" if column.length is None else column.length)
-                        outputs[f"{column.present}?"] = (column.present, dims)
-                    outputs[f"{column.value}!"] = (column.value, dims)
-        self._runner = Runner(graph, outputs)
+        self._workflow, self._graph = workflow, OrdinalGraph()
+        self._memo: dict[tuple[int, str], Column] = {}
+        self._outputs: dict[str, tuple[str, list[str | int]]] = {}
+        self.columns: dict[Node, dict[str, _Values]] = {
+            node: {
+                name: (self._of_list if node.input_schema[name].is_list else self._of_scalar)(node, name)
+                for name in node.input_columns.names
+                if not (isinstance(node.op, ops.Categorify) and name in node.op.vocabs)
+            }
+            for node in nodes
+        }
+        self._runner = Runner(self._graph, self._outputs)
 
     def read(self, table: pa.Table) -> dict[Node, dict[str, pa.ChunkedArray | np.ndarray]]:
         """The values of one table."""
-        arrays = self._runner.run(table)
-
-        def values(column: Column) -> pa.ChunkedArray | np.ndarray:
-            raw = self._raw.get(column.value)
-            if raw is not None:
-                return elements(table, raw, is_list=column.present is not None)[0]
-            made = arrays[f"{column.value}!"]
-            return made if column.present is None else made[arrays[f"{column.present}?"]]
-
+        made = self._runner.run(table)
         return {
-            node: {name: values(column) for name, column in columns.items()}
+            node: {name: values(table, made) for name, values in columns.items()}
             for node, columns in self.columns.items()
         }
+
+    def _of_scalar(self, node: Node, name: str) -> _Values:
+        value = read_column(self._graph, self._workflow, node, name, self._memo).value
+        raw = self._graph.raw(value)
+        if raw is not None:
+            return lambda table, _: scalars(table, raw)
+        if self._graph.dtype(value) == STRING:
+            raise _Changed
+        self._outputs[f"{value}!"] = (value, ["batch"])
+        return lambda _, made: made[f"{value}!"]
+
+    def _of_list(self, node: Node, name: str) -> _Values:
+        graph = ElementGraph()
+        value = read_column(graph, self._workflow, node, name, {}).value
+        raw, slices = graph.raw(value), graph.slices
+        if raw is not None:
+            return lambda table, _: _elements(table, raw, slices)
+        if graph.dtype(value) == STRING:
+            raise _Changed
+        made = Elements(graph, value)
+        return lambda table, _: made(table)[0]
+
+
+def _elements(table: pa.Table, raw: str, slices: Sequence[tuple[int, int]]) -> pa.ChunkedArray:
+    values, offsets = elements(table, raw)
+    # Uncut, missing values at the end of a row are counted, as NVTabular does.
+    return sliced(values, offsets, slices)[0] if slices else values
 
 
 class _Keys:

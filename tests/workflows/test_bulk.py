@@ -2,7 +2,7 @@
 
 import workflows.runtime  # noqa: F401  # isort: skip  (before NVTabular)
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +149,108 @@ def test_a_table_is_transformed_as_its_rows_are_served(
 ) -> None:
     table = pa.Table.from_pylist(rows, SCHEMA)
     assert_same(bulk.transform(table), served(graph, table))
+
+
+CUT = {
+    "tags": st.none() | st.lists(texts, max_size=7),
+    "history": st.none() | st.lists(ids, max_size=7),
+    "scores": st.none() | st.lists(st.floats(0, 1e6) | st.none() | st.just(np.nan), max_size=7),
+}
+"""Lists of more elements than are kept, with what is missing anywhere in them."""
+
+
+@pytest.fixture(scope="module")
+def last(tmp_path_factory: pytest.TempPathFactory) -> nvt.Workflow:
+    """Of every list the last elements alone."""
+
+    def path(name: str) -> str:
+        return str(tmp_path_factory.mktemp(name))
+
+    node = (
+        (["tags"] >> ops.ListSlice(-2) >> ops.Categorify(out_path=path("tags")))
+        + (["tags"] >> ops.Rename(postfix="_3") >> ops.ListSlice(-3) >> ops.Categorify(out_path=path("3")))
+        + (["history"] >> ops.Categorify(out_path=path("history")) >> ops.ListSlice(-3))
+        + (["scores"] >> ops.LogOp() >> ops.ListSlice(-2, pad=True, pad_value=-1.0))
+    )
+    return nvt.Workflow(node).fit(Dataset(FITTED.to_pandas()))
+
+
+@pytest.fixture(scope="module")
+def last_bulk(last: nvt.Workflow) -> Iterator[BulkTransform]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("workflows.bulk.ROWS", 3)
+        yield BulkTransform(last)
+
+
+@pytest.fixture(scope="module")
+def last_graph(last: nvt.Workflow) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(compile_workflow(last).SerializeToString())
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(st.lists(st.fixed_dictionaries(CUT), max_size=8))
+@example([{"tags": ["a", "b", "c", None, ""]}, {"tags": [None, None, None]}, {"tags": ["", "a", "", "b"]}])
+def test_lists_that_are_cut_give_what_their_rows_give(
+    last_bulk: BulkTransform, last_graph: onnxruntime.InferenceSession, rows: list[dict]
+) -> None:
+    schema = pa.schema([SCHEMA.field(name) for name in CUT])
+    table = pa.Table.from_pylist(rows, schema)
+    assert_same(last_bulk.transform(table), served(last_graph, table))
+
+
+def both_ends(path: str) -> object:
+    encoded = ["tags"] >> ops.Categorify(out_path=path)
+    return (encoded >> ops.ListSlice(-2)) + (encoded >> ops.ListSlice(1) >> ops.Rename(postfix="_first"))
+
+
+def whole_as_well(path: str) -> object:
+    whole = ["tags"] >> ops.Rename(postfix="_all") >> ops.Categorify(out_path=f"{path}/all")
+    return (["tags"] >> ops.ListSlice(-2) >> ops.Categorify(out_path=f"{path}/last")) + whole
+
+
+def to_an_end(path: str) -> object:
+    return ["tags"] >> ops.ListSlice(-3, -1) >> ops.Categorify(out_path=path)
+
+
+def the_first(path: str) -> object:
+    return ["tags"] >> ops.ListSlice(2) >> ops.Categorify(out_path=path)
+
+
+def twice(path: str) -> object:
+    return ["history"] >> ops.ListSlice(-3) >> ops.ListSlice(0, 2) >> ops.Categorify(out_path=path)
+
+
+def hashed(path: str) -> object:
+    return ["history"] >> ops.Categorify(out_path=path, num_buckets=3, max_size=5) >> ops.ListSlice(-2)
+
+
+def as_it_came(path: str) -> object:
+    return (["history", "scores"] >> ops.ListSlice(-2)) + (["history"] >> ops.Rename(postfix="_raw"))
+
+
+def filled_up(path: str) -> object:
+    return ["history"] >> ops.ListSlice(-3, pad=True, pad_value=7) >> ops.Categorify(out_path=path)
+
+
+@pytest.mark.parametrize("lengths", [{}, {"history": 2}, {"history": 6}], ids=["", "shorter", "longer"])
+@pytest.mark.parametrize(
+    "make", [twice, hashed, as_it_came, filled_up, both_ends, whole_as_well, to_an_end, the_first]
+)
+def test_however_lists_are_cut_and_encoded_tables_give_what_rows_give(
+    make: Callable[[str], object], lengths: dict[str, int], tmp_path: Path
+) -> None:
+    workflow = nvt.Workflow(make(str(tmp_path))).fit(Dataset(FITTED.to_pandas()))
+    own = {name: length for name, length in lengths.items() if name in workflow.output_schema.column_names}
+    table = pa.table(
+        {
+            "tags": [["a", "b", "c", "a", "b", "c", "a"], ["b"], None, ["", "a", None], [], [None, ""]],
+            "history": [[1, 2, 3, 5, 8], [9], [], [None, 2, None], None, [None] * 7],
+            "scores": [[0.5, None], [], None, [1.0, 2.0, 3.0], [None], [np.nan]],
+        },
+        pa.schema([SCHEMA.field(name) for name in CUT]),
+    )
+    graph = onnxruntime.InferenceSession(compile_workflow(workflow, list_lengths=own).SerializeToString())
+    assert_same(BulkTransform(workflow, list_lengths=own).transform(table), served(graph, table))
 
 
 def test_chunks_slices_and_dictionaries_of_a_table_do_not_matter(

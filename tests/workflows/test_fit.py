@@ -62,6 +62,12 @@ def every_kind(path: Path) -> object:
     )
 
 
+def of_the_last_elements(path: Path) -> object:
+    return (["tags", "history"] >> ops.ListSlice(-2) >> ops.Categorify(out_path=str(path / "a"))) + (
+        ["scores"] >> ops.ListSlice(-1) >> ops.Normalize(out_dtype=np.float32)
+    )
+
+
 def limited(path: Path) -> object:
     return (
         (["text", "id"] >> ops.Categorify(out_path=str(path / "a"), freq_threshold={"text": 5, "id": 9}))
@@ -110,7 +116,15 @@ def vocabularies(folder: Path) -> dict[str, pd.DataFrame]:
 
 @pytest.mark.parametrize(
     "make",
-    [every_kind, limited, in_two_phases, with_other_statistics, of_changed_text, of_several_columns],
+    [
+        every_kind,
+        of_the_last_elements,
+        limited,
+        in_two_phases,
+        with_other_statistics,
+        of_changed_text,
+        of_several_columns,
+    ],
 )
 def test_vocabularies_and_statistics_are_those_of_nvtabular(
     make: Make, table: pa.Table, tmp_path: Path
@@ -148,7 +162,7 @@ def _normalizers(workflow: nvt.Workflow) -> list[ops.Normalize]:
     return sorted((node.op for node in nodes), key=lambda op: sorted(op.means))
 
 
-@pytest.mark.parametrize("make", [every_kind, limited, in_two_phases])
+@pytest.mark.parametrize("make", [every_kind, of_the_last_elements, limited, in_two_phases])
 def test_a_workflow_fitted_here_transforms_in_nvtabular_and_here_alike(
     make: Make, table: pa.Table, tmp_path: Path
 ) -> None:
@@ -161,6 +175,17 @@ def test_a_workflow_fitted_here_transforms_in_nvtabular_and_here_alike(
             assert not values[~inside].any()
             values, column = values[inside], np.concatenate(column)
         np.testing.assert_allclose(values, column, rtol=2e-5, atol=1e-6, err_msg=name)
+
+
+def test_lists_are_fitted_here_whatever_is_cut_of_them(
+    table: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("NVTabular's own fit takes minutes for these")
+
+    monkeypatch.setattr("workflows.fit._fit_by_nvtabular", refuse)
+    for make in (every_kind, of_the_last_elements):
+        assert fit(nvt.Workflow(make(tmp_path)), [table]).output_schema
 
 
 def test_equally_frequent_keys_keep_the_order_of_their_first_rows(tmp_path: Path) -> None:

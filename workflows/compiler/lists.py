@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from workflows.compiler.elements import ElementGraph
 from workflows.compiler.graph import (
     BOOL,
     INT64,
@@ -24,6 +26,8 @@ _ENDLESS = np.iinfo(np.int64).max
 
 def present(graph: Graph, column: Column) -> str:
     """The bool[batch, width] tensor that is true up to the last element that is not null."""
+    if isinstance(graph, ElementGraph):
+        return column.value  # all are there, so nobody asks
     valued = graph.emit("Not", graph.is_null(column), dtype=BOOL)
     axis = graph.constant(1, INT64)
     later = graph.emit("CumSum", graph.cast(valued, INT64), axis, dtype=INT64, reverse=1)
@@ -42,6 +46,8 @@ def sliced(site: Site, name: str) -> Column:
     column = cut(graph, column, op.start, op.end, width)
     if not op.pad:
         return column
+    if isinstance(graph, ElementGraph):
+        raise Refused("what fills rows up is no element")
     filled = graph.where(column.present or "", column.value, _padding(graph, column, op.pad_value))
     everywhere = graph.emit("Or", column.present or "", graph.constant(True, BOOL), dtype=BOOL)
     return Column(filled, column.dtype, everywhere, width, column.nullable)
@@ -49,6 +55,9 @@ def sliced(site: Site, name: str) -> Column:
 
 def cut(graph: Graph, column: Column, start: int, end: int, width: int) -> Column:
     """row[start:end] of every row, as [batch, width]."""
+    if isinstance(graph, ElementGraph):
+        graph.slices.append((start, end))
+        return replace(column, length=width)
     ones = graph.cast(column.present or "", INT64)
     length = graph.emit("ReduceSum", ones, graph.constant([1], INT64), dtype=INT64, keepdims=1)
     first, last = _position(graph, length, start), _position(graph, length, end)
@@ -67,6 +76,8 @@ def cut(graph: Graph, column: Column, start: int, end: int, width: int) -> Colum
 
 def padded_with_zeros(graph: Graph, column: Column) -> str:
     """The list's tensor with zeros (or empty strings) where there is no element."""
+    if isinstance(graph, ElementGraph):
+        return column.value
     return graph.where(column.present or "", column.value, _padding(graph, column, zero(column.dtype)))
 
 
