@@ -110,14 +110,14 @@ class LiveState:
         said = [event[k.value] if isinstance(k.value, str) else k.value for event, k in zip(told, kinds)]
         value = self._lookup["content"](np.array(said, object)) if field == "showing" else np.array(said)
         named = np.array([event["time"] for event in told])
+        self.unknown += int((row < 0).sum())
+        if field == "viewers":
+            self._follow_viewers(row, time, value)
         order = np.argsort(time, kind="stable")  # of a subject's events the last one written holds
         row, time, value, named = (each[order] for each in (row, time, value, named))
-        self.unknown += int((row < 0).sum())
         when = self._when[field]
         holds = (row >= 0) & (time >= when[np.maximum(row, 0)] if len(when) else False)
         row, time, value, named = (each[holds] for each in (row, time, value, named))
-        if field == "viewers":
-            self._follow_viewers(row, time, value)
         if field == "open":
             self.since[row] = named
         when[row] = time
@@ -125,8 +125,14 @@ class LiveState:
         return row
 
     def _follow_viewers(self, row: np.ndarray, time: np.ndarray, value: np.ndarray) -> None:
-        """Bring the decayed means up to new numbers, in the order of time."""
+        """Bring the decayed means up to new numbers, in the order in which they were written.
+
+        What comes late is left out, as it is where each is read by itself: all processes know the same mean,
+        however many numbers each of them finds at once.
+        """
         usual, level, told = self.usual, self.viewers.copy(), self.told.copy()
         for one, at, said in zip(row.tolist(), time.tolist(), value.tolist()):
+            if one < 0 or at < told[one]:
+                continue
             usual[one] = said if np.isnan(level[one]) else decayed(usual[one], level[one], at - told[one])
             level[one], told[one] = said, at

@@ -187,6 +187,24 @@ def test_viewers_and_the_product_shown_are_known_by_row(world):
     assert world.rules.live.showing[1] == -1
 
 
+NUMBERS = st.tuples(st.integers(-1, 1), st.integers(0, 900), st.integers(0, 99))
+
+
+@given(st.lists(NUMBERS, max_size=12))
+@settings(max_examples=60)
+def test_the_usual_number_of_viewers_is_the_same_however_many_events_come_at_once(tmp_path_factory, told):
+    folder = tmp_path_factory.mktemp("state")
+    journal, one_by_one = Journal(folder), live(folder)
+    for room, at, many in told:  # in any order of time, some of no known room
+        name = CONTENTS[room] if room >= 0 else "nowhere"
+        journal.append([{"event": "viewers", "content": name, "time": at, "viewers": many}])
+        one_by_one.refresh()
+    at_once = live(folder)
+    at_once.refresh()
+    for name in ("viewers", "usual", "told"):
+        np.testing.assert_array_equal(getattr(at_once, name), getattr(one_by_one, name), name)
+
+
 def test_unknown_ids_are_counted_and_harm_nobody(world):
     world.tell("ended", "l99")
     world.tell("seller_suspended", "s99")
