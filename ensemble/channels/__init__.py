@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 NONE = -1
 """Fills places without a candidate."""
+_LOOKED_AT = 1024
+"""Contents of a language that are looked at in one go for one that is open."""
 
 
 class Channel(IntFlag):
@@ -94,9 +96,10 @@ class Shelf:
         self.of_sellers = newest[np.argsort(of, kind="stable")]
         self.first_of = np.searchsorted(np.sort(of), np.arange(int(seller.max(initial=-1)) + 2))
         self.language = language[self.rows]
-        #: Whether anything sold here is in each language; the last, of unknown ones, is False.
-        self._spoken = np.zeros(int(language.max(initial=-1)) + 2, bool)
-        self._spoken[self.language[self.language >= 0]] = True
+        by_language = np.argsort(self.language, kind="stable")
+        first = np.searchsorted(self.language[by_language], np.arange(int(language.max(initial=-1)) + 2))
+        #: Places of what is in each language; the last, of unknown ones, is empty.
+        self._in_language = [*(by_language[start:end] for start, end in pairwise(first)), by_language[:0]]
 
     def update(self, rows: np.ndarray, opens: np.ndarray, ends: np.ndarray, viewers: np.ndarray) -> None:
         """Take over the state of contents `rows` int64[*]; arrays of that length."""
@@ -150,14 +153,18 @@ class Shelf:
         Args:
             time: int64[b]; seen: int64[b, S], rows of the contents table, -1 fills; spared: int64[b, T],
                 codes of sellers, -1 fills; reads: int64[b, K], codes of languages, -1 fills. Who names
-                none reads all, and so does who names those alone in which nothing is sold here. All read
-                contents of unknown language.
+                none reads all, and so does who names those alone in which nothing may be shown here at the
+                time. All read contents of unknown language.
         """
         at = time[:, None]
-        return (self.opens <= at) & (at < self.ends) & ~self.hidden(seen, spared, reads)[:, :-1]
+        return (self.opens <= at) & (at < self.ends) & ~self.hidden(time, seen, spared, reads)[:, :-1]
 
     def hidden(
-        self, seen: np.ndarray, spared: np.ndarray | None, reads: np.ndarray | None = None
+        self,
+        time: np.ndarray,
+        seen: np.ndarray,
+        spared: np.ndarray | None,
+        reads: np.ndarray | None = None,
     ) -> np.ndarray:
         """bool[b, n + 1]: seen, of a seller that the user is spared, or foreign; arguments as of `eligible`.
 
@@ -169,13 +176,25 @@ class Shelf:
         if spared is not None and (spared >= 0).any():
             hidden[self.of(spared)] = True
         if reads is not None and reads.shape[1]:
-            for own, codes in zip(hidden, reads):
-                if self._spoken[codes].any():
-                    foreign = np.ones(len(self._spoken), bool)
+            for own, codes, at in zip(hidden, reads, time.tolist()):
+                if any(self._open_in(code, at) for code in codes.tolist()):
+                    foreign = np.ones(len(self._in_language), bool)
                     foreign[codes] = foreign[-1] = False
                     own[:-1] |= foreign[self.language]
         hidden[:, -1] = True
         return hidden
+
+    def _open_in(self, language: int, time: int) -> bool:
+        """Whether anything in a language, -1 for none, may be shown at a time.
+
+        Something mostly is among the first that are looked at.
+        """
+        places = self._in_language[language]
+        for first in range(0, len(places), _LOOKED_AT):
+            some = places[first : first + _LOOKED_AT]
+            if ((self.opens[some] <= time) & (time < self.ends[some])).any():
+                return True
+        return False
 
     def withheld(
         self,
@@ -263,7 +282,7 @@ class MarketQueries:
 
     @cached_property
     def _hidden(self) -> np.ndarray:
-        return self.shelf.hidden(self.seen, self.spared, self.reads)
+        return self.shelf.hidden(self.time, self.seen, self.spared, self.reads)
 
     @cached_property
     def eligible(self) -> np.ndarray:

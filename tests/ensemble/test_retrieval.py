@@ -74,17 +74,21 @@ def columns_of(release):
     return [release.array(f"{name}.npy").tolist() for name in names]
 
 
-def eligible(release, market, time, seen, tired=(), refilled=(), reads=()):
-    """Places of contents that may be shown, by their rules one at a time; `refilled` have stock again."""
+def eligible(release, market, time, seen, tired=(), refilled=(), reads=(), shut=()):
+    """Places of contents that may be shown, by their rules one at a time; `refilled` have stock again, and
+    those that are `shut` may be shown to nobody."""
     language, available, opens, ends, stock, seller = columns_of(release)
-    sold = {code for code, here in zip(language, available[market]) if here} - {-1}
-    read = {-1, *reads} if sold & set(reads) else {-1, *language}
-    return [
+    running = [
         c
         for c in range(len(language))
-        if available[market][c] and opens[c] <= time < ends[c] and c not in seen
-        if (stock[c] != 0 or c in refilled) and (seller[c] < 0 or seller[c] not in tired)
-        if language[c] in read
+        if available[market][c] and opens[c] <= time < ends[c] and c not in shut
+        if stock[c] != 0 or c in refilled
+    ]
+    read = {-1, *reads} if {language[c] for c in running} & {*reads} - {-1} else {-1, *language}
+    return [
+        c
+        for c in running
+        if c not in seen and (seller[c] < 0 or seller[c] not in tired) and language[c] in read
     ]
 
 

@@ -119,6 +119,11 @@ def test_a_slate_holds_only_what_may_be_shown_and_is_empty_only_where_nothing_ma
     size = Plan.of(release).config.slate
     for row, slate in enumerate(slates(Steering(rules, state), release, request)):
         market, time = request["market_index"][row], request["time"][row]
+        barred = set(shut)
+        if synthetic.MARKETS[market] == "GB":
+            barred |= set(np.flatnonzero(np.isin(sellers, forbidden)).tolist())
+        if synthetic.MARKETS[market] == "BR":
+            barred |= set(np.flatnonzero(kind == "live").tolist())
         may = set(
             eligible(
                 release,
@@ -128,15 +133,35 @@ def test_a_slate_holds_only_what_may_be_shown_and_is_empty_only_where_nothing_ma
                 spared(request, row),
                 refilled,
                 request["reads"][row].tolist(),
+                barred,
             )
         )
-        may -= shut
-        if synthetic.MARKETS[market] == "GB":
-            may -= {c for c in may if sellers[c] in forbidden}
-        if synthetic.MARKETS[market] == "BR":
-            may -= {c for c in may if kind[c] == "live"}
         assert set(slate) <= may
         assert len(slate) == len(set(slate)) == min(size, len(may))
+
+
+@pytest.mark.parametrize("why", ["a rule", "an event"])
+def test_where_nothing_in_the_languages_may_be_shown_contents_of_all_are(worlds, tmp_path, why):
+    release, market = worlds(3), synthetic.MARKETS.index("GB")
+    request = asked_once(release, market)
+    may = eligible(release, market, synthetic.END, [])
+    language = release.array("language_code.npy")
+    read = next(code for code in language[may] if code >= 0)
+    request["reads"][:] = read
+    ids, sellers = release.array("text_content_id.npy"), release.array("text_seller_id.npy")
+    theirs = [c for c in may if language[c] == read]
+    if why == "a rule":
+        steering = Steering(Rules(forbidden_sellers={"GB": tuple(map(str, {*sellers[theirs]} - {""}))}))
+    else:
+        steering = Steering(state=tmp_path)
+        Journal(tmp_path).append([{"event": "ended", "content": str(ids[c]), "time": 5} for c in theirs])
+
+    def spoken(steering):
+        found = Retrieval(release, steering)(**request)["candidates"]
+        return set(language[found[found >= 0]].tolist())
+
+    assert {read} <= spoken(Steering()) <= {read, -1}
+    assert spoken(steering) - {-1} == set(language[may].tolist()) - {read, -1} != set()
 
 
 @given(st.integers(1, 15), NUMBERS)
