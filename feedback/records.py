@@ -12,10 +12,9 @@ import time as clock
 from collections.abc import Mapping
 from typing import Any
 
-from market.ids import LONGEST_ID, is_id
 from market.outcomes import FLAGS, OUTCOMES
 from market.profiles import KNOWN, is_market
-from supply.events import AHEAD_S, Event, EventError, named, only, short, text_of, whole
+from supply.events import AHEAD_S, Event, EventError, id_of, named, only, short, text_of, whole
 
 SHOWN, OUTCOME = "shown", "outcome"
 FEEDBACK_KINDS = (SHOWN, OUTCOME)
@@ -50,12 +49,13 @@ def parse(text: str | bytes, now: float) -> Event:
     record: Event = {
         "event": name,
         "request": whole(said.get("request"), name, "request", 2**63 - 1, -(2**63)),
-        "user": _id(said, name, "user"),
+        "user": id_of(said, name, "user"),
         "time": whole(said.get("time"), name, "time", last),
     }
     if name == SHOWN:
         return record | _shown(said, name)
-    record |= {"content": _id(said, name, "content"), "at": whole(said.get("at", int(now)), name, "at", last)}
+    at = whole(said.get("at", int(now)), name, "at", last)
+    record |= {"content": id_of(said, name, "content"), "at": at}
     came = {outcome: _value(said[outcome], name, outcome) for outcome in OUTCOMES if outcome in said}
     if not came:
         raise EventError(
@@ -97,18 +97,9 @@ def _shown(said: Mapping[str, Any], name: str) -> Event:
                 f"'propensity' of {name!r} is {short(propensity)}; send the slate's, above 0 and up to 1"
             )
         position = whole(item["position"], name, "position", _LAST_POSITION)
-        made.append({"content": _id(item, name, "content"), "position": position, "propensity": propensity})
+        made.append({"content": id_of(item, name, "content"), "position": position, "propensity": propensity})
     release = {"release": text_of(said, name, "release")} if "release" in said else {}
     return {"market": market} | release | {"items": made}
-
-
-def _id(said: Mapping[str, Any], name: str, key: str) -> str:
-    text = text_of(said, name, key)
-    if not is_id(text):
-        raise EventError(
-            f"{key!r} of {name!r} is {short(text)}; an id has 1 to {LONGEST_ID} characters without NUL"
-        )
-    return text
 
 
 def _value(value: Any, name: str, outcome: str) -> float:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from market.ids import LONGEST_ID, is_id
+
 AHEAD_S = 86_400
 """An event may lie so far in the future: a start is announced ahead, and clocks differ."""
 _MOST = 2**31 - 1
@@ -76,7 +78,7 @@ def parse(text: str | bytes, now: float) -> Event:
     kind = EVENT_KINDS[name]
     keys = ["event", kind.subject, "time", *([kind.value] if isinstance(kind.value, str) else [])]
     only(said, name, keys)
-    event: Event = {"event": name, kind.subject: text_of(said, name, kind.subject)}
+    event: Event = {"event": name, kind.subject: id_of(said, name, kind.subject)}
     event["time"] = whole(said.get("time", int(now)), name, "time", int(now) + AHEAD_S)
     if event["time"] > int(now):
         event[TAKEN] = int(now)
@@ -85,7 +87,7 @@ def parse(text: str | bytes, now: float) -> Event:
             raise EventError(f"event {name!r} has no value {kind.value!r}; send {', '.join(keys)}")
         value = said[kind.value]
         event[kind.value] = (
-            whole(value, name, kind.value, _MOST) if kind.number else text_of(said, name, kind.value)
+            whole(value, name, kind.value, _MOST) if kind.number else id_of(said, name, kind.value)
         )
     return event
 
@@ -140,8 +142,18 @@ def only(said: Mapping[str, Any], name: str, keys: Iterable[str]) -> None:
             raise EventError(f"{name!r} has no {short(key)}; it has {', '.join(keys)}")
 
 
-def text_of(said: Mapping[str, Any], name: str, key: str) -> str:
+def id_of(said: Mapping[str, Any], name: str, key: str) -> str:
     """The id that an event has under a key."""
+    text = text_of(said, name, key)
+    if not is_id(text):
+        raise EventError(
+            f"{key!r} of {name!r} is {short(text)}; an id has 1 to {LONGEST_ID} characters without NUL"
+        )
+    return text
+
+
+def text_of(said: Mapping[str, Any], name: str, key: str) -> str:
+    """The text that an event has under a key, such as an id."""
     value = said.get(key)
     if not isinstance(value, str) or not value:
         raise EventError(f"{key!r} of {name!r} is {short(value)}; send an id, as text")

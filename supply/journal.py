@@ -9,6 +9,7 @@ one by one: they survive the death of every process, but the last of them not th
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import json
@@ -37,11 +38,17 @@ class Journal:
     Args:
         folder: of the live state.
         compact_bytes: size from which on appending compacts (bytes).
+
+    Raises:
+        ValueError: it is a file.
     """
 
     def __init__(self, folder: str | os.PathLike[str], compact_bytes: int = COMPACT_BYTES) -> None:
         self.folder, self.compact_bytes = Path(folder), compact_bytes
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise ValueError(f"{folder} is a file; give a folder for the live state") from None
         self.path = self.folder / JOURNAL
         self.path.touch()
 
@@ -180,7 +187,8 @@ def append(path: Path, events: Iterable[Event]) -> int:
     finally:
         os.close(handle)
     if written != len(block):
-        raise OSError(f"{path} took {written} of {len(block)} bytes; make room and send again")
+        why = f"it took {written} of {len(block)} bytes; make room and send again"
+        raise OSError(errno.ENOSPC, why, str(path))
     return size
 
 

@@ -62,7 +62,12 @@ class Events:
         # First what decides about what people see; the log is only learned from.
         append_all(self.journal.append, rows, "the journal")
         if self.log is not None:
-            append_all(self.log.append, rows, "the events hold, but the feedback log", "; send again")
+            append_all(
+                self.log.append,
+                rows,
+                "the events hold, but the feedback log",
+                "; what is sent again counts once",
+            )
         unknown = np.zeros(len(rows), np.int64)
         for subject, index in self.known.items():
             about = [

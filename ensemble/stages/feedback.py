@@ -46,5 +46,5 @@ class Feedback:
                 written, and what is sent again counts once.
         """
         rows = taken_in(record, time.time(), "record", parse)
-        append_all(self.log.append, rows, "the feedback log", "; send again")
+        append_all(self.log.append, rows, "the feedback log", "; what is sent again counts once")
         return {"written": np.array([len(row) for row in rows], np.int64)}

@@ -1,6 +1,7 @@
 """The events step writes what is right, refuses what is wrong, and says what nobody knows."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -61,6 +62,15 @@ def test_what_no_journal_can_hold_is_refused_as_other_wrong_events_are(events, s
     assert caught.value.code is Code.INVALID_ARGUMENT
     assert caught.value.message.encode()
     assert Tail(state / "journal").read()[0] == []
+
+
+def test_what_a_full_disk_cut_off_is_told_without_the_place_of_the_journal(events, state, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda handle, block: write(handle, block[:10]))
+    told = "the journal cannot be written: it took 10 of [0-9]+ bytes; make room and send again"
+    with pytest.raises(RequestError, match=f"^{told}$") as caught:
+        events(event=table([{"event": "ended", "content": "l1"}]))
+    assert caught.value.code is Code.UNAVAILABLE
 
 
 def test_without_a_folder_there_is_no_such_step(release):

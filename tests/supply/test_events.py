@@ -43,6 +43,9 @@ def test_an_event_keeps_what_it_says_and_happened_now_unless_it_says_when(name):
             r"'content' of 'ended' is 'l\\ud800', half a character",
         ),
         (r'{"event": "showing", "content": "l1", "product": "\udc00"}', "'product' of 'showing'.*send an id"),
+        # Arrays of ids would take it for that of l1.
+        (r'{"event": "ended", "content": "l1\u0000"}', "an id has 1 to 256 characters without NUL"),
+        (f'{{"event": "seller_suspended", "seller": "{"s" * 257}"}}', r"'s+\.\.\.; an id has 1 to 256 char"),
         ("[" * 100_000, "JSON nested too deeply; send one flat object a line"),
         ('{"event":' * 100_000, "JSON nested too deeply"),
         ('{"event": "ended", "seller": "s1"}', "'ended' has no 'seller'; it has event, content, time"),

@@ -168,6 +168,12 @@ def test_what_holds_is_no_reason_to_compact_before_the_journal_has_doubled(tmp_p
     assert sum(after < before for before, after in pairwise(sizes)) == 2
 
 
+def test_a_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is a file; give a folder for the live state"):
+        Journal(tmp_path / "file")
+
+
 def test_what_a_full_disk_cut_off_is_an_error(journal, monkeypatch):
     write = os.write
     monkeypatch.setattr(os, "write", lambda handle, block: write(handle, block[:10]))
