@@ -393,12 +393,17 @@ def _stub(wheel: Path) -> Path:
 
 def _ports(wanted: dict[str, int | None], host: str) -> dict[str, int]:
     """The ports asked for, and free ones for the rest, all different."""
+    for asked in filter(None, wanted.values()):
+        if len(names := [name for name, own in wanted.items() if own == asked]) > 1:
+            raise ServerError(f"port {asked} is that of {' and '.join(names)}; give each its own")
     ports = {}
     with contextlib.ExitStack() as held:
         for name, port in wanted.items():
             probe = held.enter_context(socket.socket())
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
+                if not host:  # bound as every address, but refused by Triton as none
+                    raise socket.gaierror(socket.EAI_NONAME, "it is empty")
                 probe.bind((host, port or 0))
             except OSError as error:
                 if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:

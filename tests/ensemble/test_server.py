@@ -499,7 +499,13 @@ def test_a_port_in_use_is_named(feed, tmp_path):
         TritonServer(tmp_path / "repo", log=tmp_path / "log", grpc_port=port).start()
 
 
-@pytest.mark.parametrize("host", ["::1", "nowhere.invalid", "192.0.2.1"])
+def test_a_port_that_is_asked_for_twice_is_named(feed, tmp_path):
+    server = TritonServer(feed.repository, log=tmp_path / "log", grpc_port=47011, metrics_port=47011)
+    with pytest.raises(ServerError, match="port 47011 is that of grpc and metrics; give each its own"):
+        server.start()
+
+
+@pytest.mark.parametrize("host", ["", "::1", "nowhere.invalid", "192.0.2.1"])
 def test_an_address_that_is_not_this_host_s_is_named(feed, tmp_path, host):
     server = TritonServer(feed.repository, log=tmp_path / "log", host=host)
     with pytest.raises(ServerError, match=f"'{host}' is no address to listen on .* IPv4 address of"):
