@@ -15,8 +15,9 @@ LOW = "low in value"
 EXCLUDED = "of an excluded seller"
 INELIGIBLE = (*BARRED, "seen or excluded", EXCLUDED, "seller shown too often", "in a language not read")
 """Why a content of the market is no candidate; the first that holds."""
-FUNNEL = ("contents", *INELIGIBLE, "retrieved", "kept", "began", "ended_at")
-"""Columns of the tensor `funnel`: counts of one request, and the clock of the retrieval stage (ns)."""
+FUNNEL = ("contents", *INELIGIBLE, "retrieved", "gave_way", "kept", "began", "ended_at")
+"""Columns of the tensor `funnel`: counts of one request, and the clock of the retrieval stage (ns). What gave
+way would be among those kept by its score alone."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def explanation_text(
     dropped = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
     moments = [*clock.tolist(), count["began"], count["ended_at"], began, now]
     user, query, retrieval, ranking, reordering = (np.diff(moments) / 1e6).round(3).tolist()
-    kept, found = count["kept"], count["retrieved"]
+    kept, found, gave_way = count["kept"], count["retrieved"], count["gave_way"]
     stages = [
         ("user_state", 0, 0, {}, user),
         ("query", 0, 0, {}, query),
@@ -137,7 +138,16 @@ def explanation_text(
             {**hidden, "outside the channels' quotas": missed},
             retrieval,
         ),
-        ("pre-ranking", found, kept, {"low in pre-ranking": found - kept}, 0.0),
+        (
+            "pre-ranking",
+            found,
+            kept,
+            {
+                "gave way to other categories or kinds": gave_way,
+                "low in pre-ranking": found - kept - gave_way,
+            },
+            0.0,
+        ),
         ("ranking", kept, kept, {}, ranking),
         ("reordering", kept, len(items), dropped, reordering),
     ]

@@ -186,7 +186,7 @@ class Retrieval:
             excluded_sellers=excluded_sellers,
             reads=reads,
         )
-        kept = self._pre_rank(query_vector, made)
+        scored, kept = self._pre_rank(query_vector, made)
         kept = self.read_last(kept, market_index, recent)
         funnel = np.zeros((len(time), len(FUNNEL)), np.int64)
         for row in np.flatnonzero(explain) if explain is not None else ():
@@ -196,10 +196,23 @@ class Retrieval:
             said = None if reads is None else reads[one]
             withheld = shelf.withheld(time[one], seen[one], excluded, tired_sellers[one], said)
             retrieved, left = ((table["candidates"][row] >= 0).sum() for table in (made, kept))
-            funnel[row] = len(shelf.rows), *barred, *withheld, retrieved, left, began, monotonic_ns()
+            gave_way = _gave_way(made["candidates"][row], scored[row], kept["candidates"][row])
+            funnel[row] = (
+                len(shelf.rows),
+                *barred,
+                *withheld,
+                retrieved,
+                gave_way,
+                left,
+                began,
+                monotonic_ns(),
+            )
         return kept | {"funnel": funnel}
 
-    def _pre_rank(self, query_vector: np.ndarray, made: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _pre_rank(
+        self, query_vector: np.ndarray, made: dict[str, np.ndarray]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Scores of all that was retrieved, float32[B, R], 0 without a pre-ranker; and what is kept."""
         size = self.plan.config.candidates
         if self.preranker is None:
             kept = {name: array[:, :size] for name, array in made.items()}
@@ -207,14 +220,16 @@ class Retrieval:
                 every = np.arange(made["candidates"].shape[1])[None].repeat(len(query_vector), axis=0)
                 first = self._with_kinds(every, made["candidates"])
                 kept = {name: array[np.arange(len(first))[:, None], first] for name, array in made.items()}
-            return kept | {"preranking_score": np.zeros(kept["candidates"].shape, np.float32)}
+            score = np.zeros(made["candidates"].shape, np.float32)
+            return score, kept | {"preranking_score": score[:, :size]}
         score = self.preranker(
             query_vector, made["candidates"], self.preranking_numbers(made), made["retrieval_score"]
         )
         best = self.let_through(made["candidates"], score)
         each = np.arange(len(best))[:, None]
         score = np.where(made["candidates"] >= 0, score, 0)
-        return {name: array[each, best] for name, array in (made | {"preranking_score": score}).items()}
+        scored = made | {"preranking_score": score}
+        return score, {name: array[each, best] for name, array in scored.items()}
 
     def let_through(self, candidates: np.ndarray, score: np.ndarray) -> np.ndarray:
         """Columns of the candidates int64[B, R] that pre-ranking leaves under its scores float32[B, R], best
@@ -460,6 +475,13 @@ class Retrieval:
             season,
         )
         return np.concatenate([self.content_numbers[rows], pairs], axis=-1)
+
+
+def _gave_way(candidates: np.ndarray, score: np.ndarray, kept: np.ndarray) -> int:
+    """How many of one request's candidates int64[R] are among the first by their scores float32[R], but not
+    among those that pre-ranking kept, int64[C]: others have their places for their category or kind."""
+    best = np.where(candidates >= 0, -score, np.inf).argsort(kind="stable")[: len(kept)]
+    return int(np.isin(candidates[best], kept, invert=True).sum())
 
 
 def merge(

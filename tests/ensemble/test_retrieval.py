@@ -326,6 +326,28 @@ def test_the_funnel_counts_what_was_retrieved_and_what_was_kept(worlds):
     assert not made["funnel"][0].any(), "it did not ask"
 
 
+def test_the_funnel_counts_apart_what_gave_way_to_other_categories(worlds, tmp_path):
+    release = worlds(3)
+    contents, plan = len(release.array("created_at.npy")), Plan.of(release)
+    request = {name: array[:4] for name, array in ask(release, 2, 4).items()} | {"explain": np.ones(4, bool)}
+    category = np.arange(contents, dtype=np.int32) % 3
+    gave_way = {}
+    for share in (0.3, 1.0):
+        with ReleaseWriter(tmp_path / str(share), name="shares") as other:
+            other.copy(release)
+            other.json(FILE, replace(plan, config=replace(plan.config, category_share=share)).to_json())
+            other.array("category_code.npy", category)
+        made = Retrieval(Release.open(tmp_path / str(share)))(**request)
+        gave_way[share] = made["funnel"][:, FUNNEL.index("gave_way")]
+        if share == 0.3:
+            spread = made["candidates"]
+    # Without a share what is kept is the best, and what is not among it any more gave way.
+    expected = [len({*best} - {*kept}) for best, kept in zip(made["candidates"].tolist(), spread.tolist())]
+    assert gave_way[0.3].tolist() == expected
+    assert any(expected)
+    assert not gave_way[1.0].any()
+
+
 def test_what_is_withheld_is_open_from_the_second_in_which_it_opens_until_that_in_which_it_ends():
     of, nobody = shelf(3, opens=[NOW, 1, 1], ends=[NEVER, NOW + 1, NOW]), np.full((1, 0), -1)
     assert of.withheld(np.array([NOW]), np.array([[0, 1, 2]]), nobody, nobody, None) == [2, 0, 0, 0]
