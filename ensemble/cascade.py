@@ -17,7 +17,7 @@ from ensemble.stages.retrieval import Retrieval
 from ensemble.stages.user_state import REQUEST, UserState
 from ensemble.steering import NOTHING, Steering
 from ensemble.steps import OnnxStep, StageStep, Step, TensorSpec, check_inputs
-from ensemble.wire import WIRE_REQUEST, read_requests, wire_reply, write_slates
+from ensemble.wire import NO_ROWS, WIRE_REQUEST, read_requests, wire_reply, write_slates
 
 _USER = next(spec for spec in REQUEST if spec.name == "user_id")
 
@@ -168,7 +168,7 @@ class Cascade:
     def answer(self, **request: np.ndarray) -> dict[str, np.ndarray]:
         """The slates of requests whose tensors were checked."""
         if not len(request["user_id"]):
-            raise RequestError(Code.INVALID_ARGUMENT, "the batch has no rows; send at least one request")
+            raise RequestError(Code.INVALID_ARGUMENT, NO_ROWS)
         made = self.up_to(self.steps[-1].name, request)
         return {name: made[name] for name in self.outputs}
 

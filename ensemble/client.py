@@ -21,7 +21,7 @@ from ensemble.explanation import Explanation
 from ensemble.rules import Reason
 from ensemble.stages.user_state import REQUEST
 from ensemble.steps import STRING, TensorSpec, check_inputs
-from ensemble.wire import read_slates, write_requests
+from ensemble.wire import NO_ROWS, read_slates, write_requests
 from feedback import records
 
 FEED, EVENTS, FEEDBACK = "feed", "events", "feedback"
@@ -219,6 +219,8 @@ def infer_message(request: Mapping[str, np.ndarray]) -> messages.ModelInferReque
 
 def _asking(asked: Mapping[str, np.ndarray]) -> messages.ModelInferRequest:
     """The message of tensors that `check_inputs` passed."""
+    if not len(asked["user_id"]):
+        raise RequestError(Code.INVALID_ARGUMENT, NO_ROWS)
     try:
         return _message(FEED, "request", write_requests(asked)[:, None])
     except UnicodeEncodeError as error:

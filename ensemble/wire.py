@@ -26,6 +26,9 @@ MOST_IDS = 10_000
 """Ids in a list of a request. Requests that share a run have lists as long as the longest of them, so one of
 a hundred thousand would hold up everybody's."""
 
+NO_ROWS = "the batch has no rows; send at least one request"
+"""Said of no request at all."""
+
 _NUMBERS = {
     "slate_channel": np.int32,
     "slate_reason": np.int32,
@@ -141,10 +144,10 @@ def _row(number: int, text: str) -> list[Any]:
     except (ValueError, RecursionError) as error:
         raise _invalid(f"request {number} is not JSON ({error}); send one object a row") from None
     if not isinstance(said, dict) or (len(said) != _NEEDED and len(said.keys() - _OPTIONAL) != _NEEDED):
-        names = ", ".join(name for name, *_ in _KEYS if name not in _OPTIONAL)
+        names = [name for name, *_ in _KEYS if name not in _OPTIONAL]
         raise _invalid(
-            f"request {number} is not an object of {names}; send all of them, and {' or '.join(_OPTIONAL)} "
-            "where there are any"
+            f"request {number} is not an object of {', '.join(names)}{_misfit(said, names)}; send all of "
+            f"them, and {' or '.join(_OPTIONAL)} where there are any"
         )
     values = []
     for name, fits, kind, many in _KEYS:
@@ -156,6 +159,17 @@ def _row(number: int, text: str) -> list[Any]:
             raise _invalid(f"'{name}' of request {number} has {len(value):,} ids; send at most {MOST_IDS:,}")
         values.append(value)
     return values
+
+
+def _misfit(said: Any, names: list[str]) -> str:
+    """What an object lacks of the keys `names`, and the first that it has beside those of a request."""
+    if not isinstance(said, dict):
+        return ""
+    lacking = [name for name in names if name not in said]
+    other = next((key for key in said if key not in names and key not in _OPTIONAL), None)
+    told = [f"lacks {', '.join(lacking)}"] if lacking else []
+    told += [f"has {other[:60]!r}"] if other is not None else []
+    return f": it {' and '.join(told)}"
 
 
 def _invalid(message: str) -> RequestError:

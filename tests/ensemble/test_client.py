@@ -87,6 +87,15 @@ def test_what_no_message_can_hold_is_refused_before_it_is_sent(change, said):
     assert said in caught.value.message
 
 
+def test_no_request_at_all_is_refused_before_it_is_sent():
+    with (
+        FeedClient("127.0.0.1:1") as client,
+        pytest.raises(RequestError, match="send at least one") as caught,
+    ):
+        client.feed([])
+    assert caught.value.code is Code.INVALID_ARGUMENT
+
+
 def test_where_no_server_answers_the_code_says_unavailable():
     with FeedClient("127.0.0.1:1", timeout_s=2) as client, pytest.raises(RequestError) as caught:
         client.infer(pack([FeedRequest("ana", "BR", 10)]))

@@ -115,6 +115,22 @@ def test_a_value_of_another_kind_is_refused_by_its_name_and_row(change, said):
 
 
 @pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"colour": 1}, "explain: it has 'colour'; send all of them, and exclude_sellers or languages"),
+        ({"seed": None}, "explain: it lacks seed; send"),
+        ({"shown": None, "seed": None, "shwon": []}, "explain: it lacks shown, seed and has 'shwon'; send"),
+        ({"k" * 9000: 1}, f"it has '{'k' * 60}'; send"),
+    ],
+)
+def test_what_a_request_lacks_and_what_it_has_beside_is_named(change, said):
+    text = json.dumps({key: value for key, value in (SOUND | change).items() if value is not None})
+    with pytest.raises(RequestError) as caught:
+        read_requests(np.array([text], object))
+    assert said in caught.value.message
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "",
