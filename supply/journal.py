@@ -15,6 +15,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -105,7 +106,7 @@ class Journal:
                 made.write(_line({"event": _SNAPSHOT, "bytes": len(body)}) + body)
                 made.flush()
                 os.fsync(made.fileno())
-            os.chmod(name, 0o644)
+            shutil.copymode(self.path, name)  # who may append may go on
             os.rename(name, self.path)
         except BaseException:
             os.unlink(name)

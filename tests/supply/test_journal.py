@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import stat
 from itertools import pairwise
 
 import pytest
@@ -243,6 +244,14 @@ def test_compaction_at_any_moment_changes_nothing_that_holds(tmp_path_factory, b
     journal.compact()
     journal.append(after)
     assert holding(Tail(journal.path).read()[0]) == holding([*before, *after])
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o664])
+def test_a_compaction_leaves_the_journal_to_whom_it_was_open(journal, mode):
+    journal.append([viewers("a", 1)])
+    journal.path.chmod(mode)
+    journal.compact()
+    assert stat.S_IMODE(journal.path.stat().st_mode) == mode
 
 
 def test_a_compaction_that_fails_takes_nothing_back(tmp_path, monkeypatch, caplog):
