@@ -51,7 +51,7 @@ class FeedRequest:
         explain: whether the slate comes with what became of all candidates.
         exclude_sellers: sellers none of whose contents are to be shown; unknown ones do no harm.
         languages: BCP 47 codes of those that the person reads now, the own one first: nothing known to be in
-            another is shown; by default contents in others are shown too.
+            another is shown while anything in these may be; by default contents in others are shown too.
     """
 
     user: str
