@@ -102,7 +102,7 @@ class Journal:
         body = b"".join(map(_line, [*held.values(), *foreign]))
         handle, name = tempfile.mkstemp(prefix=f".{JOURNAL}.", dir=self.folder)
         try:
-            with os.fdopen(handle, "wb") as made:
+            with _named(self.path), os.fdopen(handle, "wb") as made:
                 made.write(_line({"event": _SNAPSHOT, "bytes": len(body)}) + body)
                 made.flush()
                 os.fsync(made.fileno())
@@ -183,7 +183,8 @@ def append(path: Path, events: Iterable[Event]) -> int:
     block = b"\n" + b"".join(map(_line, events))
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        written = os.write(handle, block)
+        with _named(path):
+            written = os.write(handle, block)
         size = os.fstat(handle).st_size
     finally:
         os.close(handle)
@@ -191,6 +192,16 @@ def append(path: Path, events: Iterable[Event]) -> int:
         why = f"it took {written} of {len(block)} bytes; make room and send again"
         raise OSError(errno.ENOSPC, why, str(path))
     return size
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Have the errors of what is written to an open file say which it is, as those of opening it do."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def decode(lines: Iterable[bytes]) -> tuple[list[Event], int]:

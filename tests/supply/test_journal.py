@@ -169,6 +169,16 @@ def test_what_holds_is_no_reason_to_compact_before_the_journal_has_doubled(tmp_p
     assert sum(after < before for before, after in pairwise(sizes)) == 2
 
 
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_a_full_disk_is_told_with_the_file_that_it_has_no_room_for(journal, monkeypatch, call):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(OSError, match=f"No space left on device: '{journal.path}'"):
+        journal.append([viewers("a", 1)]) if call == "write" else journal.compact()
+
+
 def test_a_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="file is a file; give a folder for the live state"):
