@@ -31,7 +31,8 @@ FREE = (
 )
 """Knobs that are read when a request is served and never before: nothing was learned with them."""
 
-TAUGHT = ("quotas", "fresh_exposures", "weights", "weights_for", "price_usd")
+AMONG = ("quotas", "fresh_exposures")
+TAUGHT = (*AMONG, "weights", "weights_for", "price_usd")
 """Knobs that are read when a request is served, and before that once: the pre-ranker learned to keep, of what
 the channels brought by these quotas, what is worth most by these weights."""
 
@@ -63,11 +64,13 @@ class Adjusted:
     Attributes:
         changed: knobs that differ from the release it was made of.
         since_taught: knobs that differ from those that the pre-ranker learned with.
+        learners: what learned with any of these; a stacking did among what the quotas brought.
     """
 
     release: Release
     changed: Changes
     since_taught: Changes
+    learners: tuple[str, ...]
 
 
 def adjust(source: str | os.PathLike[str], target: str | os.PathLike[str], config: CascadeConfig) -> Adjusted:
@@ -113,7 +116,11 @@ def adjust(source: str | os.PathLike[str], target: str | os.PathLike[str], confi
     with ReleaseWriter(place, name=name, info=release.info | {INFO: every}) as made:
         made.link(release, but={FILE})
         made.json(FILE, body)
-    return Adjusted(Release.open(place), changed, _since_taught(every))
+    since = _since_taught(every)
+    # The ranker alone does not read what retrieval says.
+    stacked = "retrieval_score" in plan.ranking_reads and any(_of(knob, AMONG) for knob in since)
+    learners = ("the pre-ranker", "the stacking") if stacked else ("the pre-ranker",)
+    return Adjusted(Release.open(place), changed, since, learners)
 
 
 def changes(old: CascadeConfig, new: CascadeConfig) -> Changes:

@@ -357,8 +357,9 @@ def adjust(
     if made.since_taught:
         learned = ", ".join(f"{knob} {_knob(old)}" for knob, (old, _) in made.since_taught.items())
         say(
-            f"the pre-ranker learned with {learned}: values and order of the slate go by the new knobs, but "
-            "what is worth much by them alone may not reach the ranker; `pasar build` teaches it again"
+            f"{' and '.join(made.learners)} learned with {learned}: values and order of the slate go by the "
+            "new knobs, but what is worth much by them alone may not reach the ranker; `pasar build` teaches "
+            "anew"
         )
     move = f"pasar reload --release {out} --run RUN"
     say(f"release {out} ({made.release.name}); `{move}` moves the server that works in RUN to it")

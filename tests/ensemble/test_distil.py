@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ensemble.adjust import adjust
 from ensemble.build import Built, build_release
 from ensemble.cascade import Cascade, reply
 from ensemble.client import FeedClient
@@ -78,6 +79,14 @@ def test_the_weights_are_in_the_release_and_the_graph_reads_what_they_need(stack
     cascade = Cascade(stacked)
     assert cascade.plan.ranking_reads == READS
     check_wiring(cascade.steps, REQUEST, reply(cascade.plan))
+
+
+def test_adjusting_says_that_the_stacking_learned_among_what_the_quotas_brought(stacked, tmp_path):
+    config = Cascade(stacked).plan.config
+    fewer = replace(config, quotas=config.quotas | {"trending": config.quotas["trending"] + 1})
+    assert adjust(stacked.path, tmp_path / "a", fewer).learners == ("the pre-ranker", "the stacking")
+    dearer = replace(config, weights=config.weights | {"click": 9.0})
+    assert adjust(stacked.path, tmp_path / "b", dearer).learners == ("the pre-ranker",)
 
 
 def test_drawn_candidates_are_of_the_market_unknown_to_the_user_and_hold_what_is_wanted(stacked):
