@@ -45,7 +45,8 @@ def fit(workflow: nvt.Workflow, tables: Iterable[pa.Table], schema: Schema | Non
     vary has the deviation 0, where NVTabular's is one of rounding.
 
     Categorify of single columns and Normalize are fitted here. A workflow with any other statistic, or with
-    one on text that it changed first, goes through `Workflow.fit`, with all rows in memory.
+    one on text that it changed first or lists that it filled up, goes through `Workflow.fit`, with all rows
+    in memory.
 
     Args:
         workflow: the workflow; what it was fitted on before is forgotten.

@@ -68,6 +68,10 @@ def of_the_last_elements(path: Path) -> object:
     )
 
 
+def of_filled_lists(path: Path) -> object:
+    return ["history"] >> ops.ListSlice(-2, pad=True, pad_value=7) >> ops.Categorify(out_path=str(path / "a"))
+
+
 def limited(path: Path) -> object:
     return (
         (["text", "id"] >> ops.Categorify(out_path=str(path / "a"), freq_threshold={"text": 5, "id": 9}))
@@ -119,6 +123,7 @@ def vocabularies(folder: Path) -> dict[str, pd.DataFrame]:
     [
         every_kind,
         of_the_last_elements,
+        of_filled_lists,
         limited,
         in_two_phases,
         with_other_statistics,
