@@ -232,15 +232,19 @@ def filled_up(path: str) -> object:
     return ["history"] >> ops.ListSlice(-3, pad=True, pad_value=7) >> ops.Categorify(out_path=path)
 
 
-@pytest.mark.parametrize("lengths", [{}, {"history": 2}, {"history": 6}], ids=["", "shorter", "longer"])
+OF_HISTORIES = [twice, hashed, as_it_came, filled_up]
+OF_TAGS = [both_ends, whole_as_well, to_an_end, the_first]
+
+
 @pytest.mark.parametrize(
-    "make", [twice, hashed, as_it_came, filled_up, both_ends, whole_as_well, to_an_end, the_first]
+    ("make", "lengths"),
+    [(make, {}) for make in OF_TAGS]
+    + [(make, lengths) for make in OF_HISTORIES for lengths in ({}, {"history": 2}, {"history": 6})],
 )
 def test_however_lists_are_cut_and_encoded_tables_give_what_rows_give(
     make: Callable[[str], object], lengths: dict[str, int], tmp_path: Path
 ) -> None:
     workflow = nvt.Workflow(make(str(tmp_path))).fit(Dataset(FITTED.to_pandas()))
-    own = {name: length for name, length in lengths.items() if name in workflow.output_schema.column_names}
     table = pa.table(
         {
             "tags": [["a", "b", "c", "a", "b", "c", "a"], ["b"], None, ["", "a", None], [], [None, ""]],
@@ -249,8 +253,8 @@ def test_however_lists_are_cut_and_encoded_tables_give_what_rows_give(
         },
         pa.schema([SCHEMA.field(name) for name in CUT]),
     )
-    graph = onnxruntime.InferenceSession(compile_workflow(workflow, list_lengths=own).SerializeToString())
-    assert_same(BulkTransform(workflow, list_lengths=own).transform(table), served(graph, table))
+    graph = onnxruntime.InferenceSession(compile_workflow(workflow, list_lengths=lengths).SerializeToString())
+    assert_same(BulkTransform(workflow, list_lengths=lengths).transform(table), served(graph, table))
 
 
 def test_chunks_slices_and_dictionaries_of_a_table_do_not_matter(
