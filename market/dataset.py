@@ -329,6 +329,7 @@ class _Parts:
         self._ended: int | None = None
 
     def write(self, part: pd.DataFrame) -> None:
+        """Check a part and write it, in the order of time."""
         part = validate_impressions(
             part,
             feedback=self.feedback,
@@ -341,6 +342,7 @@ class _Parts:
         _write(self._next(part, list(part.columns)), "impressions", part)
 
     def take(self, file: Path) -> None:
+        """Link a part of another data set, which was checked when it was written."""
         with _whole(file, _ANEW):
             columns = parquet.read_schema(file).names
             said = [name for name in ("user_id", "content_id", "market", "time") if name in columns]
