@@ -166,8 +166,7 @@ class _ListOutput:
         values, offsets, longest = self.elements(table)
         lengths = np.diff(offsets)
         dense = np.zeros((len(lengths), longest if self.width is None else self.width), values.dtype)
-        dense[np.arange(dense.shape[1]) < lengths[:, None]] = values
-        return dense
+        return _put(values, lengths, dense)
 
 
 def _list_output(workflow: nvt.Workflow, name: str, lengths: Mapping[str, int]) -> _ListOutput | None:
@@ -254,8 +253,13 @@ class _Column:
         offsets = self.offsets[start : end + 1]
         lengths = np.diff(offsets)
         dense = np.full((len(lengths), lengths.max(initial=0)), self.missing, self.values.dtype)
-        dense[np.arange(dense.shape[1]) < lengths[:, None]] = self.values[offsets[0] : offsets[-1]]
-        return dense
+        return _put(self.values[offsets[0] : offsets[-1]], lengths, dense)
+
+
+def _put(values: np.ndarray, lengths: np.ndarray, dense: np.ndarray) -> np.ndarray:
+    """`dense` [R, width] with the values of rows of such lengths at the left."""
+    dense[np.arange(dense.shape[1]) < lengths[:, None]] = values
+    return dense
 
 
 def _of_table(table: pa.Table, name: str) -> pa.ChunkedArray:
