@@ -23,7 +23,7 @@ from ensemble.stages.reordering import Reordering
 from ensemble.stages.user_state import REQUEST
 from ensemble.steps import check_inputs
 from evaluation.metrics import mean_interval
-from evaluation.runs import Row
+from evaluation.runs import ALL, Row
 from market.moments import UNKNOWN, LoggedMoments, Timeline
 from market.world import World
 from market.world.behaviour import Outcomes
@@ -41,8 +41,6 @@ LATELY_S = 3600
 """How long an exposure is told to a policy."""
 OWN_SHOWN = 400
 """Latest exposures in a play that a policy is told of: an hour of forty slates of ten."""
-ALL = "all"
-"""Market of the figures over all markets."""
 
 EXPECTED = "expected value (USD)"
 MEASURES = (EXPECTED, "value (USD)", "clicks", "orders", "watch (s)", "negative")

@@ -19,9 +19,9 @@ from ensemble.client import FeedRequest, pack
 from ensemble.plan import Plan
 from ensemble.release import Release
 from evaluation import metrics
-from evaluation.closed_loop import ALL
 from evaluation.replay import BATCH, Replay
 from evaluation.report import IMPRESSIONS_PER_QUERY, LEAST_OUTCOMES
+from evaluation.runs import ALL
 from market.knobs import expect
 from models.ranker import task_labels
 from workflows.examples import TEST, Examples

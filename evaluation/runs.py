@@ -13,6 +13,9 @@ from evaluation.metrics import interval
 from evaluation.published import figures
 from evaluation.tasks import Benchmark, ProgressLog, System
 
+ALL = "all"
+"""Market of the figures over all markets."""
+
 
 @dataclass(frozen=True)
 class Row:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from feedback.impressions import REQUEST, happened, join, outcomes_of, wanted
+from feedback.impressions import REQUEST, happened, join, outcomes_of, unread, wanted
 from feedback.late import Late
 from feedback.log import HOUR_S, FeedbackLog
 from market.dataset import Dataset, expect_free, read_part, read_table, write_like
@@ -75,18 +75,10 @@ class Taken:
 
     def remarks(self) -> list[str]:
         """What else to know of what is left out, a line each."""
-        found = [
-            (
-                self.lost,
-                "outcomes are left out, of contents that no record says were shown: clients tell both",
-            ),
-            (self.damaged, "lines of the log are torn or changed"),
-        ]
-        found += [
-            (count, f"outcomes {name!r} are left out: a data set that has this column takes them")
+        return unread(self.lost, self.damaged) + [
+            f"{count:,} outcomes {name!r} are left out: a data set that has this column takes them"
             for name, count in sorted(self.unasked.items())
         ]
-        return [f"{count:,} {what}" for count, what in found if count]
 
 
 def extend(

@@ -98,6 +98,16 @@ def wanted(rows: pd.DataFrame, columns: Iterable[str]) -> pd.Series:
     return found
 
 
+def unread(lost: int, damaged: int) -> list[str]:
+    """What to know of outcomes that found nothing that was shown, and of lines that were torn or changed, a
+    line each."""
+    found = [
+        (lost, "outcomes are left out, of contents that no record says were shown: clients tell both"),
+        (damaged, "lines of the log are torn or changed"),
+    ]
+    return [f"{count:,} {what}" for count, what in found if count]
+
+
 def _filled(rows: pd.DataFrame, named: Sequence[str]) -> pd.DataFrame:
     for name in named:
         if name != "rating":

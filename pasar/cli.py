@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import json
 import logging
-import math
 import os
 import signal
 import sys
@@ -272,6 +271,7 @@ def _build(dataset: Any, out: Path, config: Any, before: Path | None = None) -> 
     from evaluation.report import offline_report
     from evaluation.runs import write_rows
     from pasar.show import console, reporter, say
+    from pasar.tables import report_table
 
     start = clock.monotonic()
     with reporter() as report:
@@ -279,40 +279,17 @@ def _build(dataset: Any, out: Path, config: Any, before: Path | None = None) -> 
         report.step("report")
         rows = offline_report(built.release, built.data, queries_per_market=1000, seed=config.seed)
         write_rows(out / "report.json", rows)
-    console.print(_report_table(rows))
+    console.print(report_table(rows))
     say(f"release {out / 'release'} in {clock.monotonic() - start:.0f} s; report {out / 'report.json'}")
     return built
 
 
-def _report_table(rows: list) -> Any:
-    from pasar.show import rows_table
-
-    systems = list(dict.fromkeys(row.system for row in rows))
-    value = {(row.market, row.metric, row.system): row.value for row in rows}
-    users = {(row.market, row.metric): row.users for row in rows}
-    return rows_table(
-        "Held-out outcomes of each market",
-        ["market", "metric", "users", *systems],
-        [
-            [
-                market,
-                metric,
-                str(count),
-                *[
-                    f"{value[key]:.4f}" if (key := (market, metric, system)) in value else ""
-                    for system in systems
-                ],
-            ]
-            for (market, metric), count in users.items()
-        ],
-    )
-
-
 def _play(world: Any, built: Any, seed: int) -> None:
     """Judge a release by the truth of the world that its log came from."""
-    from evaluation.closed_loop import ALL, EXPECTED, MEASURES, Player, held_out_requests, play
+    from evaluation.closed_loop import Player, held_out_requests, play
     from market.world import World
-    from pasar.show import console, rows_table
+    from pasar.show import console
+    from pasar.tables import played_table
 
     examples = built.data.examples
     requests = held_out_requests(examples, 2000, seed=seed)
@@ -325,19 +302,7 @@ def _play(world: Any, built: Any, seed: int) -> None:
     }
     with console.status(f"playing {len(requests):,} requests"):
         rows = play(played, policies, requests, data_set=examples.name, seed=seed)
-    found = {(row.system, row.metric): row for row in rows if row.market == ALL}
-    table = []
-    for system in policies:
-        sure = found[system, EXPECTED]
-        figures = [f"{found[system, measure].value:.3f}" for measure in MEASURES[1:]]
-        table.append([system, f"{sure.value:.3f}", f"{sure.low:.3f} to {sure.high:.3f}", *figures])
-    console.print(
-        rows_table(
-            f"Played in the simulated world: {len(requests):,} requests of held-out days, a slate each",
-            ["policy", EXPECTED, "95 %", *MEASURES[1:]],
-            table,
-        )
-    )
+    console.print(played_table(rows, len(requests)))
 
 
 @app.command()
@@ -426,6 +391,7 @@ def gate(
     from market.dataset import Dataset
     from pasar.settings import load
     from pasar.show import console, reporter, say
+    from pasar.tables import check_table
     from workflows.examples import build_examples
 
     settings = load(config)
@@ -444,33 +410,11 @@ def gate(
         checks = compare(candidate, served, examples, settings.gate, seed=seed, step=report.step)
     if json_file:
         write_rows(json_file, checks)
-    console.print(_check_table(checks))
+    console.print(check_table(checks))
     if found := faults(checks):
         _say_error(f"{release} must not replace {against}: {'; '.join(found)}")
         raise typer.Exit(REFUSED)
     say(f"{release} may replace {against}")
-
-
-def _check_table(checks: list) -> Any:
-    from evaluation.gates import shown
-    from pasar.show import rows_table
-
-    rows = []
-    for check in checks:
-        estimated = not math.isnan(check.low)
-        rows.append(
-            [
-                check.figure,
-                check.market,
-                shown(check.served),
-                shown(check.candidate),
-                f"{check.candidate - check.served:+.4f}" if estimated else "",
-                f"{check.low:+.4f} to {check.high:+.4f}" if estimated else "",
-                "refused" if check.refused else "",
-            ]
-        )
-    columns = ["figure", "market", "served", "new", "change", "interval", ""]
-    return rows_table("The release beside the one that is served", columns, rows)
 
 
 @app.command()
@@ -542,6 +486,50 @@ def take_feedback(
 
     kept = FeedbackLog(log)
     say(f"{_take_in(file, 'records', parse, kept.append):,} records in {kept.folder}")
+
+
+@app.command()
+def readout(
+    log: Annotated[Path, typer.Option("--log", help="Folder of a feedback log.")],
+    since: Annotated[
+        str | None, typer.Option(help="ISO 8601 moment of the first request, UTC unless it says otherwise.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="ISO 8601 moment that counts as now.")] = None,
+    wait_hours: Annotated[
+        float, typer.Option(min=0, max=87_600, help="How long an outcome may take; younger requests wait.")
+    ] = 24.0,
+    over: Annotated[
+        str | None,
+        typer.Option(help="Release from which others differ; by default from the one that was served first."),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+) -> None:
+    """What slates were worth to people, release by release, and over the release that was served beside."""
+    from rich.progress import Progress
+
+    from evaluation.readout import readout as read
+    from evaluation.runs import write_rows
+    from feedback.log import FeedbackLog
+    from pasar.show import console, warn
+    from pasar.tables import readout_tables
+
+    if not log.is_dir():
+        raise ValueError(f"{log} is no folder; give the one that `pasar serve --feedback` has")
+    with Progress(console=console) as bars:
+        task = bars.add_task("reading")
+        made = read(
+            FeedbackLog(log),
+            since=0 if since is None else _moment(since, "--since"),
+            until=_moment(until, "--until") - round(wait_hours * 3600),
+            over=over,
+            progress=lambda done, of: bars.update(task, completed=done, total=of),
+        )
+    if json_file:
+        write_rows(json_file, made.figures)
+    for table in readout_tables(made):
+        console.print(table)
+    for text in made.remarks():
+        warn(text)
 
 
 def _take_in(file: str, what: str, parse: Callable[[Any, float], Any], take: Callable[[list], None]) -> int:
@@ -780,6 +768,7 @@ def ablate(
     from market.world import World
     from pasar.settings import load
     from pasar.show import console, reporter
+    from pasar.tables import compared_table
     from workflows.examples import TEST, VALID
 
     settings = load(config)
@@ -811,24 +800,7 @@ def ablate(
     if json_file:
         write_rows(json_file, rows)
     days = "validation" if validation else "test"
-    console.print(_compared(f"{len(asked):,} requests of the {days} days", rows, FULL))
-
-
-def _compared(title: str, rows: list, base: str) -> Any:
-    """A table of what slates are worth, and of the differences from the first policy."""
-    from evaluation.closed_loop import ALL, EXPECTED
-    from pasar.show import rows_table
-
-    found = {(row.system, row.metric): row for row in rows if row.market == ALL}
-    table = []
-    for system in dict.fromkeys(row.system for row in rows):
-        figures = [found[system, EXPECTED], found.get((system, f"{EXPECTED} over {base}"))]
-        table.append(
-            [system, *(f"{f.value:+.3f} ({f.low:+.3f} to {f.high:+.3f})" if f else "" for f in figures)]
-        )
-    return rows_table(
-        f"{title}, {EXPECTED} of a slate, 95 % intervals", ["policy", "of its own", f"over {base}"], table
-    )
+    console.print(compared_table(f"{len(asked):,} requests of the {days} days", rows, FULL))
 
 
 @app.command("cold-market")
@@ -844,13 +816,14 @@ def cold_market(
     """What a market is worth that training never saw, beside itself with its log, in the simulated world."""
     from evaluation.cold_market import cold_market
     from pasar.show import console
+    from pasar.tables import compared_table
 
     def judge(world: Any, build: Any, **told: Any) -> list:
         return cold_market(world, market, build, out, requests=requests, **told)
 
     rows = _judged(judge, json_file, config)
     played = max(row.users for row in rows)
-    console.print(_compared(f"{market}, {played:,} users on the test days", rows, rows[0].system))
+    console.print(compared_table(f"{market}, {played:,} users on the test days", rows, rows[0].system))
 
 
 @app.command()
@@ -865,13 +838,14 @@ def loop(
     """What feedback is worth in the simulated world: a release serves, and learns from what came of it."""
     from evaluation.feedback_loop import feedback_loop
     from pasar.show import console
+    from pasar.tables import compared_table
 
     def judge(world: Any, build: Any, **told: Any) -> list:
         return feedback_loop(world, build, out, requests=requests, **told)
 
     rows = _judged(judge, json_file, config)
     played = max(row.users for row in rows)
-    console.print(_compared(f"{played:,} users on the test days", rows, rows[0].system))
+    console.print(compared_table(f"{played:,} users on the test days", rows, rows[0].system))
 
 
 def _judged(judge: Callable[..., list], json_file: Path | None, config: Path | None) -> list:

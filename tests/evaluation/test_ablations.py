@@ -8,8 +8,9 @@ import pytest
 from ensemble.adjust import adjust
 from ensemble.channels import Channel
 from evaluation.ablations import ABLATIONS, FULL, ablate, blind_to_moments
-from evaluation.closed_loop import ALL, EXPECTED, Asked, Player, held_out_requests
+from evaluation.closed_loop import EXPECTED, Asked, Player, held_out_requests
 from evaluation.replay import ranking_and_ranker
+from evaluation.runs import ALL
 from market.moments import MOMENT_FEATURES
 from market.world import World
 from tests.evaluation.test_closed_loop import SMALL_WORLD

@@ -15,8 +15,9 @@ from ensemble.build import BuildConfig
 from ensemble.cascade import Cascade
 from ensemble.release import Release
 from evaluation.adaptation import select_markets
-from evaluation.closed_loop import ALL, EXPECTED
+from evaluation.closed_loop import EXPECTED
 from evaluation.cold_market import cold_market
+from evaluation.runs import ALL
 from market.dataset import Dataset
 from market.world import World, WorldConfig
 from models.batches import UNSEEN

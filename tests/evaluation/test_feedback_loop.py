@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 import evaluation.feedback_loop
-from evaluation.closed_loop import ALL, EXPECTED, MEASURES, Player, outcomes, requests_of
+from evaluation.closed_loop import EXPECTED, MEASURES, Player, outcomes, requests_of
 from evaluation.feedback_loop import FIRST, GREEDY, OWN, REPORTED, WORLDS, feedback_loop, moments_of
+from evaluation.runs import ALL
 from market.dataset import Dataset
 from market.world import World
 from tests.evaluation.test_closed_loop import SMALL_WORLD

@@ -600,6 +600,42 @@ def test_feedback_of_a_file_extends_a_data_set(pasar, tmp_path):
     assert "--until 'noon' is not ISO 8601" in one_line(pasar(*command, "--until", "noon", "--out", log)[2])
 
 
+def test_a_log_tells_what_one_release_was_worth_over_another(pasar, tmp_path):
+    records = []
+    for number in range(40):
+        release, user = ("nightly-2" if number % 2 else "nightly-1"), f"u{number % 37}"
+        place = {"content": "c0", "position": 0, "propensity": 0.5 if number == 2 else 1}
+        records.append(shown(number, user, "ID", 7200 + number, [place], release))
+        if number % 4 == 1:
+            records.append(outcome(number, user, 7200 + number, "c0", 9000, click=1, watch_s=8))
+    records.append(outcome(99, "u0", 7200, "c0", 9000, click=1))
+    file, log = tmp_path / "records.jsonl", tmp_path / "log"
+    file.write_text("\n".join(map(json.dumps, records)))
+    assert pasar("feedback", file, "--log", log)[0] == 0
+    command = ["readout", "--log", log, "--until", "1970-01-02T02:01"]
+    code, out, err = pasar(*command, "--json", tmp_path / "figures.json")
+    assert code == 0, err
+    told = " ".join((out + err).split())
+    for said in (
+        "Means over requests",
+        "nightly-2 over nightly-1, in hours of both",
+        "3 of 37 people were served by both nightly-2 and nightly-1: what one did to them may count for",
+        "1 outcomes are left out, of contents that no record says were shown",
+    ):
+        assert said in told
+    (click,) = [line for line in out.splitlines() if re.search(r"click .* all .* nightly-2", line)]
+    assert click.split("│")[4:7:2] == ["       20 ", "  0.5 "]
+    figures = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    of = {(f["market"], f["over"], f["figure"]): f["value"] for f in figures if f["release"] == "nightly-2"}
+    assert of["ID", "nightly-1", "watch_s"] == of["all", "nightly-1", "watch_s"] == pytest.approx(4)
+    code, _, err = pasar(*command, "--wait-hours", 48)
+    assert code == 1
+    assert "no slate was told of from 1970-01-01 00:00+00:00 until 1969-12-31 02:01" in one_line(err)
+    code, _, err = pasar("readout", "--log", tmp_path / "none")
+    assert code == 1
+    assert "is no folder; give the one that `pasar serve --feedback` has" in one_line(err)
+
+
 def test_what_feedback_is_worth_is_printed_and_written(pasar, tmp_path, monkeypatch):
     asked = {}
 

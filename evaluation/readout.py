@@ -1,0 +1,218 @@
+"""What slates were worth to the people who saw them, release by release, from the feedback log.
+
+A release that is served beside another is judged where both were: by what people of one market did in the
+same hour. A day of one release and the next day of another tell days apart, not releases, so they are not
+compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from itertools import combinations
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+
+from evaluation.metrics import by_cluster, mean_interval
+from evaluation.runs import ALL
+from feedback.impressions import REQUEST, join, outcomes_of, unread
+from feedback.log import HOUR_S
+from feedback.records import SHOWN
+from market.outcomes import OUTCOMES
+from supply.events import Event
+
+PLACES, DRAWN = "places", "drawn"
+"""Figures of a slate itself: places that came into view, and those of them that exploration drew."""
+UNTOLD = ""
+"""Release of requests whose client did not tell it."""
+_PERSON = ["market", "release", "over", "user_id"]
+_WEIGHT, _OLD, _NEW = "weight", "old", "new"
+_PARTS = 64
+
+
+def named(release: str) -> str:
+    """A release as people read it."""
+    return "(not told)" if release == UNTOLD else release
+
+
+class Log(Protocol):
+    """What is read of a `feedback.log.FeedbackLog`."""
+
+    def hours(self) -> list[int]: ...
+
+    def read(self, hour: int) -> tuple[list[Event], int]: ...
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over requests, with the ends of its 95 % interval over people.
+
+    Attributes:
+        market: code, or "all".
+        release: whose slates; `UNTOLD` of those whose client did not say.
+        over: "" for the release's own mean; else the release that was served beside it, and the figure is a
+            difference from that one's mean.
+        figure: "places" and "drawn" of the slate, and each outcome that was told of, in its own unit.
+        value: a request.
+        low, high: ends of the interval; NaN where there is one person.
+        requests: behind the figure, of both releases where it is a difference.
+        people: behind the figure.
+        both: people whom a difference rests on and whom both releases served.
+    """
+
+    market: str
+    release: str
+    over: str
+    figure: str
+    value: float
+    low: float
+    high: float
+    requests: int
+    people: int
+    both: int
+
+
+@dataclass
+class Readout:
+    """What a log tells of the releases in it.
+
+    Attributes:
+        figures: all markets together first; of each market its releases in the order in which they were first
+            served, then the differences.
+        lost: outcomes of contents that no record says were shown; they count for nothing.
+        damaged: lines of the log that were torn or changed.
+    """
+
+    figures: list[Figure] = field(default_factory=list)
+    lost: int = 0
+    damaged: int = 0
+
+    def remarks(self) -> list[str]:
+        """What else to know of the figures, a line each."""
+        shared = {
+            f"{f.both:,} of {f.people:,} people were served by both {named(f.release)} and {named(f.over)}: "
+            "what one did to them may count for the other; give each person one release for the whole time"
+            for f in self.figures
+            if f.market == ALL and f.both
+        }
+        return [*sorted(shared), *unread(self.lost, self.damaged)]
+
+
+def readout(
+    log: Log,
+    *,
+    since: int,
+    until: int,
+    over: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Readout:
+    """What slates were worth from `since` until before `until` (s since the epoch), and what one release was
+    worth over another that was served in the same market in the same hour.
+
+    A release's own figures are means over its requests; a request of which nothing came into view counts with
+    zeros. The difference of two is that of a regression on the release with an effect of each hour of each
+    market (the within estimator), so an hour counts by how many requests both had in it, n m / (n + m).
+    Requests of one person are not independent, in either (Liang and Zeger, "Longitudinal data analysis using
+    generalized linear models", Biometrika 1986). Ratings are left out: who rates is no share of who was
+    shown.
+
+    An hour of the log at a time is in memory, beside a row for each person of each release.
+
+    Args:
+        over: the release from which others differ; by default each two differ from the one served first.
+        progress: told how many hours of how many are read.
+
+    Raises:
+        ValueError: no slate was told of in that time, or none of `over`.
+    """
+    made, releases = Readout(), dict[str, None]() if over is None else {over: None}
+    sums = pd.DataFrame(columns=_PERSON)
+    hours = [hour for hour in log.hours() if since < (hour + 1) * HOUR_S and hour * HOUR_S < until]
+    held: list[pd.DataFrame] = []
+    for done, hour in enumerate(hours, 1):
+        records, damaged = log.read(hour)
+        made.damaged += damaged
+        requests, lost = _requests([r for r in records if since <= r["time"] < until])
+        made.lost += lost
+        releases |= dict.fromkeys(requests.sort_values("time", kind="stable")["release"])
+        held += [requests.drop(columns=["time", "request_id"]), *_beside(requests, list(releases))]
+        if len(held) > _PARTS or done == len(hours):
+            sums = pd.concat([sums, *held]).groupby(_PERSON, sort=False).sum().reset_index()
+            held = []
+        progress(done, len(hours))
+    if not len(sums):
+        ends = (datetime.fromtimestamp(s, timezone.utc).isoformat(" ", "minutes") for s in (since, until))
+        raise ValueError(
+            f"no slate was told of from {' until '.join(ends)}; give another time, or wait until what came "
+            "of the latest slates is known"
+        )
+    made.figures = list(_all_figures(sums, list(releases)))
+    if over is not None:
+        if not (sums["release"] == over).any():
+            there = ", ".join(named(release) for release in releases if release != over)
+            raise ValueError(f"no slate of {over!r} was told of in that time; there are some of {there}")
+        made.figures = [figure for figure in made.figures if figure.over in ("", over)]
+    return made
+
+
+def _requests(records: Sequence[Event]) -> tuple[pd.DataFrame, int]:
+    """Requests of which it was told what came into view, each with the sums of its figures; and how many
+    outcomes were lost."""
+    told = [r for r in records if r["event"] == SHOWN]
+    said = [(r["user"], r["time"], r["request"], r["market"], r.get("release", UNTOLD)) for r in told]
+    requests = pd.DataFrame(said, columns=[*REQUEST, "market", "release"]).drop_duplicates(REQUEST)
+    requests = requests.assign(over="", **{_WEIGHT: 1, _OLD: 0, _NEW: 1})
+    joined = join(records)
+    rows = joined.rows.assign(**{PLACES: 1, DRAWN: joined.rows["propensity"] < 1})
+    named = [PLACES, DRAWN, *(name for name in outcomes_of(rows.columns) if name != "rating")]
+    came = rows.groupby(REQUEST, sort=False)[named].sum().reset_index()
+    return requests.merge(came, how="left", on=REQUEST).fillna(dict.fromkeys(named, 0)), joined.lost
+
+
+def _beside(requests: pd.DataFrame, releases: Sequence[str]) -> Iterator[pd.DataFrame]:
+    """What an hour's requests say of the difference of each two releases in each market, a row each: the
+    difference is the sum of a figure's column over that of the weights."""
+    figures = _figures_of(requests)
+    for market, here in requests.groupby("market", sort=False):
+        present = [release for release in releases if (here["release"] == release).any()]
+        for old, new in combinations(present, 2):
+            two = here[here["release"].isin((old, new))]
+            is_new = (two["release"] == new).to_numpy(np.float64)
+            apart, values = is_new - is_new.mean(), two[figures].to_numpy(np.float64)
+            yield pd.DataFrame(apart[:, None] * (values - values.mean(axis=0)), columns=figures).assign(
+                market=market,
+                release=new,
+                over=old,
+                user_id=two["user_id"].to_numpy(),
+                **{_WEIGHT: apart**2, _OLD: 1 - is_new, _NEW: is_new},
+            )
+
+
+def _all_figures(sums: pd.DataFrame, releases: Sequence[str]) -> Iterator[Figure]:
+    turn = {release: place for place, release in enumerate(releases)}
+    for market in [ALL, *sorted(sums["market"].unique())]:
+        here = sums if market == ALL else sums[sums["market"] == market]
+        groups = {of: rows for of, rows in here.groupby(["over", "release"], sort=False)}
+        for over, release in sorted(groups, key=lambda of: (turn.get(of[0], -1), turn[of[1]])):
+            rows = groups[over, release]
+            person, people = pd.factorize(rows["user_id"])
+            served = [by_cluster(rows[side].to_numpy(), person) for side in (_OLD, _NEW)]
+            weight = rows[_WEIGHT].to_numpy(np.float64)
+            for figure in _figures_of(rows):
+                yield Figure(
+                    market,
+                    release,
+                    over,
+                    figure,
+                    *mean_interval(rows[figure].to_numpy(np.float64) / weight, person, weight),
+                    requests=int(np.sum(served)),
+                    people=len(people),
+                    both=int(np.logical_and(*served).sum()),
+                )
+
+
+def _figures_of(table: pd.DataFrame) -> list[str]:
+    return [name for name in (PLACES, DRAWN, *OUTCOMES) if name in table]
