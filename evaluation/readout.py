@@ -26,16 +26,11 @@ from supply.events import Event
 
 PLACES, DRAWN = "places", "drawn"
 """Figures of a slate itself: places that came into view, and those of them that exploration drew."""
-UNTOLD = ""
+UNTOLD = "(not told)"
 """Release of requests whose client did not tell it."""
 _PERSON = ["market", "release", "over", "user_id"]
 _WEIGHT, _OLD, _NEW = "weight", "old", "new"
 _PARTS = 64
-
-
-def named(release: str) -> str:
-    """A release as people read it."""
-    return "(not told)" if release == UNTOLD else release
 
 
 class Log(Protocol):
@@ -52,7 +47,7 @@ class Figure:
 
     Attributes:
         market: code, or "all".
-        release: whose slates; `UNTOLD` of those whose client did not say.
+        release: whose slates; `UNTOLD` of those whose clients did not say.
         over: "" for the release's own mean; else the release that was served beside it, and the figure is a
             difference from that one's mean.
         figure: "places" and "drawn" of the slate, and each outcome that was told of, in its own unit.
@@ -93,7 +88,7 @@ class Readout:
     def remarks(self) -> list[str]:
         """What else to know of the figures, a line each."""
         shared = {
-            f"{f.both:,} of {f.people:,} people were served by both {named(f.release)} and {named(f.over)}: "
+            f"{f.both:,} of {f.people:,} people were served by both {f.release} and {f.over}: "
             "what one did to them may count for the other; give each person one release for the whole time"
             for f in self.figures
             if f.market == ALL and f.both
@@ -152,7 +147,7 @@ def readout(
     made.figures = list(_all_figures(sums, list(releases)))
     if over is not None:
         if not (sums["release"] == over).any():
-            there = ", ".join(named(release) for release in releases if release != over)
+            there = ", ".join(release for release in releases if release != over)
             raise ValueError(f"no slate of {over!r} was told of in that time; there are some of {there}")
         made.figures = [figure for figure in made.figures if figure.over in ("", over)]
     return made

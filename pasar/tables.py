@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from evaluation.readout import Figure, Readout, named
+from evaluation.readout import Figure, Readout
 from evaluation.runs import ALL, Row
 from pasar.show import rows_table
 
@@ -100,7 +100,7 @@ def readout_tables(made: Readout) -> list[Table]:
         rows_table(
             "Means over requests",
             ["figure", "market", "release", "requests", "people", "mean", "95 %"],
-            [[f.figure, f.market, named(f.release), *_counts(f), *_figures(f, "")] for f in own],
+            [[f.figure, f.market, f.release, *_counts(f), *_figures(f, "")] for f in own],
         )
     ]
     for new, old in dict.fromkeys((f.release, f.over) for f in made.figures if f.over):
@@ -111,7 +111,7 @@ def readout_tables(made: Readout) -> list[Table]:
                 [f.figure, f.market, *_counts(f), *_figures(f, "+"), f"{f.value / of:+.1%}" if of else ""]
             )
         columns = ["figure", "market", "requests", "people", "difference", "95 %", "of the other's mean"]
-        tables.append(rows_table(f"{named(new)} over {named(old)}, in hours of both", columns, rows))
+        tables.append(rows_table(f"{new} over {old}, in hours of both", columns, rows))
     return tables
 
 

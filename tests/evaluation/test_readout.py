@@ -145,8 +145,10 @@ def test_what_is_told_twice_counts_once_and_what_nobody_saw_is_lost():
 
 def test_requests_whose_client_named_no_release_are_told_apart():
     untold = shown(next(NUMBERS), "u1", "ID", BEGIN, [{"content": "c", "position": 0, "propensity": 1}])
-    made = read([untold, *slate("u2")])
-    assert {f.release for f in made.figures if not f.over} == {UNTOLD, "old"}
+    made = read([*slate("u2", came={"click": 1}), untold])
+    assert {(f.release, f.over) for f in made.figures} == {("old", ""), (UNTOLD, ""), (UNTOLD, "old")}
+    told = read([untold, *slate("u2", came={"click": 1})])
+    assert found(told, "click", "old").value == found(told, "click", "old", UNTOLD).value == 1
 
 
 def test_a_real_log_gives_what_its_records_do(tmp_path):
