@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import grpc
@@ -117,13 +118,12 @@ def pack(requests: Sequence[FeedRequest]) -> dict[str, np.ndarray]:
         return table
 
     def whole(name: str, values: Sequence[int]) -> np.ndarray:
-        try:
-            return np.array(values, np.int64)
-        except OverflowError:
-            worst = max(values, key=abs)
-            raise RequestError(
-                Code.INVALID_ARGUMENT, f"'{name}' is {str(worst)[:60]}; send a whole number of 64 bits"
-            ) from None
+        for value in values:
+            if not isinstance(value, Integral) or not -(2**63) <= value < 2**63:
+                raise RequestError(
+                    Code.INVALID_ARGUMENT, f"'{name}' is {str(value)[:60]}; send a whole number of 64 bits"
+                )
+        return np.array(values, np.int64)
 
     return {
         "user_id": np.array([r.user for r in requests], STRING),

@@ -42,7 +42,8 @@ class ServeConfig:
         instances: processes of each Python step (processes); 0 takes one for each core where a process runs
             all steps, else one.
         threads: ONNX Runtime's threads for each graph that is a model of its own (threads).
-        startup_deadline_s: time until every step must be ready (seconds).
+        startup_deadline_s: time until every step must be ready, of a release that is taken later, too
+            (seconds).
         rules: what may not be shown where.
     """
 

@@ -422,6 +422,7 @@ def reload(
     release: Annotated[Path, typer.Option("--release", help="Folder of the new release.")],
     run: Annotated[Path, typer.Option(help="The folder that `pasar serve` works in.")],
     url: Annotated[str, typer.Option(help="gRPC address of the server.")] = "127.0.0.1:8001",
+    config: ConfigOption = None,
 ) -> None:
     """Move a running server to another release; a damaged one is refused and the running one stays."""
     from ensemble.blending import Blend
@@ -433,6 +434,7 @@ def reload(
     from ensemble.stages.feedback import Feedback
     from ensemble.steering import without_effect
     from ensemble.wire import WIRE_REQUEST, wire_reply
+    from pasar.settings import load_serve
     from pasar.show import say, warn
     from supply.rules import Rules
 
@@ -441,7 +443,16 @@ def reload(
     Blend(opened)  # refuses weights under which nothing is worth showing
     steps = served_steps(plan, one_process=Cascade.name in models(repository))
     beside = [step for step in (Events.step(), Feedback.step()) if step.name in models(repository)]
-    version = add_version(repository, release, steps, WIRE_REQUEST, wire_reply(plan), url=url, beside=beside)
+    version = add_version(
+        repository,
+        release,
+        steps,
+        WIRE_REQUEST,
+        wire_reply(plan),
+        url=url,
+        deadline_s=load_serve(config).startup_deadline_s,
+        beside=beside,
+    )
     # A catalogue that has lost a category is no reason to stay with the old release.
     for text in without_effect(opened, Rules(**json.loads(read_option(repository, "rules", "{}")))):
         warn(text)

@@ -75,6 +75,7 @@ def test_places_without_an_item_are_left_out_of_a_slate():
     [
         ({"seed": 2**64}, "'seed' is 18446744073709551616; send a whole number of 64 bits"),
         ({"time": -(10**30)}, "'time' is -1000000000000000000000000000000; send a whole number of 64 bits"),
+        ({"time": 1.5}, "'time' is 1.5; send a whole number of 64 bits"),
         ({"exclude": "v1"}, "'exclude' is the text 'v1'; send a list, ['v1']"),
         ({"user": "\ud800"}, r"holds '\ud800', half a character; send whole ones"),
         ({"history": ["v1", "v\udfff"]}, r"holds '\udfff', half a character"),

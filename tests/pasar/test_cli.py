@@ -331,7 +331,8 @@ def no_server(monkeypatch):
 def test_a_rule_for_what_no_content_has_is_told_when_a_release_is_served_and_when_it_is_taken(
     pasar, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(ensemble.repository, "add_version", lambda *_, **__: 2)
+    asked = {}
+    monkeypatch.setattr(ensemble.repository, "add_version", lambda *_, **told: asked.update(told) or 2)
     release, settings = synthetic.release(tmp_path, 3).path, tmp_path / "mine.toml"
     command = ["--run", tmp_path / "run", "--release", release]
     settings.write_text('[serve.rules]\nforbidden_categories = { GB = ["Toys"], ID = ["toys"] }\n')
@@ -345,6 +346,10 @@ def test_a_rule_for_what_no_content_has_is_told_when_a_release_is_served_and_whe
     assert code == 0
     assert "as version 2" in out
     assert err.startswith(warning), err
+    assert asked["deadline_s"] == 60
+    settings.write_text("[serve]\nstartup_deadline_s = 300\n")
+    assert pasar("reload", "--config", settings, *command)[0] == 0
+    assert asked["deadline_s"] == 300
 
 
 @pytest.mark.usefixtures("no_server")
