@@ -8,7 +8,9 @@ import shutil
 import numpy as np
 import pytest
 
+from evaluation.readout import readout
 from feedback.extend import extend
+from feedback.log import FeedbackLog
 from tests.conftest import REPOSITORY, SMALL_SETTINGS, serve
 from tests.test_style import of_the_project
 
@@ -102,7 +104,7 @@ def test_the_sample_of_the_compiler_runs(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("turn", [0, 1], ids=["calibration", "play"])
 def test_the_samples_of_evaluation_run_and_train_nothing_anew(workplace, monkeypatch, capsys, turn):
     every = samples(REPOSITORY / "docs" / "evaluation.md")
-    assert len(every) == 2
+    assert len(every) == 3
 
     def trains(*_, **__):
         raise AssertionError("a model is trained again")
@@ -126,16 +128,26 @@ def test_the_samples_of_serving_run(feed_server, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_slates_become_rows_of_the_next_data_set(small_release, small_world_dataset, tmp_path):
-    told = samples(REPOSITORY / "docs" / "serving.md")[2]
-    user = small_world_dataset.users().iloc[0]
-    for old, new in (("u000120", user["user_id"]), ("ID", user["market"])):
-        assert f'"{old}"' in told
-        told = told.replace(f'"{old}"', f'"{new}"')
-    log = tmp_path / "log"
+    told, split = (samples(REPOSITORY / "docs" / name)[2] for name in ("serving.md", "evaluation.md"))
+    user, log = small_world_dataset.users().iloc[0], tmp_path / "log"
     with serve(small_release, tmp_path / "serving", one_process=True, feedback=log) as server:
-        made = run(told.replace("127.0.0.1:8001", server.grpc_url))
-    request, items = made["request"], made["slate"].items
-    extended, _ = extend(small_world_dataset, log, tmp_path / "next", wait_s=0, until=request.time + 1)
+        port = server.grpc_url.rsplit(":", 1)[1]
+        here = {"127.0.0.1:8001": server.grpc_url, "127.0.0.1:8101": f"localhost:{port}"}
+        here |= {'"u000120"': f'"{user["user_id"]}"', '"ID"': f'"{user["market"]}"'}
+        for old, new in here.items():
+            assert old in told + split
+            told, split = told.replace(old, new), split.replace(old, new)
+        made = run(told)
+        request, items = made["request"], made["slate"].items
+        extended, _ = extend(small_world_dataset, log, tmp_path / "next", wait_s=0, until=request.time + 1)
+        run(split)
+    (seconds,) = [
+        figure
+        for figure in readout(FeedbackLog(log), since=request.time, until=2**31).figures
+        if (figure.market, figure.figure) == (user["market"], "watch_s")
+    ]
+    assert (seconds.release, seconds.requests, seconds.people) == (small_release.name, 2, 1)
+    assert seconds.value == pytest.approx((9.5 + 0.8 + 9.5) / 2)
     rows = extended.impressions().tail(3)
     assert rows["content_id"].tolist() == [item.content for item in items[:3]]
     assert rows[["position", "click", "order"]].to_numpy().tolist() == [[0, 1, 1], [1, 0, 0], [2, 0, 0]]
