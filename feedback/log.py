@@ -8,15 +8,16 @@ come, so an hour is joined from its own file alone, and one that is past may be 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
 from supply.events import Event
-from supply.journal import append, decode
+from supply.journal import append, decode, encode, rewrite
 
 HOUR_S = 3600
 _FORMAT = "%Y-%m-%dT%H.log"
@@ -57,8 +58,9 @@ class FeedbackLog:
         hours: dict[int, list[Event]] = defaultdict(list)
         for record in records:
             hours[record["time"] // HOUR_S].append(record)
-        for hour, own in sorted(hours.items()):
-            append(self._file(hour), own)
+        with self._locked(fcntl.LOCK_SH):  # against `forget`, not against other appends
+            for hour, own in sorted(hours.items()):
+                append(self._file(hour), own)
 
     def hours(self) -> list[int]:
         """Hours since the epoch of which there are records, ascending.
@@ -69,10 +71,12 @@ class FeedbackLog:
         found = []
         for file in self.folder.iterdir():
             with contextlib.suppress(ValueError):
-                moment = datetime.strptime(file.name, _FORMAT).replace(tzinfo=timezone.utc)
+                unfinished = file.name.startswith(".")  # by a `forget` that goes on, or was killed
+                name = file.name[1:].rpartition(".")[0] if unfinished else file.name
+                moment = datetime.strptime(name, _FORMAT).replace(tzinfo=timezone.utc)
                 hour = int(moment.timestamp()) // HOUR_S
-                if file == self._file(hour) and file.is_file():
-                    found.append(hour)
+                if unfinished or (file == self._file(hour) and file.is_file()):
+                    found += [] if unfinished else [hour]
                     continue
             raise ValueError(
                 f"{file} is no hour of a feedback log; move it elsewhere, or give another folder: that of "
@@ -84,6 +88,41 @@ class FeedbackLog:
         """Records of an hour, in the order in which they came; and how many lines were torn or changed."""
         with self._file(hour).open("rb") as lines:
             return decode(lines)
+
+    def forget(self, users: Container[str], progress: Callable[[int, int], None]) -> set[str]:
+        """Take what was told of some users out of the log, and damaged lines, which may be of any.
+
+        Servers may append meanwhile; they wait while a file is replaced.
+
+        Args:
+            progress: told how many hours of how many are done.
+
+        Returns:
+            The users of whom anything was told.
+        """
+        found: set[str] = set()
+        hours = self.hours()
+        for done, hour in enumerate(hours, 1):
+            with self._locked(fcntl.LOCK_EX):
+                records, damaged = self.read(hour)
+                kept = [record for record in records if record.get("user") not in users]
+                found |= {record["user"] for record in records if record.get("user") in users}
+                if damaged or len(kept) < len(records):
+                    if kept:
+                        rewrite(self._file(hour), encode(kept))
+                    else:
+                        self._file(hour).unlink()
+            progress(done, len(hours))
+        return found
+
+    @contextlib.contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, how)
+            yield
+        finally:
+            os.close(folder)
 
     def _file(self, hour: int) -> Path:
         return self.folder / datetime.fromtimestamp(hour * HOUR_S, timezone.utc).strftime(_FORMAT)

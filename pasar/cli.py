@@ -247,6 +247,53 @@ def extend(
         warn(text)
 
 
+@data_app.command("forget")
+def forget(
+    user: Annotated[list[str] | None, typer.Option(help="User id; give it again for more users.")] = None,
+    users: Annotated[Path | None, typer.Option(help="File with a user id a line.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder of a data set; it stays as it is.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the data set without them.")] = None,
+    log: Annotated[
+        Path | None, typer.Option("--log", help="Folder of a feedback log; they are taken out of it.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a data set that stands there.")] = False,
+) -> None:
+    """Take people out of a data set and a feedback log, for who asks to be forgotten."""
+    from rich.progress import Progress
+
+    from feedback.forget import forget
+    from feedback.log import FeedbackLog
+    from market.dataset import Dataset
+    from pasar.show import console, say, warn
+
+    lines = users.read_text(encoding="utf-8-sig").split("\n") if users else []  # not at what ids may hold
+    asked = {name for name in [*(user or ()), *lines] if name}
+    if not asked:
+        raise ValueError("nobody is named; give --user ID, or --users with a file of ids")
+    if (data is None) != (out is None) or (data is None and log is None):
+        raise ValueError("give a data set with --data and --out, a feedback log with --log, or both")
+    if log is not None and not log.is_dir():
+        raise ValueError(f"{log} is no folder; give the one that `pasar serve --feedback` has")
+    found: set[str] = set()
+    if data is not None and out is not None:
+        made, found = forget(Dataset.open(data), asked, out, overwrite=overwrite)
+        _describe(made)
+        say(f"{len(found):,} users are not in it; {data} has them until you delete it")
+    if log is not None:
+        with Progress(console=console) as bars:
+            task = bars.add_task("forgetting")
+            there = FeedbackLog(log).forget(
+                asked, lambda done, of: bars.update(task, completed=done, total=of)
+            )
+        say(f"{log} tells nothing of {len(there):,} users any more")
+        found |= there
+    if strangers := sorted(asked - found):
+        few = ", ".join(map(repr, strangers[:5])) + (", ..." if len(strangers) > 5 else "")
+        warn(f"{len(strangers):,} of {len(asked):,} users were nowhere: {few}")
+
+
 @app.command()
 def build(
     data: Annotated[Path, typer.Option("--data", help="Folder of a data set.")],

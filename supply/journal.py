@@ -85,8 +85,6 @@ class Journal:
                 self._compact()
 
     def _compact(self) -> None:
-        for left in self.folder.glob(f".{JOURNAL}.*"):  # by a compaction that was killed
-            left.unlink()
         with self.path.open("rb") as journal:
             events, _ = decode(journal)
         held: dict[tuple[str, str], Event] = {}
@@ -99,18 +97,8 @@ class Journal:
                     held[key] = event
             elif event["event"] != _SNAPSHOT:
                 foreign.append(event)  # only a version that knows the kind can say what it replaces
-        body = b"".join(map(_line, [*held.values(), *foreign]))
-        handle, name = tempfile.mkstemp(prefix=f".{JOURNAL}.", dir=self.folder)
-        try:
-            with _named(self.path), os.fdopen(handle, "wb") as made:
-                made.write(_line({"event": _SNAPSHOT, "bytes": len(body)}) + body)
-                made.flush()
-                os.fsync(made.fileno())
-            shutil.copymode(self.path, name)  # who may append may go on
-            os.rename(name, self.path)
-        except BaseException:
-            os.unlink(name)
-            raise
+        body = encode([*held.values(), *foreign])
+        rewrite(self.path, encode([{"event": _SNAPSHOT, "bytes": len(body)}]) + body)
 
     @contextlib.contextmanager
     def _locked(self, how: int) -> Iterator[None]:
@@ -180,7 +168,7 @@ def append(path: Path, events: Iterable[Event]) -> int:
         OSError: they could not be written whole; none of them is surely taken in.
     """
     # A line that another writer's crash has torn ends here.
-    block = b"\n" + b"".join(map(_line, events))
+    block = b"\n" + encode(events)
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         with _named(path):
@@ -192,6 +180,23 @@ def append(path: Path, events: Iterable[Event]) -> int:
         why = f"it took {written} of {len(block)} bytes; make room and send again"
         raise OSError(errno.ENOSPC, why, str(path))
     return size
+
+
+def rewrite(path: Path, body: bytes) -> None:
+    """Put a file of these lines in the place of one; for who keeps others from appending to it."""
+    for left in path.parent.glob(f".{path.name}.*"):  # by one that was killed
+        left.unlink()
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with _named(path), os.fdopen(handle, "wb") as made:
+            made.write(body)
+            made.flush()
+            os.fsync(made.fileno())
+        shutil.copymode(path, name)  # who may append may go on
+        os.rename(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
 
 
 @contextlib.contextmanager
@@ -223,6 +228,7 @@ def decode(lines: Iterable[bytes]) -> tuple[list[Event], int]:
     return events, damaged
 
 
-def _line(event: Event) -> bytes:
-    text = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
-    return b"%08x %b\n" % (zlib.crc32(text), text)
+def encode(events: Iterable[Event]) -> bytes:
+    """The lines of events."""
+    texts = (json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() for event in events)
+    return b"".join(b"%08x %b\n" % (zlib.crc32(text), text) for text in texts)

@@ -605,6 +605,31 @@ def test_feedback_of_a_file_extends_a_data_set(pasar, tmp_path):
     assert "--until 'noon' is not ISO 8601" in one_line(pasar(*command, "--until", "noon", "--out", log)[2])
 
 
+def test_people_are_forgotten_and_those_who_were_nowhere_are_named(pasar, tmp_path):
+    base, log = write(tmp_path / "base", impressions=[part([7000, 7100])]), FeedbackLog(tmp_path / "log")
+    place = {"content": "c0", "position": 0, "propensity": 1}
+    log.append([shown(1, user, "ID", 7200, [place]) for user in ("u1", "u2", "u5")])
+    (tmp_path / "ids.txt").write_text("\ufeffu1\n\nu5\nu8\n", encoding="utf-8")
+    command = ["data", "forget", "--user", "u7", "--users", tmp_path / "ids.txt", "--log", log.folder]
+    code, out, err = pasar(*command, "--data", base.path, "--out", tmp_path / "next")
+    assert code == 0, err
+    told = " ".join(out.split())
+    assert f"1 users are not in it; {base.path} has them until you delete it" in told
+    assert f"{log.folder} tells nothing of 2 users any more" in told
+    assert err == "warning: 2 of 4 users were nowhere: 'u7', 'u8'\n"
+    assert Dataset.open(tmp_path / "next").users()["user_id"].tolist() == ["u0", "u2"]
+    assert [record["user"] for record in log.read(2)[0]] == ["u2"]
+    for wrong, said in (
+        (command[:2], "nobody is named; give --user ID, or --users with a file of ids"),
+        (command[:4], "give a data set with --data and --out, a feedback log with --log, or both"),
+        ([*command[:4], "--data", base.path], "give a data set with --data and --out"),
+        ([*command[:4], "--log", tmp_path / "none"], "is no folder; give the one that `pasar serve"),
+    ):
+        code, _, err = pasar(*wrong)
+        assert code == 1
+        assert said in one_line(err)
+
+
 def test_a_log_tells_what_one_release_was_worth_over_another(pasar, tmp_path):
     records = []
     for number in range(40):
