@@ -14,9 +14,11 @@ import hashlib
 import json
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,9 @@ IMPRESSIONS = 400_000
 TURN_S = 3.0
 #: Part of the highest throughput at which the latency under load is taken.
 PART = 0.7
+#: What is too much for the server, as a part of the highest throughput; of requests of so many users, which
+#: are heavy enough for the one process that sends them; and how long it waits for each (s).
+TOO_MUCH, OF_USERS, PATIENCE_S = 3.0, 8, 1.0
 #: The call of Triton's gRPC service that runs a model.
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 #: Different requests of each size.
@@ -151,6 +156,37 @@ def prepared(url: str) -> Iterator[Send]:
         yield lambda message: ask(message, timeout=60)
 
 
+def overload(url: str, sent: Sequence[bytes], rate: float, seconds: float, cpu: Callable[[], float]) -> Load:
+    """More requests than a server can answer, evenly spaced, each given up after `PATIENCE_S`, and half of
+    that the longest that it may wait on the server, as `FeedClient` says; latency of those answered in time.
+    """
+    patient = []
+    for text in sent:
+        message = messages.ModelInferRequest.FromString(text)
+        message.parameters["timeout"].int64_param = int(5e5 * PATIENCE_S)
+        patient.append(message.SerializeToString())
+    latency: list[float] = []
+    ended = threading.Semaphore(0)
+
+    def end(reply: grpc.Future, due: float) -> None:
+        if reply.code() == grpc.StatusCode.OK:
+            latency.append(time.perf_counter() - due)
+        ended.release()
+
+    with grpc.insecure_channel(url) as channel:
+        grpc.channel_ready_future(channel).result(60)
+        ask = channel.unary_unary(INFER)
+        start, used = time.perf_counter(), cpu()
+        for number in range(int(rate * seconds)):
+            due = start + number / rate
+            time.sleep(max(0.0, due - time.perf_counter()))
+            reply = ask.future(patient[number % len(patient)], timeout=PATIENCE_S)
+            reply.add_done_callback(partial(end, due=due))
+        for _ in range(int(rate * seconds)):
+            ended.acquire()
+        return Load(np.array(latency), time.perf_counter() - start, cpu() - used)
+
+
 class MerlinServer(TritonServer):
     """The same Triton with the packages of the peer's environment and a TensorFlow backend.
 
@@ -241,6 +277,12 @@ def ours(
             rate = PART * max(line.rate for line in lines if line.side == "server")
             arrived = [open_loop(lambda: prepared(url), sent, rate, seconds, cpu) for _ in range(turns)]
             add(told(f"at {PART:.0%} of the highest rate", "server", users, 64, arrived))
+            if users != OF_USERS:
+                continue
+            rate *= TOO_MUCH / PART
+            many = [overload(url, sent, rate, seconds, cpu) for _ in range(turns)]
+            case = f"at {TOO_MUCH:.0%} of it, given up after {PATIENCE_S:g} s"
+            add(told(case, "server", users, round(rate * PATIENCE_S), many))
     return results
 
 

@@ -28,6 +28,8 @@ from feedback import records
 FEED, EVENTS, FEEDBACK = "feed", "events", "feedback"
 DIVERSITY = 0.1
 """What a client sends unless it says otherwise."""
+_WAIT = 0.5
+"""Part of a client's patience that a request may wait on the server: what begins later comes too late."""
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -246,7 +248,8 @@ class FeedClient:
 
     Args:
         url: gRPC address, "host:port".
-        timeout_s: seconds that one request may take.
+        timeout_s: seconds that one request may take. A server that is too busy refuses what has waited half
+            of it, so that it makes no slates that nobody waits for.
     """
 
     def __init__(self, url: str, timeout_s: float = 10.0) -> None:
@@ -283,7 +286,9 @@ class FeedClient:
     def infer(self, request: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The reply's tensors to a request's, as the in-process cascade gives them; text as UTF-8."""
         asked = check_inputs(REQUEST, request)
-        reply = self._ask(self._server.ModelInfer, _asking(asked))
+        message = _asking(asked)
+        message.parameters["timeout"].int64_param = int(_WAIT * 1e6 * self.timeout_s)
+        reply = self._ask(self._server.ModelInfer, message)
         return read_slates(_tensors(reply, "text", "slate"), asked["user_id"])
 
     def send_events(self, events: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
@@ -350,6 +355,10 @@ class FeedClient:
                 raise RequestError(Code.UNAVAILABLE, f"no reply within {self.timeout_s:g} s") from None
             code = Code(status) if status in Code.__members__ else Code.INTERNAL
             said = error.details().removeprefix(f"in ensemble '{FEED}', ")
+            if "Request timeout expired" in said:
+                raise RequestError(
+                    Code.UNAVAILABLE, "the server is too busy: the request waited in vain; ask less often"
+                ) from None
             if "has no available versions" in said:  # Triton calls a model unknown that is being loaded
                 raise RequestError(
                     Code.UNAVAILABLE, "the server loads a step that died anew; ask again in a second"

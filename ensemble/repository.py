@@ -44,6 +44,7 @@ def write_repository(
     version: int = 1,
     max_batch: int = 64,
     delay_us: int = 0,
+    queue_ms: int = 0,
     instances: int = 1,
     threads: int = 1,
     stages: str = "ensemble.stages:build",
@@ -60,6 +61,8 @@ def write_repository(
         version: of every step.
         max_batch: rows that one run of a step may hold.
         delay_us: microseconds a request may wait for others to share its run.
+        queue_ms: milliseconds a request may wait for a step's process before it is refused, or less where it
+            says so; 0 for ever.
         instances: processes of each Python step.
         threads: ONNX Runtime's threads in each graph's instance; graphs inside a Python step have one.
         stages: "module:function" called as `function(step name, release, **options)`, returning the stage.
@@ -82,7 +85,7 @@ def write_repository(
     temporary.mkdir()
     try:
         for step in (*steps, *beside):
-            config = _step_config(step, max_batch, delay_us)
+            config = _step_config(step, max_batch, delay_us, queue_ms)
             if isinstance(step, OnnxStep):
                 _set(config, intra_op_thread_count=str(threads), inter_op_thread_count="1")
             else:
@@ -226,13 +229,18 @@ def _verified(release_path: str | os.PathLike[str], steps: Sequence[Step]) -> Re
     return release
 
 
-def _step_config(step: Step, max_batch: int, delay_us: int) -> pb.ModelConfig:
+def _step_config(step: Step, max_batch: int, delay_us: int, queue_ms: int) -> pb.ModelConfig:
     onnx = isinstance(step, OnnxStep)
     config = pb.ModelConfig(
         name=step.name, backend="onnxruntime" if onnx else "python", max_batch_size=max_batch
     )
     config.version_policy.all.SetInParent()
     config.dynamic_batching.max_queue_delay_microseconds = delay_us
+    if queue_ms:
+        policy = config.dynamic_batching.default_queue_policy
+        policy.timeout_action = pb.ModelQueuePolicy.REJECT
+        policy.default_timeout_microseconds = 1000 * queue_ms
+        policy.allow_timeout_override = True
     kind = pb.ModelInstanceGroup.KIND_AUTO if onnx else pb.ModelInstanceGroup.KIND_CPU
     config.instance_group.add(count=1, kind=kind)
     _add_tensors(config, step.inputs, step.outputs)
@@ -318,7 +326,7 @@ def _check_same(
 ) -> None:
     """Refuse a cascade of other borders: one configuration serves all versions of a step."""
     same = [(_feed_config(steps, request, reply, 0, 0, release), feed)]
-    same += [(_step_config(step, 0, 0), read_config(target, step.name)) for step in steps]
+    same += [(_step_config(step, 0, 0, 0), read_config(target, step.name)) for step in steps]
     for new, old in same:
         changed = list(new.input) != list(old.input) or list(new.output) != list(old.output)
         # A client that asked for the tasks once names probabilities by them from then on.

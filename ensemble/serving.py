@@ -37,6 +37,8 @@ class ServeConfig:
         metrics_port: port of Prometheus metrics; 0 takes a free one.
         max_batch: requests that one run of a step may hold (requests).
         delay_us: time that a request may wait for others to share its run (microseconds).
+        queue_ms: time that a request may wait for a process before it is refused, if its client has not less
+            patience (milliseconds); 0 for ever.
         one_process: run all steps of a request in one process, the fastest way on a CPU; false makes each
             step a model of its own, as a GPU host needs, where Triton runs the graphs itself.
         instances: processes of each Python step (processes); 0 takes one for each core where a process runs
@@ -53,6 +55,7 @@ class ServeConfig:
     metrics_port: int = 8002
     max_batch: int = 64
     delay_us: int = 0
+    queue_ms: int = 5000
     one_process: bool = True
     instances: int = 0
     threads: int = 1
@@ -62,7 +65,7 @@ class ServeConfig:
     def __post_init__(self) -> None:
         expect(self, "serve", "grpc_port http_port metrics_port", least=0, most=65_535)
         expect(self, "serve", "max_batch threads", least=1)
-        expect(self, "serve", "delay_us instances", least=0)
+        expect(self, "serve", "delay_us queue_ms instances", least=0)
         expect(self, "serve", "startup_deadline_s", above=0)
 
 
@@ -124,6 +127,7 @@ def serve_release(
             wire_reply(plan),
             max_batch=settings.max_batch,
             delay_us=settings.delay_us,
+            queue_ms=settings.queue_ms,
             instances=settings.instances or cores,
             threads=settings.threads,
             beside=[step for step, has in ((Events.step(), state), (Feedback.step(), feedback)) if has],

@@ -160,6 +160,28 @@ def test_a_reply_that_lacks_a_tensor_is_an_error_of_the_server(monkeypatch):
     assert caught.value.code is Code.INTERNAL
 
 
+def test_a_server_knows_how_long_a_client_waits_and_may_be_too_busy(monkeypatch):
+    class Busy(grpc.RpcError):
+        def code(self):
+            return grpc.StatusCode.UNAVAILABLE
+
+        def details(self):
+            return "in ensemble 'feed', Request timeout expired"
+
+    sent = []
+
+    def infer(message, timeout):
+        sent.append(message)
+        raise Busy
+
+    with FeedClient("127.0.0.1:1", timeout_s=0.8) as client:
+        monkeypatch.setattr(client._server, "ModelInfer", infer)
+        with pytest.raises(RequestError, match="the server is too busy: the request waited") as caught:
+            client.infer(pack([FeedRequest("ana", "BR", 10)]))
+    assert caught.value.code is Code.UNAVAILABLE
+    assert sent[0].parameters["timeout"].int64_param == 400_000
+
+
 def test_after_a_server_was_away_its_tasks_are_asked_for_again(monkeypatch):
     class Away(grpc.RpcError):
         def code(self):

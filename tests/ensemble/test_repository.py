@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
 from ensemble import repository
@@ -24,7 +25,9 @@ def release(tmp_path_factory):
 
 @pytest.fixture
 def repo(release, tmp_path):
-    write_repository(tmp_path / "repo", release, *CASCADE, max_batch=8, delay_us=70, instances=2, threads=3)
+    write_repository(
+        tmp_path / "repo", release, *CASCADE, max_batch=8, delay_us=70, queue_ms=9, instances=2, threads=3
+    )
     return tmp_path / "repo"
 
 
@@ -46,6 +49,10 @@ def test_the_limits_asked_for_are_in_the_configurations(repo):
         config = read_config(repo, name)
         assert config.max_batch_size == 8
         assert config.dynamic_batching.max_queue_delay_microseconds == 70
+        policy = config.dynamic_batching.default_queue_policy
+        assert policy == pb.ModelQueuePolicy(
+            timeout_action="REJECT", default_timeout_microseconds=9000, allow_timeout_override=True
+        )
     assert read_config(repo, "pick").instance_group[0].count == 2
     assert read_config(repo, "query").parameters["intra_op_thread_count"].string_value == "3"
 

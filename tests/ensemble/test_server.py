@@ -34,7 +34,7 @@ class Running:
         self.root = root
         self.repository = root / "repository"
         self.number = 1
-        write_repository(self.repository, self.release(), *CASCADE, delay_us=5000, **STAGES)
+        write_repository(self.repository, self.release(), *CASCADE, delay_us=5000, queue_ms=60_000, **STAGES)
         self.server = TritonServer(self.repository, log=root / "triton.log", startup_deadline_s=120)
 
     def release(self, **options):
@@ -57,7 +57,7 @@ class Running:
             return ask(client, *users, **changed)
 
 
-def ask(client, *users, model="feed", specs=toy.REPLY, **changed):
+def ask(client, *users, model="feed", specs=toy.REPLY, patience_s=None, **changed):
     """A request by numpy arrays; `changed` replaces a tensor, None leaves it out."""
     rows = len(users)
     arrays = {
@@ -71,7 +71,8 @@ def ask(client, *users, model="feed", specs=toy.REPLY, **changed):
         if array is not None:
             kind = "BYTES" if array.dtype == STRING else {"f4": "FP32", "f8": "FP64"}[array.dtype.str[1:]]
             inputs.append(grpc.InferInput(name, array.shape, kind).set_data_from_numpy(array))
-    result = client.infer(model, inputs, client_timeout=120)
+    told = None if patience_s is None else round(1e6 * patience_s)
+    result = client.infer(model, inputs, client_timeout=120, timeout=told)
     return {spec.name: result.as_numpy(spec.name) for spec in specs}
 
 
@@ -344,6 +345,23 @@ def test_after_a_step_stood_still_everybody_gets_what_they_asked_for(feed):
     assert got == [(user, wanted[user]) for user in users * 3]
     assert set(replies) == {(feed.number, feed.number)}
     assert processes(feed.server)["pick"] != pid
+
+
+def test_a_busy_server_refuses_who_waited_longer_than_they_will(feed):
+    def wait(patience_s):
+        with feed.client() as client:
+            return ask(client, "ana", patience_s=patience_s)["item_id"].tolist()
+
+    expected = wait(None)
+    with ThreadPoolExecutor(3) as pool:
+        sleeps = pool.submit(feed.ask, "sleeps")
+        time.sleep(0.1)
+        short, long = pool.submit(wait, 0.05), pool.submit(wait, 30)
+        with pytest.raises(InferenceServerException, match="Request timeout expired") as caught:
+            short.result()
+        assert caught.value.status() == "StatusCode.UNAVAILABLE"
+        assert long.result() == expected
+        sleeps.result()
 
 
 def test_a_sign_of_life_does_not_reach_the_stage(feed):

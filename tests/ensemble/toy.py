@@ -1,6 +1,7 @@
 """A small cascade for tests: two stages and one graph, whose replies say which release each of them read."""
 
 import os
+import time
 
 import numpy as np
 
@@ -74,6 +75,8 @@ def _user_state(user_id):
         raise FileNotFoundError(f"{__file__} is secret")
     if "bad-shape" in user_id:
         return {"state": np.zeros((len(user_id), 4), np.float32)}
+    if "sleeps" in user_id:
+        time.sleep(0.5)
     if "dies" in user_id:
         os._exit(1)
     return {"state": np.array([[len(user), ord(user[0]) % 7, 1] for user in user_id], np.float32)}
