@@ -145,7 +145,12 @@ def _vectors(values: pd.Series) -> pd.Series:
             numbers = np.asarray(vector, np.float32)
         except (TypeError, ValueError):
             return False
-        return numbers.shape == (length,) and bool(np.isfinite(numbers).all())
+        # numpy also reads the numbers in texts, and truths as numbers; on disk neither is one.
+        return (
+            np.asarray(vector).dtype.kind in "iuf"
+            and numbers.shape == (length,)
+            and bool(np.isfinite(numbers).all())
+        )
 
     return values.map(sound)
 
@@ -429,9 +434,12 @@ def _pandera_column(column: Column) -> pandera.Column:
     typed = _TYPED[column.dtype]
 
     def rule(values: pd.Series) -> pd.Series:
-        # Values of a wrong type are one problem, not two, and no rule is asked about them.
-        right = typed.holds(values) | values.isna()
-        return column.rule.holds(values) if right.all() else ~right | True
+        # Values of a wrong type are one problem, not two, and no rule is asked about them, nor about nulls.
+        known = values.dropna()
+        right = pd.Series(True, index=values.index)
+        if len(known) and typed.holds(known).all():
+            right[known.index] = column.rule.holds(known)
+        return right
 
     checks = [
         pandera.Check(typed.holds, error=typed.remedy, name="type"),
@@ -494,8 +502,8 @@ def _cast(values: pd.Series, column: Column) -> pd.Series:
     if column.dtype in ("str", "list<str>", "list<float32>"):
         values = values.astype(object)
         return values.where(values.notna(), None)
-    if values.dtype == object:  # nulls alone, of whichever kind: None, pd.NA
-        values = values.where(values.notna(), np.nan)
+    if values.isna().all():  # of whichever kind: None, pd.NA, pd.NaT
+        values = pd.Series(np.nan, index=values.index)
     if column.dtype == "float32":
         return values.astype(np.float32)
     dtype: Any = "float64" if values.isna().any() else column.dtype

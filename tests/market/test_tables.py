@@ -1,6 +1,7 @@
 """The contract: what it accepts, what it refuses, and what it says then."""
 
 import time
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -101,7 +102,7 @@ def test_a_whole_number_may_be_missing_where_the_contract_allows_it(missing):
     assert np.isnan(ended[1])
 
 
-@pytest.mark.parametrize("null", [None, np.nan, pd.NA])
+@pytest.mark.parametrize("null", [None, np.nan, pd.NA, pd.NaT])
 def test_a_column_of_nulls_alone_may_hold_any_kind_of_them(null):
     made = validate(tables(contents=contents().assign(price=null, stock=null, category=null))).contents
     assert made[["price", "stock", "category"]].isna().all(axis=None)
@@ -169,6 +170,7 @@ def test_a_wrong_value_is_counted_shown_and_explained(column, values, rows):
     [
         ("markets", ["ID", ["GB"]]),
         ("markets", [[], ["GB"]]),
+        ("markets", [None, ["GB"]]),
         ("markets", [["ID"], ["GB", "Atlantis"]]),
         ("kind", ["video", "podcast"]),
         ("language", ["Indonesian", "id"]),
@@ -182,6 +184,9 @@ def test_a_wrong_value_is_counted_shown_and_explained(column, values, rows):
         ("v_image", [np.zeros(2), np.zeros((2, 2))]),
         ("v_image", [[1.0, 2.0], [1.0, [2.0]]]),
         ("v_image", [[1.0, 2.0], ["a", "b"]]),
+        ("v_image", [["1", "2"], [1.0, 2.0]]),
+        ("v_image", [[True, False], [1.0, 2.0]]),
+        ("v_image", [[Decimal(1), Decimal(2)], [1.0, 2.0]]),
         ("v_image", [3.0, [1.0, 2.0]]),
         ("x_topic", [["a"], "b"]),
     ],
