@@ -38,6 +38,9 @@ _ARROW: dict[DType, arrow.DataType] = {
     "list<float32>": arrow.list_(arrow.float32()),
 }
 
+_LONGEST_NAME = 200
+"""Bytes of a column's name, which is a part of the names of files."""
+
 _EXAMPLE = 80
 """Characters of a wrong value that a message shows."""
 
@@ -418,6 +421,10 @@ def _check(table: str, frame: pd.DataFrame, problems: list[Problem]) -> pd.DataF
             # As a float it would be continuous, and numbers above 2^24 would be one; text may be null.
             frame[name] = frame[name].astype("string").astype(object)
     columns = columns_of(table, frame)
+    wrong = [name for name in columns if "/" in name or len(name.encode()) > _LONGEST_NAME]
+    if wrong:
+        problems += [Problem(table, name, 0, None, _NAME) for name in wrong]
+        return frame
     absent = {name: c for name, c in CONTRACT[table].items() if c.required and name not in frame}
     schema = pandera.DataFrameSchema(
         {name: _pandera_column(column) for name, column in (columns | absent).items()}, strict=True
@@ -517,6 +524,9 @@ _STRUCTURAL = {
     "not_nullable": "the value is missing and required; drop these rows or fill it at its source.",
     "field_uniqueness": "occurs more than once; keep one row per key.",
 }
+
+
+_NAME = f"files are named after the column; rename it, without / and in at most {_LONGEST_NAME} bytes."
 
 
 def _problems(table: str, failures: pd.DataFrame) -> list[Problem]:

@@ -119,6 +119,16 @@ def test_attributes_are_not_taken_on_impressions():
     assert only_problem_of(impressions=impressions().assign(x_page=1)).column == "x_page"
 
 
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [("x_colour/size", ["red", "blue"]), ("x_" + "é" * 100, ["a", "b"]), ("v_a/b", [[1.0], [2.0]])],
+)
+def test_a_column_that_no_file_can_be_named_after_is_refused(column, values):
+    problem = only_problem_of(contents=contents().assign(**{column: values}))
+    assert (problem.table, problem.column, problem.rows) == ("contents", column, 0)
+    assert "rename it, without /" in problem.remedy
+
+
 def test_a_missing_column_is_named():
     problem = only_problem_of(contents=contents().drop(columns="kind"))
     assert (problem.table, problem.column) == ("contents", "kind")
