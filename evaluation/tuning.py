@@ -28,7 +28,7 @@ from evaluation.tasks import Benchmark
 
 #: Knobs of a build that are searched, by section and name, and where. The ends lie about a factor of three
 #: around the defaults, and beyond what `data_sets.toml` sets.
-SPACE: Mapping[str, BaseDistribution] = {
+SPACE: Mapping[str, FloatDistribution | IntDistribution] = {
     "item_graph.regularisation": FloatDistribution(10, 500, log=True),
     "item_graph.vectors": FloatDistribution(1, 100, log=True),
     "item_graph.neighbours": IntDistribution(50, 1200, log=True),
@@ -72,8 +72,9 @@ def tune(
     """Trials of this search and of those before it of the same benchmark and `build`, the best first.
 
     The first trial is `build` itself; the others are what a tree-structured Parzen estimator (Bergstra et
-    al., NeurIPS 2011) asks for. What it draws hangs on the seed and on how many trials are done, so a search
-    that was stopped or killed goes on as if it had not been.
+    al., NeurIPS 2011) asks for. A knob that is 0 in `build` stays so where `SPACE` begins above: it switches
+    something off. What is drawn hangs on the seed and on how many trials are done, so a search that was
+    stopped or killed goes on as if it had not been.
 
     Args:
         benchmark: of the validation part.
@@ -86,7 +87,11 @@ def tune(
     Raises:
         ValueError: a section that has no knob in `SPACE`.
     """
-    space = {name: where for name, where in SPACE.items() if not sections or _section(name) in sections}
+    space: dict[str, BaseDistribution] = {
+        name: where
+        for name, where in SPACE.items()
+        if (not sections or _section(name) in sections) and (value_of(build, name) or where.low <= 0)
+    }
     known = {_section(name) for name in SPACE}
     if unknown := [section for section in sections if section not in known]:
         raise ValueError(f"no knob of {unknown[0]!r} is searched; there are {', '.join(sorted(known))}")
@@ -108,7 +113,7 @@ def tune(
         study.sampler = optuna.samplers.TPESampler(
             seed=int(np.random.SeedSequence([seed, done]).generate_state(1)[0]), n_startup_trials=6
         )
-        trial = study.ask(dict(space))
+        trial = study.ask(space)
         cascade = FullCascade(Released(with_knobs(build, trial.params), training))
         cascade.fit(benchmark.task, seed=seed)
         told(_told(study.tell(trial, judge(benchmark, cascade))))

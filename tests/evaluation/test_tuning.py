@@ -63,6 +63,15 @@ def test_a_search_goes_on_with_the_trials_of_its_journal(validation, tmp_path, n
     assert {trial.value for trial in first} < {trial.value for trial in both}
 
 
+def test_what_is_switched_off_by_0_stays_off(validation, tmp_path, near, three_trials):
+    off = with_knobs(BuildConfig(), {"item_graph.vectors": 0.0, "two_tower.logq": 0.0})
+    three_trials |= {"sections": ["item_graph", "two_tower"]}
+    found = tune(validation, off, tmp_path / "journal", **three_trials)
+    assert len(found) == 3
+    assert all("item_graph.vectors" not in trial.knobs for trial in found)
+    assert {"item_graph.neighbours", "two_tower.logq"} <= found[0].knobs.keys()
+
+
 @pytest.fixture
 def search(validation, near, monkeypatch):
     """What a search of so many trials tries, knob by knob."""
