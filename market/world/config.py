@@ -7,6 +7,8 @@ from market.profiles import profile
 
 DAY = 86_400
 """Seconds in a day."""
+MOST_DAYS = 3_650
+"""Days of a log: the latest that may start ends before 2100, where the calendar does."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class WorldConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < minimum:
                 raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
+        if self.days > MOST_DAYS:
+            raise ValueError(f"days must be at most {MOST_DAYS:,}, got {self.days!r}")
         if not isinstance(self.impressions, int) or self.impressions < self.slate:
             raise ValueError(
                 f"impressions must be a whole number of at least one slate ({self.slate}), "

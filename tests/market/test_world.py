@@ -525,6 +525,7 @@ def test_what_is_sold_out_is_expected_to_be_clicked_and_put_into_carts_but_not_o
         ({"markets": ("ID", "Atlantis")}, "Atlantis"),
         ({"users": 2}, "users must be a whole number of at least 3, got 2"),
         ({"days": 0}, "days"),
+        ({"days": 40_000}, "days must be at most 3,650, got 40000"),
         ({"slate": 1.5}, "slate"),
         ({"impressions": 5}, r"one slate \(6\)"),
         ({"start": "02.03.2026"}, "date such as '2026-03-02'"),
