@@ -111,7 +111,7 @@ def _content(path: Path | None) -> tuple[dict[str, Any], str]:
         return {}, FILE
     path = path or Path(FILE)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors of Windows mark UTF-8
     except (FileNotFoundError, IsADirectoryError):
         raise SettingsError(f"{path} is no file; write one with `pasar config > {FILE}`") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

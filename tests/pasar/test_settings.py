@@ -69,6 +69,10 @@ def test_the_file_of_the_working_folder_is_read(tmp_path, monkeypatch):
     assert load_serve().grpc_port == load().serve.grpc_port == 9001
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_section(tmp_path):
+    assert load(written(tmp_path, "\ufeff[build]\nseed = 3")).build.seed == 3
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
