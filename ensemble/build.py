@@ -35,7 +35,7 @@ from models.stacking import StackingConfig
 from models.starts import FILE, Starts, after, from_nothing
 from models.training import Progress, quiet
 from models.two_tower import TwoTowerConfig, train_two_tower
-from workflows.examples import VALID, SplitConfig, build_examples, content_frame
+from workflows.examples import TEST, VALID, Examples, SplitConfig, build_examples, content_frame
 from workflows.features import SPACES, FeatureConfig, fit_features
 from workflows.kept import ANEW, read_kept
 from workflows.vectors import VectorSpace, read_spaces
@@ -114,8 +114,9 @@ def build_release(
 
     Raises:
         FolderInUse: another build works in `folder` or `before`, or what it would replace is no build's.
-        ValueError: the log teaches nothing, or nothing new, or under `config.cascade.weights` nothing of
-            worth in a market; or `before` is no build that this one can go on from. Nothing is trained then.
+        ValueError: the log teaches nothing, or nothing new, or nothing of it can be held out, or under
+            `config.cascade.weights` nothing is of worth in a market; or `before` is no build that this one
+            can go on from. Nothing is trained then.
     """
     if before is not None:
         if before.resolve() == folder.resolve():
@@ -292,6 +293,7 @@ def build_training_set(
         split=config.split,
         seed=config.seed,
     )
+    _expect_held_out(examples, config.split)
     features = fit_features(
         examples,
         work / "features",
@@ -310,6 +312,21 @@ def build_training_set(
     low_rank = fit_low_rank(examples, config.item_graph)
     window_s, season_s = int(config.popularity_window_h * 3600), int(config.features.season_days * DAY_S)
     return make_training_set(examples, features, graph, window_s, season_s, by_market, low_rank)
+
+
+def _expect_held_out(examples: Examples, split: SplitConfig) -> None:
+    """Raise ValueError for a log that is cut by time and of which nothing is left to choose or judge by."""
+    if examples.split != "time":
+        return
+    valid = VALID, "to stop training by", f"valid_fraction, which is {split.valid_fraction}"
+    test = TEST, "for the report", f"test_fraction, which is {split.test_fraction}"
+    for part, purpose, knob in (valid, test):
+        rows = examples.queries.rows(part)
+        if rows.start == rows.stop:
+            raise ValueError(
+                f"no row of {examples.name} is left {purpose}: rows of one time stay together, and too many "
+                f"are of the last times; raise split.{knob}, or give `time` in the impressions to the second"
+            )
 
 
 def fingerprint(dataset: Dataset, config: BuildConfig | None = None) -> str:

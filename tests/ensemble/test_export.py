@@ -361,13 +361,13 @@ def test_what_no_build_made_is_not_replaced(small_build, small_world_dataset, tm
     assert thesis.read_text() == "years of work"
 
 
-def test_a_log_without_a_history_is_refused_before_anything_is_trained(tmp_path):
-    """Everybody came once, so nobody has a past."""
+def everybody_once(folder, times):
+    """A log in which each of sixty people came once, at these times."""
     people = [f"u{number}" for number in range(60)]
     contents = pd.DataFrame({"content_id": ["a", "b"], "kind": "video", "markets": [["GB"], ["GB"]]})
-    log = pd.DataFrame({"user_id": people, "content_id": ["a", "b"] * 30, "market": "GB", "time": range(60)})
-    dataset = write_dataset(
-        tmp_path / "data",
+    log = pd.DataFrame({"user_id": people, "content_id": ["a", "b"] * 30, "market": "GB", "time": times})
+    return write_dataset(
+        folder / "data",
         name="once",
         feedback="impressions",
         split="time",
@@ -375,8 +375,19 @@ def test_a_log_without_a_history_is_refused_before_anything_is_trained(tmp_path)
         contents=contents,
         impressions=[log.assign(click=1)],
     )
+
+
+def test_a_log_without_a_history_is_refused_before_anything_is_trained(tmp_path):
+    """Nobody has a past."""
     with pytest.raises(ValueError, match="no training query has a history"):
-        build_release(dataset, tmp_path / "build", BuildConfig())
+        build_release(everybody_once(tmp_path, range(60)), tmp_path / "build", BuildConfig())
+
+
+@pytest.mark.parametrize(("days", "knob"), [(4, "valid_fraction"), (8, "test_fraction")])
+def test_a_log_told_by_the_day_that_leaves_nothing_to_judge_by_is_refused(tmp_path, days, knob):
+    times = np.arange(60) * days // 60 * DAY_S
+    with pytest.raises(ValueError, match=rf"no row of once is left .*; raise split\.{knob}, which is 0\.1"):
+        build_release(everybody_once(tmp_path, times), tmp_path / "build", BuildConfig())
 
 
 def test_two_builds_do_not_work_in_one_folder(small_build, small_world_dataset, tmp_path):
