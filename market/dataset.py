@@ -129,6 +129,12 @@ class Dataset:
         return self.description.markets
 
     @property
+    def empty_markets(self) -> list[str]:
+        """Codes of those of its markets where no content may be shown, sorted."""
+        sold = _read(self._files("contents"), ["markets"])["markets"].explode()
+        return sorted({*self.markets} - {*sold})
+
+    @property
     def impression_columns(self) -> list[str]:
         return self.description.columns["impressions"]
 

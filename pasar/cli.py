@@ -126,6 +126,8 @@ def _describe(dataset: Any) -> None:
     say(f"{dataset.path}: {dataset.name}, {counts}, markets {' '.join(dataset.markets)}")
     if remark := undeclared(dataset.markets):
         warn(remark)
+    if empty := ", ".join(dataset.empty_markets):
+        warn(f"no content may be shown in {empty}, so feeds stay empty there; see contents.markets")
 
 
 @data_app.command()

@@ -13,6 +13,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from rich.progress import Progress
 
@@ -121,6 +122,20 @@ def test_a_market_without_a_profile_is_imported_with_a_warning(pasar, tmp_path):
     assert code == 0
     assert "markets DE NL" in " ".join(said.split())
     assert "warning: no profile of NL in market/profiles.py" in " ".join(err.split())
+
+
+def test_a_market_of_users_alone_is_made_with_a_warning(pasar, tmp_path):
+    tables = {
+        "users": {"user_id": ["u", "v"], "market": ["ID", "GB"]},
+        "contents": {"content_id": ["c"], "kind": ["video"], "markets": [["ID", "VN"]]},
+        "impressions": {"user_id": ["u"], "content_id": ["c"], "market": ["ID"], "time": [1], "click": [1]},
+    }
+    for name, columns in tables.items():
+        pd.DataFrame(columns).to_parquet(tmp_path / f"{name}.parquet")
+    code, _, err = pasar("data", "make", "--tables", tmp_path, "--out", tmp_path / "out")
+    assert code == 0
+    said = "warning: no content may be shown in GB, so feeds stay empty there; see contents.markets"
+    assert " ".join(err.split()) == said
 
 
 def test_a_knob_that_does_not_exist_is_said_with_a_near_one(pasar, tmp_path):
