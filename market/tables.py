@@ -5,6 +5,7 @@ has the declared types, and everything behind it relies on them. A column of who
 values is float64 with NaN in memory (pandas has no other plain way) and integers with nulls on disk.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -38,8 +39,8 @@ _ARROW: dict[DType, arrow.DataType] = {
     "list<float32>": arrow.list_(arrow.float32()),
 }
 
-_LONGEST_NAME = 200
-"""Bytes of a column's name, which is a part of the names of files."""
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,200}")
+"""What a column may be called: files of a build and of a release are named after it."""
 
 _EXAMPLE = 80
 """Characters of a wrong value that a message shows."""
@@ -269,8 +270,8 @@ def columns_of(table: str, frame: pd.DataFrame) -> dict[str, Column]:
     """The contract of the columns that `frame` has, declared ones first, in the order of the contract.
 
     Extras are `x_<name>` on users and contents (text or whole numbers: a categorical attribute; float: a
-    continuous one) and `v_<name>` on contents (vectors of one length). Whole numbers of which some are
-    missing become text, digit by digit. Other columns are left out.
+    continuous one) and `v_<name>` on contents (vectors of one length); for the names see `_NAME`. Whole
+    numbers of which some are missing become text, digit by digit. Other columns are left out.
     """
     declared = {name: column for name, column in CONTRACT[table].items() if name in frame}
     extras = {}
@@ -421,9 +422,8 @@ def _check(table: str, frame: pd.DataFrame, problems: list[Problem]) -> pd.DataF
             # As a float it would be continuous, and numbers above 2^24 would be one; text may be null.
             frame[name] = frame[name].astype("string").astype(object)
     columns = columns_of(table, frame)
-    wrong = [name for name in columns if "/" in name or len(name.encode()) > _LONGEST_NAME]
-    if wrong:
-        problems += [Problem(table, name, 0, None, _NAME) for name in wrong]
+    if wrong := [name for name in columns if not _NAME.fullmatch(name)]:
+        problems += [Problem(table, name, 0, None, _RENAME) for name in wrong]
         return frame
     absent = {name: c for name, c in CONTRACT[table].items() if c.required and name not in frame}
     schema = pandera.DataFrameSchema(
@@ -526,7 +526,7 @@ _STRUCTURAL = {
 }
 
 
-_NAME = f"files are named after the column; rename it, without / and in at most {_LONGEST_NAME} bytes."
+_RENAME = "files are named after the column; rename it, with at most 200 of A to Z, a to z, 0 to 9, _, ., -."
 
 
 def _problems(table: str, failures: pd.DataFrame) -> list[Problem]:

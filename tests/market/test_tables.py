@@ -121,12 +121,18 @@ def test_attributes_are_not_taken_on_impressions():
 
 @pytest.mark.parametrize(
     ("column", "values"),
-    [("x_colour/size", ["red", "blue"]), ("x_" + "é" * 100, ["a", "b"]), ("v_a/b", [[1.0], [2.0]])],
+    [
+        ("x_colour/size", ["red", "blue"]),
+        ("x_colour size", ["red", "blue"]),
+        ("x_größe", ["S", "M"]),
+        ("x_" + "n" * 199, ["a", "b"]),
+        ("v_a/b", [[1.0], [2.0]]),
+    ],
 )
 def test_a_column_that_no_file_can_be_named_after_is_refused(column, values):
     problem = only_problem_of(contents=contents().assign(**{column: values}))
     assert (problem.table, problem.column, problem.rows) == ("contents", column, 0)
-    assert "rename it, without /" in problem.remedy
+    assert "rename it, with at most 200 of A to Z" in problem.remedy
 
 
 def test_a_missing_column_is_named():
