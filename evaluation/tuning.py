@@ -42,6 +42,9 @@ SPACE: Mapping[str, FloatDistribution | IntDistribution] = {
     "ranker.popular_negatives": FloatDistribution(0, 0.8),
 }
 
+_BEGINS = b'{"op_code":'
+"""What a journal begins with, or as much of it as a kill left."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -85,7 +88,7 @@ def tune(
         told: of each trial when it is done.
 
     Raises:
-        ValueError: a section that has no knob in `SPACE`.
+        ValueError: a section that has no knob in `SPACE`, or `journal` is another file.
     """
     space: dict[str, BaseDistribution] = {
         name: where
@@ -146,9 +149,15 @@ def with_knobs(build: BuildConfig, knobs: Mapping[str, Any]) -> BuildConfig:
 
 
 def _end_with_a_whole_line(journal: Path) -> None:
-    """Cut off what a kill or a full disk left of a last line: the next would be read as a part of it."""
+    """Cut off what a kill or a full disk left of a last line: the next would be read as a part of it.
+
+    Raises:
+        ValueError: the file is none of Optuna's; it is left as it is.
+    """
     if journal.exists():
         lines = journal.read_bytes()
+        if not _BEGINS.startswith(lines[: len(_BEGINS)]):
+            raise ValueError(f"{journal} is no journal of trials; choose another --journal")
         if (whole := lines.rfind(b"\n") + 1) < len(lines):
             os.truncate(journal, whole)
 

@@ -109,6 +109,14 @@ def test_a_journal_whose_last_line_is_half_written_goes_on_without_it(search, tm
     assert search(journal, 1) + search(journal, 2) == whole[1:]
 
 
+def test_a_file_that_is_no_journal_is_left_as_it_is(validation, tmp_path):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("a line\nand one without an end")
+    with pytest.raises(ValueError, match=r"notes.txt is no journal of trials; choose another --journal"):
+        tune(validation, BuildConfig(), notes, minutes=0)
+    assert notes.read_text() == "a line\nand one without an end"
+
+
 def test_a_section_without_searched_knobs_is_refused(validation, tmp_path):
     with pytest.raises(ValueError, match=r"no knob of 'serve' is searched; there are item_graph, ranker"):
         tune(validation, BuildConfig(), tmp_path / "journal", minutes=0, sections=["serve"])
