@@ -284,9 +284,13 @@ def make_dataset(
             time. Columns are those of `market.tables.CONTRACT`.
 
     Raises:
-        DatasetError: a file is missing or cannot be read.
+        DatasetError: a file is missing or cannot be read, or the impressions are there twice.
     """
-    parts = sorted((tables / "impressions").glob("*.parquet")) or [tables / "impressions.parquet"]
+    whole = tables / "impressions.parquet"
+    parts = sorted((tables / "impressions").glob("*.parquet"))
+    if parts and whole.exists():
+        raise DatasetError(f"{whole} and {parts[0]} are both there; keep the file or the folder.")
+    parts = parts or [whole]
     known = {table: tables / f"{table}.parquet" for table in ("users", "contents", "sellers", "moments")}
     optional = {table: file for table, file in known.items() if table not in TABLES and file.exists()}
     for file in (known["users"], known["contents"], parts[0]):

@@ -398,6 +398,16 @@ def test_tables_that_are_not_there_or_unreadable_are_named(tmp_path):
     assert not (tmp_path / "d").exists()
 
 
+def test_impressions_as_a_file_and_as_a_folder_are_one_too_many(tmp_path):
+    users().to_parquet(tmp_path / "users.parquet")
+    contents().to_parquet(tmp_path / "contents.parquet")
+    part([5]).to_parquet(tmp_path / "impressions.parquet")
+    (tmp_path / "impressions").mkdir()
+    part([6]).to_parquet(tmp_path / "impressions" / "a.parquet")
+    with pytest.raises(DatasetError, match="are both there; keep the file or the folder"):
+        make_dataset(tmp_path, tmp_path / "d", name="mine", feedback="impressions", split="time")
+
+
 @pytest.mark.parametrize("cut", [slice(-10), slice(4, None)])
 @pytest.mark.parametrize("table", ["users", "impressions"])
 def test_a_damaged_table_of_ones_own_is_to_be_written_again_where_it_came_from(tmp_path, table, cut):
