@@ -8,6 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from evaluation.protocols import NothingToJudge, benchmarks, nobody_in
 from evaluation.runs import Row, evaluate
 from evaluation.side_by_side import side_by_side
@@ -70,21 +72,26 @@ def chosen(found: Sequence[Benchmark], name: str | None) -> Sequence[Benchmark]:
 
 
 def alone(tables: Tables, market: str) -> Tables:
-    """What one market's own tables would be: its users, its outcomes, and the contents that it sells.
+    """What one market's own tables would be: its outcomes, its users and visitors, the contents that it sells
+    and, though it may show them no more, those that were shown there.
 
     Raises:
         ValueError: a market without users.
     """
-    users = tables.users[tables.users["market"] == market]
+    impressions = tables.impressions[tables.impressions["market"] == market]
+    users = tables.users
+    users = users[(users["market"] == market) | users["user_id"].isin(impressions["user_id"])]
     if users.empty:
         known = ", ".join(sorted(tables.users["market"].unique()))
         raise ValueError(f"no users in market {market!r}; there are {known}")
-    contents = tables.contents[[market in sold for sold in tables.contents["markets"]]]
-    impressions = tables.impressions[tables.impressions["market"] == market]
+    contents = tables.contents
+    sold = np.array([market in places for places in contents["markets"]], bool)
+    contents = contents[sold | contents["content_id"].isin(impressions["content_id"])]
+    markets = [[market] if market in places else places for places in contents["markets"]]
     return replace(
         tables,
-        users=users.reset_index(drop=True),
-        contents=contents.assign(markets=[[market]] * len(contents)).reset_index(drop=True),
+        users=users.assign(market=market).reset_index(drop=True),
+        contents=contents.assign(markets=markets).reset_index(drop=True),
         impressions=impressions.reset_index(drop=True),
     )
 
@@ -176,7 +183,7 @@ class _Part:
             return self._learn(tables, self.markets, step, training, leave), remarks
         rows: list[Row] = []
         refused: list[NothingToJudge] = []
-        for market in self.markets or sorted(tables.users["market"].unique()):
+        for market in self.markets or sorted({*tables.users["market"], *tables.impressions["market"]}):
             step(f"{market} alone")
             try:
                 rows += self._learn(alone(tables, market), (market,), step, training, leave)

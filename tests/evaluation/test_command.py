@@ -6,7 +6,7 @@ import pytest
 
 import evaluation.cascade
 import evaluation.command
-from evaluation.command import chosen, load_tables, only_markets, run_protocol
+from evaluation.command import alone, chosen, load_tables, only_markets, run_protocol
 from evaluation.protocols import NothingToJudge, benchmarks
 from evaluation.systems import baselines
 from market.dataset import write_dataset
@@ -80,6 +80,7 @@ def ratings(tmp_path):
     return write
 
 
+COLUMNS = ["content_id", "markets"]
 KNOWN = [(f"u{u}", f"c{(u + c) % 20}", "DE") for u in range(20) for c in range(4)]
 
 
@@ -91,6 +92,19 @@ def test_a_market_without_an_exam_does_not_cost_the_others_theirs(ratings, popul
     assert any("FR alone is left out" in line and "check the split 'leave_last'" in line for line in told)
     with pytest.raises(NothingToJudge, match="no user has a positive row"):
         run_protocol("dataset", path, each_alone=True, markets=["FR"])
+
+
+def test_a_market_alone_has_its_visitors_and_what_it_shows_no_more(ratings, popularity_alone, monkeypatch):
+    path = ratings(KNOWN + [(f"u{u}", f"k{(u + c) % 5}", "FR") for u in range(9) for c in range(3)])
+    tables = load_tables("dataset", path)
+    tables.contents["markets"] = [["DE"] if c == "k0" else m for c, m in tables.contents[COLUMNS].to_numpy()]
+    monkeypatch.setattr(evaluation.command, "_tables", lambda *_: tables)
+    own = alone(tables, "FR")
+    assert set(own.users["user_id"]) == {f"u{u}" for u in range(9)}
+    assert set(own.users["market"]) == {"FR"}
+    sold = {content: list(markets) for content, markets in own.contents[COLUMNS].to_numpy()}
+    assert sold == {"k0": ["DE"]} | {f"k{c}": ["FR"] for c in range(1, 5)}
+    assert {row.market for row in run_protocol("dataset", path, each_alone=True)} == {"DE", "FR"}
 
 
 def test_a_variant_in_which_a_market_has_no_exam_does_not_cost_the_other_its_rows(ratings, popularity_alone):
