@@ -50,7 +50,7 @@ class RankerConfig:
     Attributes:
         embedding_dim: size of every embedding, and of the bottom block's output.
         bottom: widths of the hidden layers over numbers.
-        top: widths of the layers over the interactions.
+        top: widths of the layers over the interactions; at least one.
         id_dropout: share of user and content ids that training shows as unseen (0 to 1).
         batch_size: pairs in a batch (pairs).
         learning_rate: of Adam on touched rows.
@@ -95,6 +95,8 @@ class RankerConfig:
         expect(self, "ranker", "experts replay", least=0)
         expect(self, "ranker", "learning_rate", above=0)
         expect(self, "ranker", "id_dropout popular_negatives", least=0, most=1)
+        if not self.top:
+            raise ValueError("ranker.top is []; the interactions need a layer, give it a width such as [64]")
         if self.experts and len(self.top) < 2:
             raise ValueError(
                 f"ranker.experts is {self.experts}, but ranker.top = {list(self.top)} has no layer for them; "

@@ -106,6 +106,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_section(tmp_path):
         ("[build.two_tower]\nhidden = [0]", "two_tower.hidden is (0,); it must be at least 1"),
         ("[build.two_tower]\ntemperature = nan", "two_tower.temperature is nan; it must be above 0"),
         ("[build.ranker]\nbatch_size = 0", "ranker.batch_size is 0; it must be at least 1"),
+        ("[build.ranker]\ntop = []", "ranker.top is []; the interactions need a layer"),
         (
             "[build.cascade.fatigue]\ncontent_show = 9",
             "[build.cascade.fatigue] 'content_show' is no knob; did you mean 'content_shows'?",
