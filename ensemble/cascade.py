@@ -36,17 +36,13 @@ def cascade_steps(plan: Plan) -> tuple[Step, ...]:
     contents = tuple(s for s in retrieval.outputs if s.name in ("content_ids", "content_numbers"))
     market = TensorSpec("market_index", np.int64)
     also = tuple(s for s in (*user_state.outputs, *retrieval.outputs) if s.name in plan.ranking_reads)
-    size, tasks = plan.config.candidates, len(plan.tasks)
+    # The graph takes any number of candidates, and what a graph leaves free its configuration may not fix.
+    chances = TensorSpec("probabilities", np.float32, (-1, len(plan.tasks)))
     return (
         user_state,
         OnnxStep("query", "query.onnx", raw, (vector, *packed)),
         retrieval,
-        OnnxStep(
-            "ranking",
-            "ranking.onnx",
-            (*packed, *contents, *also, market),
-            (TensorSpec("probabilities", np.float32, (size, tasks)),),
-        ),
+        OnnxStep("ranking", "ranking.onnx", (*packed, *contents, *also, market), (chances,)),
         Reordering.step(plan),
     )
 
