@@ -24,10 +24,16 @@ def gpu_cluster() -> Iterator[None]:
     from dask_cuda import LocalCUDACluster
     from distributed import Client
 
-    # The pool grows; what it does not hold is left to the models, which train in this process.
+    # The pool grows; what it does not hold is left to the models, which train in this process. Dashboards ask
+    # for no password, and would listen on every address.
     with (
         TemporaryDirectory(prefix="pasar-dask-") as folder,
-        LocalCUDACluster(rmm_pool_size="1GB", local_directory=folder) as cluster,
+        LocalCUDACluster(
+            rmm_pool_size="1GB",
+            local_directory=folder,
+            dashboard_address="127.0.0.1:0",
+            worker_dashboard_address="127.0.0.1:0",
+        ) as cluster,
         Client(cluster),
     ):
         yield
