@@ -51,6 +51,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("no CUDA device on this machine")
     if CPU_TENSORFLOW:
         pytest.skip("TensorFlow is the CPU's in this environment; environment.yml makes one for a GPU")
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        pytest.skip("CUDA_VISIBLE_DEVICES hides every CUDA device")
 
 
 @pytest.fixture(scope="session", autouse=True)

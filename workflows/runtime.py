@@ -1,7 +1,8 @@
 """Import this before NVTabular: it sets the process environment that the Merlin stack reads at import.
 
-Values that are already set win, but for one: where TensorFlow is the CPU's, or there is no NVIDIA driver, the
-stack is kept off CUDA: Merlin asks the driver for GPUs, and refuses a TensorFlow that cannot use them.
+Values that are already set win, but for one: where TensorFlow is the CPU's, there is no NVIDIA driver, or all
+GPUs are hidden, the stack is kept off CUDA: Merlin asks the driver for GPUs, and refuses a TensorFlow that
+cannot use them.
 """
 
 import os
@@ -14,8 +15,10 @@ os.environ.setdefault("DASK_DATAFRAME__CONVERT_STRING", "False")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # A training step is many small operations: side by side they use the cores, cut among threads they wait.
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
-# TensorFlow takes what it needs of a GPU's memory, for features and models share it.
+# TensorFlow takes what it needs of a GPU's memory, for features and models share it; to Merlin that is never
+# more than half.
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+os.environ.setdefault("TF_MEMORY_ALLOCATION", "0.9")
 
 
 def _tensorflow_is_of_the_cpu() -> bool:
@@ -25,7 +28,11 @@ def _tensorflow_is_of_the_cpu() -> bool:
         return False
 
 
-if _tensorflow_is_of_the_cpu() or not Path("/dev/nvidiactl").exists():
+if (
+    _tensorflow_is_of_the_cpu()
+    or not Path("/dev/nvidiactl").exists()
+    or os.environ.get("CUDA_VISIBLE_DEVICES") == "-1"
+):
     # Merlin takes "-1" for one GPU.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
