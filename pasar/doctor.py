@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,9 @@ from typing import NamedTuple
 
 PATIENCE_S = 20.0
 """Seconds that `nvidia-smi` has to answer."""
+DRIVER = 535
+"""The first NVIDIA driver of CUDA 12.2. Older ones cannot compile all PTX of TensorFlow 2.15.1, which is all
+that it has for newer GPUs."""
 
 
 def install() -> str:
@@ -51,12 +55,16 @@ def _gpu() -> Finding:
         return Finding(
             "GPU", "none", "nothing, or a CUDA 12 host with environment.yml: all runs on the CPU here"
         )
+    remedy = f"install the NVIDIA driver ({DRIVER} or newer)"
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     except (OSError, subprocess.SubprocessError):
-        return Finding("GPU", "nvidia-smi fails", "install the NVIDIA driver (525 or newer)")
-    return Finding("GPU", answer.stdout.strip().replace("\n", "; "), "")
+        return Finding("GPU", "nvidia-smi fails", remedy)
+    found = answer.stdout.strip()
+    drivers = re.findall(r", (\d+)\.[\d.]+$", found, re.MULTILINE)
+    old = any(int(driver) < DRIVER for driver in drivers)
+    return Finding("GPU", found.replace("\n", "; "), remedy if old else "")
 
 
 def _package(name: str, wanted: str, gpu: bool = False) -> Finding:

@@ -45,11 +45,19 @@ def test_a_driver_that_fails_or_hangs_is_told(monkeypatch, tmp_path, body):
     assert "install the NVIDIA driver" in doctor._gpu().remedy
 
 
-def test_a_gpu_that_answers_is_named(monkeypatch):
+def gpus(monkeypatch, answer):
     monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/bin/{name}")
     monkeypatch.setattr(
-        doctor.subprocess,
-        "run",
-        lambda *a, **k: subprocess.CompletedProcess(a, 0, "H200, 143771 MiB, 570.1\n", ""),
+        doctor.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, answer, "")
     )
-    assert doctor._gpu() == ("GPU", "H200, 143771 MiB, 570.1", "")
+    return doctor._gpu()
+
+
+def test_a_gpu_that_answers_is_named(monkeypatch):
+    assert gpus(monkeypatch, "H200, 143771 MiB, 570.1\n") == ("GPU", "H200, 143771 MiB, 570.1", "")
+
+
+def test_a_driver_that_is_too_old_is_told(monkeypatch):
+    found = gpus(monkeypatch, "H100, 81559 MiB, 525.147.05\nH100, 81559 MiB, 525.147.05\n")
+    assert found.found == "H100, 81559 MiB, 525.147.05; H100, 81559 MiB, 525.147.05"
+    assert "535 or newer" in found.remedy
