@@ -37,8 +37,8 @@ TASKS = ("relevant", "click", "watch", "like", "follow", "long_view", "cart", "o
 JUDGED, RIVALS = 1000, 199
 #: Least chance and doubt that a logarithm is taken of.
 TINY = 1e-30
-#: A training step's parts, see `TrainingLoop`.
-PARTS = 4
+#: A training step's parts, see `TrainingLoop`; a GPU would only run the smaller kernels one after another.
+PARTS = 1 if tf.config.list_physical_devices("GPU") else 4
 #: Knobs of which a ranker's weights are made.
 SHAPE = ("embedding_dim", "bottom", "top", "vectors", "attention", "experts", "gates")
 
