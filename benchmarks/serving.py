@@ -250,7 +250,8 @@ def ours(
         report(_line(line))
         return line
 
-    settings = ServeConfig(grpc_port=0, http_port=0, metrics_port=0)
+    # However slow this machine is, it refuses nothing but what `overload` gives up.
+    settings = ServeConfig(grpc_port=0, http_port=0, metrics_port=0, queue_ms=60_000)
     with serve_release(release.path, folder, settings) as server:
 
         def cpu() -> float:
