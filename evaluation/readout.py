@@ -31,6 +31,7 @@ UNTOLD = "(not told)"
 _PERSON = ["market", "release", "over", "user_id"]
 _WEIGHT, _OLD, _NEW = "weight", "old", "new"
 _PARTS = 64
+"""Tables of sums that are held before they become one."""
 
 
 class Log(Protocol):
