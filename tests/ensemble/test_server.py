@@ -237,7 +237,8 @@ def test_a_new_release_under_load_loses_no_request_and_mixes_no_two(feed):
             time.sleep(0.01)
     assert errors == []
     assert set(replies) == {(old, old), (feed.number, feed.number)}
-    assert set(replies[moved + 3 :]) == {(feed.number, feed.number)}
+    # Each thread may have had one reply that it had not told of yet, however long it was halted with it.
+    assert replies[moved:].count((old, old)) <= 3
     assert all(versions(feed.repository, step.name) == [version] for step in toy.STEPS)
     with feed.client() as client:
         deadline = time.monotonic() + 120
