@@ -119,8 +119,7 @@ def extend(
             f"the impressions of {dataset.name} have no time or a given split, so nothing can come after "
             "them; make a data set with `time` and the split 'time' or 'leave_last'"
         )
-    if not log.is_dir():
-        raise ValueError(f"{log} is no folder; give the one that `pasar serve --feedback` has")
+    told = FeedbackLog.open(log)
     inner, outer = log.resolve(), path.resolve()
     if inner == outer or inner in outer.parents or outer in inner.parents:
         raise ValueError(f"the log {log} and the data set {path} lie in each other; choose another --out")
@@ -134,7 +133,7 @@ def extend(
                 left.unlink()
             known = int(moments["time"].max()) if moments is not None and len(moments) else -1
             reader = _Reader(dataset, users, contents, end, known, late_s)
-            reader.read(FeedbackLog(log), spool, progress)
+            reader.read(told, spool, progress)
             taken = reader.taken
             said, people = reader.statements(), reader.people()
             if taken.moments:

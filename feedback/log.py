@@ -43,6 +43,13 @@ class FeedbackLog:
         except FileExistsError:
             raise ValueError(f"{folder} is a file; give a folder for the feedback log") from None
 
+    @classmethod
+    def open(cls, folder: Path) -> FeedbackLog:
+        """The log of a folder that is there; ValueError where there is none."""
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is no folder; give the one that `pasar serve --feedback` has")
+        return cls(folder)
+
     def expect_writable(self) -> None:
         """Raise OSError where nothing can be written into the folder."""
         with tempfile.TemporaryFile(dir=self.folder):

@@ -276,19 +276,16 @@ def forget(
         raise ValueError("nobody is named; give --user ID, or --users with a file of ids")
     if (data is None) != (out is None) or (data is None and log is None):
         raise ValueError("give a data set with --data and --out, a feedback log with --log, or both")
-    if log is not None and not log.is_dir():
-        raise ValueError(f"{log} is no folder; give the one that `pasar serve --feedback` has")
+    kept = None if log is None else FeedbackLog.open(log)
     found: set[str] = set()
     if data is not None and out is not None:
         made, found = forget(Dataset.open(data), asked, out, overwrite=overwrite)
         _describe(made)
         say(f"{len(found):,} users are not in it; {data} has them until you delete it")
-    if log is not None:
+    if kept is not None:
         with Progress(console=console) as bars:
             task = bars.add_task("forgetting")
-            there = FeedbackLog(log).forget(
-                asked, lambda done, of: bars.update(task, completed=done, total=of)
-            )
+            there = kept.forget(asked, lambda done, of: bars.update(task, completed=done, total=of))
         say(f"{log} tells nothing of {len(there):,} users any more")
         found |= there
     if strangers := sorted(asked - found):
@@ -573,12 +570,11 @@ def readout(
     from pasar.show import console, warn
     from pasar.tables import readout_tables
 
-    if not log.is_dir():
-        raise ValueError(f"{log} is no folder; give the one that `pasar serve --feedback` has")
+    kept = FeedbackLog.open(log)
     with Progress(console=console) as bars:
         task = bars.add_task("reading")
         made = read(
-            FeedbackLog(log),
+            kept,
             since=0 if since is None else _moment(since, "--since"),
             until=_moment(until, "--until") - round(wait_hours * 3600),
             over=over,
