@@ -157,14 +157,8 @@ def prepared(url: str) -> Iterator[Send]:
 
 
 def overload(url: str, sent: Sequence[bytes], rate: float, seconds: float, cpu: Callable[[], float]) -> Load:
-    """More requests than a server can answer, evenly spaced, each given up after `PATIENCE_S`, and half of
-    that the longest that it may wait on the server, as `FeedClient` says; latency of those answered in time.
-    """
-    patient = []
-    for text in sent:
-        message = messages.ModelInferRequest.FromString(text)
-        message.parameters["timeout"].int64_param = int(5e5 * PATIENCE_S)
-        patient.append(message.SerializeToString())
+    """More requests than a server can answer, evenly spaced, each given up after `PATIENCE_S`; latency of
+    those answered in time."""
     latency: list[float] = []
     ended = threading.Semaphore(0)
 
@@ -180,7 +174,7 @@ def overload(url: str, sent: Sequence[bytes], rate: float, seconds: float, cpu: 
         for number in range(int(rate * seconds)):
             due = start + number / rate
             time.sleep(max(0.0, due - time.perf_counter()))
-            reply = ask.future(patient[number % len(patient)], timeout=PATIENCE_S)
+            reply = ask.future(sent[number % len(sent)], timeout=PATIENCE_S)
             reply.add_done_callback(partial(end, due=due))
         for _ in range(int(rate * seconds)):
             ended.acquire()
@@ -281,7 +275,8 @@ def ours(
             if users != OF_USERS:
                 continue
             rate *= TOO_MUCH / PART
-            many = [overload(url, sent, rate, seconds, cpu) for _ in range(turns)]
+            patient = [infer_message(request, PATIENCE_S).SerializeToString() for request in requests]
+            many = [overload(url, patient, rate, seconds, cpu) for _ in range(turns)]
             case = f"at {TOO_MUCH:.0%} of it, given up after {PATIENCE_S:g} s"
             add(told(case, "server", users, round(rate * PATIENCE_S), many))
     return results

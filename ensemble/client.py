@@ -214,22 +214,28 @@ def outcome(
     return records.outcome(request_id, request.user, request.time, content, at, **came)
 
 
-def infer_message(request: Mapping[str, np.ndarray]) -> messages.ModelInferRequest:
-    """What `FeedClient.infer` sends to ask for the slates of a request's tensors."""
-    return _asking(check_inputs(REQUEST, request))
+def infer_message(
+    request: Mapping[str, np.ndarray], timeout_s: float | None = None
+) -> messages.ModelInferRequest:
+    """What a `FeedClient` of that `timeout_s` sends to ask for the slates of a request's tensors; None says
+    nothing of how long it waits."""
+    return _asking(check_inputs(REQUEST, request), timeout_s)
 
 
-def _asking(asked: Mapping[str, np.ndarray]) -> messages.ModelInferRequest:
+def _asking(asked: Mapping[str, np.ndarray], timeout_s: float | None) -> messages.ModelInferRequest:
     """The message of tensors that `check_inputs` passed."""
     if not len(asked["user_id"]):
         raise RequestError(Code.INVALID_ARGUMENT, NO_ROWS)
     try:
-        return _message(FEED, "request", write_requests(asked)[:, None])
+        message = _message(FEED, "request", write_requests(asked)[:, None])
     except UnicodeEncodeError as error:
         half = error.object[error.start : error.end]
         raise RequestError(
             Code.INVALID_ARGUMENT, f"a text of the request holds {half!r}, half a character; send whole ones"
         ) from None
+    if timeout_s is not None:
+        message.parameters["timeout"].int64_param = int(_WAIT * 1e6 * timeout_s)
+    return message
 
 
 def _message(model: str, name: str, texts: np.ndarray) -> messages.ModelInferRequest:
@@ -286,9 +292,7 @@ class FeedClient:
     def infer(self, request: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The reply's tensors to a request's, as the in-process cascade gives them; text as UTF-8."""
         asked = check_inputs(REQUEST, request)
-        message = _asking(asked)
-        message.parameters["timeout"].int64_param = int(_WAIT * 1e6 * self.timeout_s)
-        reply = self._ask(self._server.ModelInfer, message)
+        reply = self._ask(self._server.ModelInfer, _asking(asked, self.timeout_s))
         return read_slates(_tensors(reply, "text", "slate"), asked["user_id"])
 
     def send_events(self, events: Sequence[Mapping[str, Any]]) -> tuple[int, int]:

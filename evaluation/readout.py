@@ -134,7 +134,7 @@ def readout(
         requests, lost = _requests([r for r in records if since <= r["time"] < until])
         made.lost += lost
         releases |= dict.fromkeys(requests.sort_values("time", kind="stable")["release"])
-        held += [requests.drop(columns=["time", "request_id"]), *_beside(requests, list(releases))]
+        held += [requests.drop(columns=["time", "request_id"]), *_beside(requests, list(releases), over)]
         if len(held) > _PARTS or done == len(hours):
             sums = pd.concat([sums, *held]).groupby(_PERSON, sort=False).sum().reset_index()
             held = []
@@ -145,12 +145,10 @@ def readout(
             f"no slate was told of from {' until '.join(ends)}; give another time, or wait until what came "
             "of the latest slates is known"
         )
+    if over is not None and not (sums["release"] == over).any():
+        there = ", ".join(release for release in releases if release != over)
+        raise ValueError(f"no slate of {over!r} was told of in that time; there are some of {there}")
     made.figures = list(_all_figures(sums, list(releases)))
-    if over is not None:
-        if not (sums["release"] == over).any():
-            there = ", ".join(release for release in releases if release != over)
-            raise ValueError(f"no slate of {over!r} was told of in that time; there are some of {there}")
-        made.figures = [figure for figure in made.figures if figure.over in ("", over)]
     return made
 
 
@@ -168,13 +166,16 @@ def _requests(records: Sequence[Event]) -> tuple[pd.DataFrame, int]:
     return requests.merge(came, how="left", on=REQUEST).fillna(dict.fromkeys(named, 0)), joined.lost
 
 
-def _beside(requests: pd.DataFrame, releases: Sequence[str]) -> Iterator[pd.DataFrame]:
-    """What an hour's requests say of the difference of each two releases in each market, a row each: the
-    difference is the sum of a figure's column over that of the weights."""
+def _beside(requests: pd.DataFrame, releases: Sequence[str], over: str | None) -> Iterator[pd.DataFrame]:
+    """What an hour's requests say of the difference of each two releases in each market, or of each from
+    `over`, which comes first, a row each: the difference is the sum of a figure's column over that of the
+    weights."""
     figures = _figures_of(requests)
     for market, here in requests.groupby("market", sort=False):
         present = [release for release in releases if (here["release"] == release).any()]
         for old, new in combinations(present, 2):
+            if over not in (None, old):
+                continue
             two = here[here["release"].isin((old, new))]
             is_new = (two["release"] == new).to_numpy(np.float64)
             apart, values = is_new - is_new.mean(), two[figures].to_numpy(np.float64)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from market.dataset import Dataset, expect_free, read_part, write_like
+from market.dataset import Dataset, read_part, write_like
 
 
 def forget(
@@ -25,13 +25,12 @@ def forget(
         ContractError: nothing is left.
         FileExistsError, FolderInUse: as `market.dataset.write_dataset`.
     """
-    expect_free(path, overwrite)
     people = dataset.users()
-    theirs = people["user_id"].isin(set(users))
+    theirs = people["user_id"].isin(users)
 
     def parts() -> Iterator[pd.DataFrame | Path]:
         for file in dataset.impression_files:
-            gone = read_part(file, ["user_id"])["user_id"].isin(set(users)).to_numpy()
+            gone = read_part(file, ["user_id"])["user_id"].isin(users).to_numpy()
             yield read_part(file)[~gone] if gone.any() else file
 
     made = write_like(

@@ -160,19 +160,22 @@ def test_a_reply_that_lacks_a_tensor_is_an_error_of_the_server(monkeypatch):
     assert caught.value.code is Code.INTERNAL
 
 
+class Unavailable(grpc.RpcError):
+    """What gRPC raises where a server is away, or refuses for now."""
+
+    def code(self):
+        return grpc.StatusCode.UNAVAILABLE
+
+    def details(self):
+        return self.args[0]
+
+
 def test_a_server_knows_how_long_a_client_waits_and_may_be_too_busy(monkeypatch):
-    class Busy(grpc.RpcError):
-        def code(self):
-            return grpc.StatusCode.UNAVAILABLE
-
-        def details(self):
-            return "in ensemble 'feed', Request timeout expired"
-
     sent = []
 
     def infer(message, timeout):
         sent.append(message)
-        raise Busy
+        raise Unavailable("in ensemble 'feed', Request timeout expired")
 
     with FeedClient("127.0.0.1:1", timeout_s=0.8) as client:
         monkeypatch.setattr(client._server, "ModelInfer", infer)
@@ -183,18 +186,11 @@ def test_a_server_knows_how_long_a_client_waits_and_may_be_too_busy(monkeypatch)
 
 
 def test_after_a_server_was_away_its_tasks_are_asked_for_again(monkeypatch):
-    class Away(grpc.RpcError):
-        def code(self):
-            return grpc.StatusCode.UNAVAILABLE
-
-        def details(self):
-            return "connection refused"
-
     served = ["click,order"]
 
     def configuration(message, timeout):
         if not served:
-            raise Away
+            raise Unavailable("connection refused")
         reply = service_pb2.ModelConfigResponse()
         reply.config.parameters["tasks"].string_value = served[0]
         return reply
