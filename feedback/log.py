@@ -77,18 +77,15 @@ class FeedbackLog:
         """
         found = []
         for file in self.folder.iterdir():
-            with contextlib.suppress(ValueError):
-                unfinished = file.name.startswith(".")  # by a `forget` that goes on, or was killed
-                name = file.name[1:].rpartition(".")[0] if unfinished else file.name
-                moment = datetime.strptime(name, _FORMAT).replace(tzinfo=timezone.utc)
-                hour = int(moment.timestamp()) // HOUR_S
-                if unfinished or (file == self._file(hour) and file.is_file()):
-                    found += [] if unfinished else [hour]
-                    continue
-            raise ValueError(
-                f"{file} is no hour of a feedback log; move it elsewhere, or give another folder: that of "
-                "`pasar serve --feedback`"
-            )
+            if _of_hour(_unfinished(file.name)) is not None:
+                continue
+            hour = _of_hour(file.name)
+            if hour is None or not file.is_file():
+                raise ValueError(
+                    f"{file} is no hour of a feedback log; move it elsewhere, or give another folder: that "
+                    "of `pasar serve --feedback`"
+                )
+            found.append(hour)
         return sorted(found)
 
     def read(self, hour: int) -> tuple[list[Event], int]:
@@ -109,6 +106,10 @@ class FeedbackLog:
         """
         found: set[str] = set()
         hours = self.hours()
+        with self._locked(fcntl.LOCK_EX):
+            for file in self.folder.iterdir():
+                if _of_hour(_unfinished(file.name)) is not None:
+                    file.unlink()
         for done, hour in enumerate(hours, 1):
             with self._locked(fcntl.LOCK_EX):
                 records, damaged = self.read(hour)
@@ -132,4 +133,22 @@ class FeedbackLog:
             os.close(folder)
 
     def _file(self, hour: int) -> Path:
-        return self.folder / datetime.fromtimestamp(hour * HOUR_S, timezone.utc).strftime(_FORMAT)
+        return self.folder / _name(hour)
+
+
+def _name(hour: int) -> str:
+    """The name of the file of an hour."""
+    return datetime.fromtimestamp(hour * HOUR_S, timezone.utc).strftime(_FORMAT)
+
+
+def _of_hour(name: str) -> int | None:
+    """The hour whose file has a name; None where none has."""
+    with contextlib.suppress(ValueError):
+        hour = int(datetime.strptime(name, _FORMAT).replace(tzinfo=timezone.utc).timestamp()) // HOUR_S
+        return hour if _name(hour) == name else None
+    return None
+
+
+def _unfinished(name: str) -> str:
+    """Which file a `rewrite` was to put in place, which goes on or was killed; "" where a name is of none."""
+    return name[1:].rpartition(".")[0] if name.startswith(".") else ""
