@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ensemble.blending import Blend
+from ensemble.counters import SlateTally, StrangerTally, Tally
 from ensemble.errors import Code, RequestError
 from ensemble.plan import Plan
 from ensemble.release import Release
@@ -75,33 +77,54 @@ def _passed_on(plan: Plan) -> tuple[TensorSpec, ...]:
     return tuple(spec for spec in REQUEST if spec.name in read)
 
 
-def served(name: str, release: Release, steering: Steering) -> Callable[..., Mapping[str, np.ndarray]]:
+@dataclass(frozen=True)
+class Served:
+    """What a step of `served_steps` runs, and the tallies of what it did."""
+
+    run: Callable[..., Mapping[str, np.ndarray]]
+    tallies: tuple[Tally, ...] = ()
+
+    def __call__(self, **arrays: np.ndarray) -> Mapping[str, np.ndarray]:
+        return self.run(**arrays)
+
+
+def served(name: str, release: Release, steering: Steering) -> Served:
     """What a step of `served_steps` runs."""
     if name == Cascade.name:
-        answer = Cascade(release, steering=steering).answer
+        cascade = Cascade(release, steering=steering)
+        strangers = StrangerTally(cascade.plan, cascade.user_state.users)
+        slates = SlateTally(cascade.plan, cascade.reordering.kind)
 
         def whole(request: np.ndarray) -> dict[str, np.ndarray]:
-            asked = read_requests(request)
-            return write_slates(answer(**asked), asked[_USER.name])
+            made = cascade.everything(read_requests(request))
+            strangers.add(made)
+            slates.add(made)
+            return write_slates(made, made[_USER.name])
 
-        return whole
+        return Served(whole, (strangers, slates))
     run = stage(name, release, steering)
-    if name == UserState.name:
+    if isinstance(run, UserState):
         read = [spec.name for spec in UserState.step(run.plan).inputs]
         passed = [spec.name for spec in _passed_on(run.plan)]
+        strangers = StrangerTally(run.plan, run.users)
 
         def begin(request: np.ndarray) -> dict[str, np.ndarray]:
             asked = read_requests(request)
-            return run(**{name: asked[name] for name in read}) | {name: asked[name] for name in passed}
+            made = run(**{name: asked[name] for name in read}) | {name: asked[name] for name in passed}
+            strangers.add(made)
+            return made
 
-        return begin
-    if name == Reordering.name:
+        return Served(begin, (strangers,))
+    if isinstance(run, Reordering):
+        slates = SlateTally(run.plan, run.kind)
 
         def end(user_id: np.ndarray, **made: np.ndarray) -> dict[str, np.ndarray]:
-            return write_slates(run(**made), user_id)
+            reply = run(**made)
+            slates.add(made | reply)
+            return write_slates(reply, user_id)
 
-        return end
-    return run
+        return Served(end, (slates,))
+    return Served(run)
 
 
 class Cascade:
@@ -159,14 +182,18 @@ class Cascade:
         Raises:
             RequestError: as the server would answer.
         """
-        return self.answer(**check_inputs(REQUEST, request))
+        made = self.everything(check_inputs(REQUEST, request))
+        return {name: made[name] for name in self.outputs}
 
-    def answer(self, **request: np.ndarray) -> dict[str, np.ndarray]:
-        """The slates of requests whose tensors were checked."""
+    def everything(self, request: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The tensors of requests, which were checked, and of all steps.
+
+        Raises:
+            RequestError: as the server would answer.
+        """
         if not len(request["user_id"]):
             raise RequestError(Code.INVALID_ARGUMENT, NO_ROWS)
-        made = self.up_to(self.steps[-1].name, request)
-        return {name: made[name] for name in self.outputs}
+        return self.up_to(self.steps[-1].name, request)
 
     def up_to(self, last: str, request: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The tensors of requests and of all steps up to the one named `last`, that one included."""

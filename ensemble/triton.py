@@ -9,16 +9,19 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from ensemble.counters import MADE, Counter, Tally, refusal_tally
 from ensemble.errors import Code, RequestError
 from ensemble.release import Release
 from ensemble.steps import STRING, Arrays, TensorSpec, check_inputs
@@ -177,6 +180,73 @@ class DeadMansSwitch:
         self._thread.join()
 
 
+class Meter:
+    """Tells Triton what a stage has done, from a thread of its own; its processes add to the same series.
+
+    What a process did within the last turn is lost where it is killed.
+
+    Args:
+        family: `MetricFamily` of Triton's Python backend.
+        tallies: of the stage.
+        release, version: what the stage serves, where it is of a release, and as which version of its step.
+        every_s: seconds between two turns. To tell a series something takes some 40 µs.
+    """
+
+    #: Triton takes a series away, from all processes that add to it, when one of them collects its own.
+    _held: ClassVar[list[Meter]] = []
+
+    def __init__(
+        self,
+        family: Any,
+        tallies: Sequence[Tally],
+        release: Release | None = None,
+        version: str = "",
+        every_s: float = 2.0,
+    ) -> None:
+        self._held.append(self)
+        self._family, self._tallies = family, tallies
+        self._families, self._series = dict[str, Any](), dict[tuple[str, tuple[str, ...]], Any]()
+        self._made = None
+        if release is not None:
+            self._made = self._one(MADE, (release.name, version), family.GAUGE)
+            self._made.set(datetime.fromisoformat(release.created).timestamp())
+        self._ended = threading.Event()
+        for tally in tallies:
+            tally.open()
+        self._tell()
+
+        def turns() -> None:
+            while not self._ended.wait(every_s):
+                self._tell()
+
+        self._thread = threading.Thread(target=turns, name="meter", daemon=True)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Tell the last, and that the release is served no more."""
+        self._ended.set()
+        self._thread.join()
+        self._tell()
+        if self._made is not None:
+            self._made.set(math.nan)
+
+    def _tell(self) -> None:
+        for tally in self._tallies:
+            for (counter, labels), grown in tally.take().items():
+                series = self._one(counter, labels, self._family.COUNTER)
+                if grown:
+                    series.increment(float(grown))
+
+    def _one(self, of: Counter, labels: tuple[str, ...], kind: Any) -> Any:
+        """A series; it begins with 0."""
+        if of.name not in self._families:
+            self._families[of.name] = self._family(name=of.name, description=of.text, kind=kind)
+        if (of.name, labels) not in self._series:
+            made = self._families[of.name].Metric(labels=dict(zip(of.labels, labels)))
+            self._series[of.name, labels] = made
+        return self._series[of.name, labels]
+
+
 class StageModel:
     """A Triton Python model that serves the stage of its own name from the release beside it.
 
@@ -197,6 +267,7 @@ class StageModel:
         inputs = [_spec(entry, parameters) for entry in config["input"]]
         self._outputs = [_spec(entry, parameters) for entry in config["output"]]
         folder = Path(args["model_repository"]) / args["model_version"]
+        self._release: Release | None = None
         try:
             stage = self.build(config, parameters, folder)
         except Exception as error:
@@ -204,11 +275,15 @@ class StageModel:
             raise pb.TritonModelException(f"step '{config['name']}' cannot start: {error}") from error
         self._inputs = inputs
         self._stage = BatchedStage(config["name"], stage, inputs, self._outputs, pb.Logger.log_error)
+        self._refusals = refusal_tally(config["name"])
+        tallies = (self._refusals, *getattr(stage, "tallies", ()))
+        self._meter = Meter(pb.MetricFamily, tallies, self._release, args["model_version"])
         self._switch = DeadMansSwitch()
 
     def finalize(self) -> None:
         """Triton is about to end the process."""
         self._switch.release()
+        self._meter.release()
 
     def build(self, config: Mapping[str, Any], parameters: Mapping[str, str], folder: Path) -> Stage:
         """The stage to run; `folder` is the model's version folder."""
@@ -219,7 +294,8 @@ class StageModel:
         options = {
             key.removeprefix(OPTION): said for key, said in parameters.items() if key.startswith(OPTION)
         }
-        return registry(config["name"], Release.open(folder / RELEASE), **options)
+        self._release = Release.open(folder / RELEASE)
+        return registry(config["name"], self._release, **options)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer the requests of one dynamic batch."""
@@ -243,6 +319,7 @@ class StageModel:
     def _respond(self, reply: Mapping[str, np.ndarray] | RequestError) -> Any:
         pb = self._pb
         if isinstance(reply, RequestError):
+            self._refusals.add(reply.code)
             code = {Code.INVALID_ARGUMENT: "INVALID_ARG"}.get(reply.code, reply.code.value)
             return pb.InferenceResponse(error=pb.TritonError(reply.message, getattr(pb.TritonError, code)))
         return pb.InferenceResponse([pb.Tensor(name, array) for name, array in reply.items()])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ensemble.counters import event_tally
 from ensemble.intake import append_all, taken_in
 from ensemble.lookup import IdIndex
 from ensemble.release import Release
@@ -30,6 +31,8 @@ class Events:
     def __init__(self, release: Release, state: Path, feedback: Path | None = None) -> None:
         self.journal = Journal(state)
         self.log = None if feedback is None else FeedbackLog(feedback)
+        self._tally = event_tally()
+        self.tallies = (self._tally,)
         self.known = {
             "content": IdIndex(release.array("text_content_id.npy")),
             "seller": IdIndex(release.array("seller_ids.npy")),
@@ -68,6 +71,7 @@ class Events:
                 "the events hold, but the feedback log",
                 "; what is sent again counts once",
             )
+        self._tally.add([event for row in rows for event in row])
         unknown = np.zeros(len(rows), np.int64)
         for subject, index in self.known.items():
             about = [

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ensemble.counters import record_tally
 from ensemble.intake import append_all, taken_in
 from ensemble.steps import StageStep, TensorSpec
 from feedback.log import FeedbackLog
@@ -24,6 +25,8 @@ class Feedback:
 
     def __init__(self, folder: Path) -> None:
         self.log = FeedbackLog(folder)
+        self._tally = record_tally()
+        self.tallies = (self._tally,)
 
     @staticmethod
     def step() -> StageStep:
@@ -47,4 +50,5 @@ class Feedback:
         """
         rows = taken_in(record, time.time(), "record", parse)
         append_all(self.log.append, rows, "the feedback log", "; what is sent again counts once")
+        self._tally.add([record for row in rows for record in row])
         return {"written": np.array([len(row) for row in rows], np.int64)}

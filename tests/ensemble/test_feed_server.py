@@ -1,5 +1,8 @@
 """The real Triton server of the small release: it answers as the cascade in this process does."""
 
+import time
+import urllib.request
+
 import numpy as np
 import pytest
 
@@ -42,6 +45,63 @@ def test_the_steps_are_models_as_asked(feed_server, split_feed_server):
     assert models(feed_server.repository) == ["cascade", "feed"]
     each = ["feed", "query", "ranking", "reordering", "retrieval", "user_state"]
     assert models(split_feed_server.repository) == each
+
+
+def told(server):
+    """Prometheus series of the feed on the metrics port, by name with labels."""
+    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=120) as page:
+        lines = page.read().decode().splitlines()
+    return {
+        of: float(value) for of, _, value in (line.rpartition(" ") for line in lines if line[:6] == "pasar_")
+    }
+
+
+def total(series, name):
+    return sum(value for of, value in series.items() if of.startswith(f"{name}{{"))
+
+
+@pytest.mark.parametrize(
+    "how", ["feed_server", "split_feed_server"], ids=["in one process", "each step a model"]
+)
+def test_the_metrics_port_tells_what_was_served(request, small_release, cascade, how):
+    server = request.getfixturevalue(how)
+    asked = requests(small_release, 16, seed=9)
+    asked["exclude"] = np.tile(small_release.array("text_content_id.npy").astype(object), (16, 1))
+    asked["exclude"][8:] = ""
+    expected = cascade(asked)
+    filled = expected["content_id"] != ""
+    wanted = {
+        "pasar_slates_total": 16,
+        "pasar_empty_places_total": (~filled).sum(),
+        "pasar_places_total": filled.sum(),
+        "pasar_reasons_total": filled.sum(),
+        "pasar_strangers_total": (cascade.user_state.users(asked["user_id"]) < 0).sum(),
+        "pasar_expected_value_usd_total": np.abs(expected["slate_value"]).sum(),
+        "pasar_expected_outcomes_total": expected["slate_probabilities"].sum(),
+        "pasar_refused_total": 1,
+    }
+    before, seen = told(server), {}
+    while before != seen:  # processes still tell what tests before this one were served
+        time.sleep(2.5)
+        before, seen = told(server), before
+    with FeedClient(server.grpc_url) as connected:
+        for rows in range(16):
+            connected.infer({name: array[rows : rows + 1] for name, array in asked.items()})
+        with pytest.raises(RequestError):
+            connected.infer({**asked, "market": np.full(16, "ZZ", object)})
+    deadline, grown = time.monotonic() + 120, {}
+    while time.monotonic() < deadline:
+        grown = {of: value - before[of] for of, value in told(server).items()}
+        if all(total(grown, name) > 0.9999 * amount for name, amount in wanted.items()):
+            break
+        time.sleep(0.2)
+    assert {name: total(grown, name) for name in wanted} == pytest.approx(wanted, rel=1e-4)
+    for market in cascade.plan.markets:
+        here = asked["market"] == market
+        assert grown[f'pasar_slates_total{{market="{market}"}}'] == here.sum()
+        assert grown[f'pasar_empty_places_total{{market="{market}"}}'] == (~filled[here]).sum()
+    step = "cascade" if how == "feed_server" else "user_state"
+    assert grown[f'pasar_refused_total{{code="NOT_FOUND",step="{step}"}}'] == 1
 
 
 @pytest.mark.parametrize("rows", [1, 8, 64])
