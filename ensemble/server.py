@@ -41,6 +41,8 @@ _FAULT = re.compile(r"^(?!.*CUDA driver)([EF]\d{4} |.*(error|failed|exception))"
 _DEAD = re.compile(r"stub process .*not healthy", re.IGNORECASE | re.DOTALL)
 _EXIT_S = 5
 """Seconds that requests under way have to finish when the server stops, and a watch when it ends."""
+_FORGOTTEN_S = 10
+"""Seconds in which a process answers what it was asked before its step was loaded anew."""
 _LAST_BYTES = 8192
 """Of the log, where the end of a server that ended by itself is explained."""
 _LIFELINE = f"""
@@ -99,6 +101,8 @@ class TritonServer:
         self._lifeline: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
         self._log_start = 0
+        #: Until when each may take to end by itself (s of the monotonic clock), and its file descriptor.
+        self._forgotten: list[tuple[float, int]] = []
         self._shm = f"pasar_{secrets.token_hex(6)}_"
 
     @property
@@ -180,14 +184,39 @@ class TritonServer:
         """Send every step a sign of life and load those anew whose process died; returns their names.
 
         Triton never restarts a dead stub and stays ready meanwhile. Each call reaches as many processes of a
-        step as it has, though not surely each of them.
+        step as it has, though not surely each of them. Those that lived on beside the dead one Triton forgets
+        without ending them; they are ended at a later call, when what they were asked is answered.
         """
+        self._end_forgotten()
         with self._client() as client:
             dead = [name for name in models(self.repository) if not self._lives(client, name, timeout_s)]
             for model in sorted(dead, key=FEED.__eq__):  # the ensemble needs its steps
+                before = self._stubs(model)
                 client.unload_model(model)
                 client.load_model(model)
+                self._forgotten += [(time.monotonic() + _FORGOTTEN_S, handle) for handle in before]
         return dead
+
+    def _stubs(self, model: str) -> list[int]:
+        """The processes of a step, as file descriptors: their ids may be another's by the time they count."""
+        found = []
+        for children in Path(f"/proc/{self.pid}/task").glob("*/children"):
+            with contextlib.suppress(OSError):  # of a thread that has ended
+                for pid in map(int, children.read_text().split()):
+                    with contextlib.suppress(OSError, IndexError):
+                        script = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[1]
+                        if Path(script).parts[-3] == model:
+                            found.append(os.pidfd_open(pid))
+        return found
+
+    def _end_forgotten(self, *, everybody: bool = False) -> None:
+        """End the processes whose step was loaded anew a while ago, and that have not ended by themselves."""
+        due = [one for one in self._forgotten if everybody or one[0] <= time.monotonic()]
+        for _, handle in due:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+            os.close(handle)
+        self._forgotten = [one for one in self._forgotten if one not in due]
 
     def _lives(self, client: grpc.InferenceServerClient, model: str, timeout_s: float) -> bool:
         config = read_config(self.repository, model)
@@ -272,6 +301,7 @@ class TritonServer:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 time.sleep(0.01)
         self._process = None
+        self._end_forgotten(everybody=True)
         if self._lifeline is not None:
             self._lifeline.communicate(b"ended\n")
             self._lifeline = None

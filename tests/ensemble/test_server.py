@@ -296,6 +296,16 @@ def test_a_repository_that_the_server_does_not_serve_stays_as_it_is(feed, tmp_pa
 
 
 def processes(server):
+    """Of live processes one by name, see `every_process`."""
+    return {name: ids[0] for name, ids in live(server).items()}
+
+
+def every_process(server, name):
+    """Ids of live processes, ascending, that are "server" or run a step of that name."""
+    return sorted(live(server).get(name, []))
+
+
+def live(server):
     """Live processes that carry the server's shared-memory prefix: itself, and stubs by the step they run."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
@@ -305,7 +315,8 @@ def processes(server):
         except (FileNotFoundError, ProcessLookupError):
             continue
         if not zombie and any(server._shm in word for word in command):
-            found["server" if "stub" not in command[0] else Path(command[1]).parts[-3]] = int(folder.name)
+            name = "server" if "stub" not in command[0] else Path(command[1]).parts[-3]
+            found.setdefault(name, []).append(int(folder.name))
     return found
 
 
@@ -326,6 +337,30 @@ def test_a_killed_step_is_back_while_somebody_watches(feed, step):
                 time.sleep(0.05)
     assert back is not None
     assert feed.server.revive() == []
+
+
+def test_a_process_that_outlives_another_of_its_step_is_not_kept_for_ever(tmp_path, monkeypatch):
+    # Long enough not to pass between two lines of this test on a machine that halts.
+    monkeypatch.setattr("ensemble.server._FORGOTTEN_S", 3)
+    release = toy.write_release(tmp_path / "release")
+    write_repository(tmp_path / "repository", release, *CASCADE, instances=2, **STAGES)
+    with TritonServer(tmp_path / "repository", log=tmp_path / "log", startup_deadline_s=120) as server:
+        before = every_process(server, "pick")
+        assert len(before) == 2
+        os.kill(before[0], signal.SIGKILL)
+        deadline = time.monotonic() + 120
+        while "pick" not in server.revive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        server.revive()
+        assert before[1] in every_process(server, "pick"), "it may still be answering"
+        while before[1] in every_process(server, "pick") and time.monotonic() < deadline:
+            time.sleep(0.1)
+            server.revive()
+        now = every_process(server, "pick")
+        assert len(now) == 2
+        assert not set(now) & set(before)
+        with grpc.InferenceServerClient(server.grpc_url) as client:
+            assert ask(client, "ana")["score"].shape == (1, 2)
 
 
 def test_after_a_step_stood_still_everybody_gets_what_they_asked_for(feed):
