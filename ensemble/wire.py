@@ -144,13 +144,11 @@ def _row(number: int, text: str) -> list[Any]:
     except (ValueError, RecursionError) as error:
         raise _invalid(f"request {number} is not JSON ({error}); send one object a row") from None
     if not isinstance(said, dict) or (len(said) != _NEEDED and len(said.keys() - _OPTIONAL) != _NEEDED):
-        names = [name for name, *_ in _KEYS if name not in _OPTIONAL]
-        raise _invalid(
-            f"request {number} is not an object of {', '.join(names)}{_misfit(said, names)}; send all of "
-            f"them, and {' or '.join(_OPTIONAL)} where there are any"
-        )
+        raise _misfit(number, said)
     values = []
     for name, fits, kind, many in _KEYS:
+        if name not in said and name not in _OPTIONAL:  # another key is there in its place
+            raise _misfit(number, said)
         value: Any = said.get(name, _OPTIONAL.get(name))
         if not (isinstance(value, list) and all(map(fits, value)) if many else fits(value)):
             wanted = f"a list of {kind}" if many else kind
@@ -161,15 +159,20 @@ def _row(number: int, text: str) -> list[Any]:
     return values
 
 
-def _misfit(said: Any, names: list[str]) -> str:
-    """What an object lacks of the keys `names`, and the first that it has beside those of a request."""
-    if not isinstance(said, dict):
-        return ""
-    lacking = [name for name in names if name not in said]
-    other = next((key for key in said if key not in names and key not in _OPTIONAL), None)
-    told = [f"lacks {', '.join(lacking)}"] if lacking else []
-    told += [f"has {other[:60]!r}"] if other is not None else []
-    return f": it {' and '.join(told)}"
+def _misfit(number: int, said: Any) -> RequestError:
+    """Refuses what is no object of a request's keys: names those that it lacks, and the first that it has
+    beside them."""
+    names, told = [name for name, *_ in _KEYS if name not in _OPTIONAL], []
+    if isinstance(said, dict):
+        lacking = [name for name in names if name not in said]
+        other = next((key for key in said if key not in names and key not in _OPTIONAL), None)
+        told += [f"lacks {', '.join(lacking)}"] if lacking else []
+        told += [f"has {other[:60]!r}"] if other is not None else []
+    why = f": it {' and '.join(told)}" if told else ""
+    return _invalid(
+        f"request {number} is not an object of {', '.join(names)}{why}; send all of them, and "
+        f"{' or '.join(_OPTIONAL)} where there are any"
+    )
 
 
 def _invalid(message: str) -> RequestError:

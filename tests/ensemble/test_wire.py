@@ -119,6 +119,8 @@ def test_a_value_of_another_kind_is_refused_by_its_name_and_row(change, said):
     [
         ({"colour": 1}, "explain: it has 'colour'; send all of them, and exclude_sellers or languages"),
         ({"seed": None}, "explain: it lacks seed; send"),
+        ({"seed": None, "sead": 1}, "explain: it lacks seed and has 'sead'; send"),
+        ({"seed": None, "languages": ["en"]}, "explain: it lacks seed; send"),
         ({"shown": None, "seed": None, "shwon": []}, "explain: it lacks shown, seed and has 'shwon'; send"),
         ({"k" * 9000: 1}, f"it has '{'k' * 60}'; send"),
     ],
