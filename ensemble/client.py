@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
@@ -105,41 +105,70 @@ class Slate:
 
 
 def pack(requests: Sequence[FeedRequest]) -> dict[str, np.ndarray]:
-    """Requests as the tensors of `REQUEST`, one row each; `RequestError` where a number has no place, or a
-    text stands for a list."""
+    """Requests as the tensors of `REQUEST`, one row each.
 
-    def texts(name: str) -> np.ndarray:
-        values = [getattr(request, name) for request in requests]
-        if (alone := next((ids for ids in values if isinstance(ids, str)), None)) is not None:
-            raise RequestError(
-                Code.INVALID_ARGUMENT, f"'{name}' is the text {alone[:60]!r}; send a list, [{alone[:60]!r}]"
-            )
-        table = np.full((len(values), max(map(len, values), default=0)), "", STRING)
-        for row, ids in enumerate(values):
-            table[row, : len(ids)] = ids
+    Raises:
+        RequestError: INVALID_ARGUMENT; a value is of another kind, or a number has no place.
+    """
+
+    def values(name: str, fits: Callable[[Any], bool], wanted: str) -> list[Any]:
+        every = [getattr(request, name) for request in requests]
+        for number, value in enumerate(every):
+            if not fits(value):
+                raise RequestError(
+                    Code.INVALID_ARGUMENT, f"'{name}' of request {number} is {value!r:.60}; send {wanted}"
+                )
+        return every
+
+    def lists(name: str) -> np.ndarray:
+        for number, ids in enumerate(getattr(request, name) for request in requests):
+            if isinstance(ids, str):
+                raise RequestError(
+                    Code.INVALID_ARGUMENT,
+                    f"'{name}' of request {number} is the text {ids[:60]!r}; send a list, [{ids[:60]!r}]",
+                )
+        every = [list(ids) for ids in values(name, _is_list, "a list of text")]
+        table = np.full((len(every), max(map(len, every), default=0)), "", STRING)
+        for row, ids in zip(table, every):
+            row[: len(ids)] = ids
         return table
 
-    def whole(name: str, values: Sequence[int]) -> np.ndarray:
-        for value in values:
-            if not isinstance(value, Integral) or not -(2**63) <= value < 2**63:
-                raise RequestError(
-                    Code.INVALID_ARGUMENT, f"'{name}' is {str(value)[:60]}; send a whole number of 64 bits"
-                )
-        return np.array(values, np.int64)
-
+    whole = "a whole number of 64 bits"
+    values("seed", lambda seed: seed is None or _is_whole(seed), whole)
     return {
-        "user_id": np.array([r.user for r in requests], STRING),
-        "market": np.array([r.market for r in requests], STRING),
-        "time": whole("time", [r.time for r in requests]),
-        "history": texts("history"),
-        "exclude": texts("exclude"),
-        "shown": texts("shown"),
-        "diversity": np.array([r.diversity for r in requests], np.float32),
-        "seed": whole("seed", [_seed(r) for r in requests]),
-        "explain": np.array([r.explain for r in requests], np.bool_),
-        "exclude_sellers": texts("exclude_sellers"),
-        "languages": texts("languages"),
+        "user_id": np.array(values("user", _is_text, "text"), STRING),
+        "market": np.array(values("market", _is_text, "text"), STRING),
+        "time": np.array(values("time", _is_whole, whole), np.int64),
+        "history": lists("history"),
+        "exclude": lists("exclude"),
+        "shown": lists("shown"),
+        "diversity": np.array(values("diversity", _is_share, "0 to 1"), np.float32),
+        "seed": np.array([_seed(request) for request in requests], np.int64),
+        "explain": np.array(values("explain", _is_flag, "True or False"), np.bool_),
+        "exclude_sellers": lists("exclude_sellers"),
+        "languages": lists("languages"),
     }
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str | bytes)
+
+
+def _is_list(value: Any) -> bool:
+    """Whether a value is texts side by side; sets are, of which no order is asked."""
+    return isinstance(value, Collection) and not isinstance(value, bytes) and all(map(_is_text, value))
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and -(2**63) <= int(value) < 2**63
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and bool(0 <= value <= 1)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool | np.bool_)
 
 
 def _seed(request: FeedRequest) -> int:

@@ -73,19 +73,37 @@ def test_places_without_an_item_are_left_out_of_a_slate():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"seed": 2**64}, "'seed' is 18446744073709551616; send a whole number of 64 bits"),
-        ({"time": -(10**30)}, "'time' is -1000000000000000000000000000000; send a whole number of 64 bits"),
-        ({"time": 1.5}, "'time' is 1.5; send a whole number of 64 bits"),
-        ({"exclude": "v1"}, "'exclude' is the text 'v1'; send a list, ['v1']"),
+        ({"seed": 2**64}, "'seed' of request 1 is 18446744073709551616; send a whole number of 64 bits"),
+        ({"time": -(10**30)}, f"'time' of request 1 is -1{'0' * 30}; send a whole number of 64 bits"),
+        ({"time": 1.5}, "'time' of request 1 is 1.5; send a whole number of 64 bits"),
+        ({"time": "5"}, "'time' of request 1 is '5'; send a whole number of 64 bits"),
+        ({"exclude": "v1"}, "'exclude' of request 1 is the text 'v1'; send a list, ['v1']"),
+        ({"exclude": b"v1"}, "'exclude' of request 1 is b'v1'; send a list of text"),
+        ({"history": None}, "'history' of request 1 is None; send a list of text"),
+        ({"history": ["v1", 7]}, "'history' of request 1 is ['v1', 7]; send a list of text"),
+        ({"shown": (text for text in "ab")}, "'shown' of request 1 is <generator"),
+        ({"user": np.int64(7)}, "'user' of request 1 is 7; send text"),
+        ({"market": None}, "'market' of request 1 is None; send text"),
+        ({"diversity": "0.5"}, "'diversity' of request 1 is '0.5'; send 0 to 1"),
+        ({"diversity": 10**400}, f"'diversity' of request 1 is 1{'0' * 59}; send 0 to 1"),
+        ({"diversity": float("nan")}, "'diversity' of request 1 is nan; send 0 to 1"),
+        ({"explain": "no"}, "'explain' of request 1 is 'no'; send True or False"),
         ({"user": "\ud800"}, r"holds '\ud800', half a character; send whole ones"),
         ({"history": ["v1", "v\udfff"]}, r"holds '\udfff', half a character"),
     ],
 )
 def test_what_no_message_can_hold_is_refused_before_it_is_sent(change, said):
+    sound = {"user": "u1", "market": "ID", "time": 1}
     with FeedClient("127.0.0.1:1") as client, pytest.raises(RequestError) as caught:
-        client.feed([FeedRequest(**{"user": "u1", "market": "ID", "time": 1} | change)])
+        client.feed([FeedRequest(**sound), FeedRequest(**sound | change)])
     assert caught.value.code is Code.INVALID_ARGUMENT
     assert said in caught.value.message
+
+
+def test_ids_may_come_as_any_texts_side_by_side():
+    lists = ["a", "b"], ("a", "b"), np.array(["a", "b"]), dict.fromkeys("ab"), dict.fromkeys("ab").keys()
+    packed = pack([FeedRequest("u1", "ID", 1, exclude=ids) for ids in (*lists, {"b"})])
+    assert packed["exclude"].tolist() == [["a", "b"]] * len(lists) + [["b", ""]]
 
 
 def test_no_request_at_all_is_refused_before_it_is_sent():
