@@ -21,15 +21,20 @@ class IdIndex:
         self.dtype = np.dtype(f"U{ids.dtype.itemsize // 4 + 1}")
         # Of the dtype that is looked for: `searchsorted` would copy the table at every call to make it so.
         self.sorted = np.asarray(ids)[self.order].astype(self.dtype)
+        #: The row of "", which fills lists; mostly it is no id.
+        self.filling = int(self.order[0]) if len(ids) and not self.sorted[0] else -1
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
         """Rows of `ids` (text, any shape), int64 of that shape; -1 where unknown."""
-        if not len(self.sorted) or not ids.size:
-            return np.full(ids.shape, -1, np.int64)
-        wanted = ids.astype(self.dtype)
-        place = self.sorted.searchsorted(wanted)
-        found = self.sorted.take(place, mode="clip") == wanted
-        return np.where(found, self.order.take(place, mode="clip"), -1)
+        found = np.full(ids.shape, self.filling, np.int64)
+        # Lists in a batch are as long as the longest, so most of what they hold may be no id at all.
+        asked = ids != ""
+        if len(self.sorted) and asked.any():
+            wanted = ids[asked].astype(self.dtype)
+            place = self.sorted.searchsorted(wanted)
+            known = self.sorted.take(place, mode="clip") == wanted
+            found[asked] = np.where(known, self.order.take(place, mode="clip"), -1)
+        return found
 
 
 def spoken(release: Release) -> tuple[dict[str, int], np.ndarray]:
