@@ -30,6 +30,7 @@ from workflows.examples import TRAIN, VALID, Examples
 
 BATCH = 64
 TOP = 10
+CONVERSION = "conversion.npy"
 
 
 def with_stacking(
@@ -131,7 +132,7 @@ def with_preranker(
 
     Args:
         served: arrays by file that go in the place of the draft's, such as those of an item graph that knows
-            more than the one that was learned with.
+            more than the one that was learned with; conversions only where the draft has some.
     """
     queries = data.examples.queries.rows(TRAIN)
     rows = np.random.default_rng(seed).permutation(np.arange(queries.start, queries.stop))[: config.queries]
@@ -173,7 +174,9 @@ def with_preranker(
         for name, array in arrays.items():
             release.array(name, array)
         for name, array in (served or {}).items():
-            release.array(name, array)
+            # A pre-ranker that learned without conversions has no weights to read them with.
+            if name != CONVERSION or retrieval.conversion is not None:
+                release.array(name, array)
         cosine = np.einsum("qd,qcd->qc", query_vector, vectors[np.maximum(candidates, 0)])
         score = PreRanker(arrays)(query_vector, candidates, numbers, cosine)
         score, value = score[judged], value[judged]

@@ -16,9 +16,9 @@ from tests.ensemble.test_retrieval import ask
 QUERIES = 400
 
 
-def test_the_agreement_of_a_release_is_that_of_the_candidates_it_serves(tmp_path, monkeypatch):
-    draft, random = synthetic.release(tmp_path, 2), np.random.default_rng(0)
-    retrieval, request = Retrieval(draft), ask(draft, 1, QUERIES)
+def taught(draft, folder, monkeypatch, served=None):
+    """A draft with a pre-ranker of random weights; the stage, queries and worths that it learned of."""
+    random, retrieval, request = np.random.default_rng(0), Retrieval(draft), ask(draft, 1, QUERIES)
     worth = random.random(len(draft.array("created_at.npy")))
 
     def ranked(cascade, data, rows, query_vectors, seen):
@@ -44,8 +44,13 @@ def test_the_agreement_of_a_release_is_that_of_the_candidates_it_serves(tmp_path
     monkeypatch.setattr(distil, "Cascade", lambda *_, **__: cascade)
     monkeypatch.setattr(distil, "_ranked", ranked)
     monkeypatch.setattr(distil, "train_preranker", trained)
-    made = distil.with_preranker(draft, tmp_path / "made", data, two_tower, PreRankerConfig(), 0)
+    made = distil.with_preranker(draft, folder / "made", data, two_tower, PreRankerConfig(), 0, served)
+    return made, retrieval, request, worth
 
+
+def test_the_agreement_of_a_release_is_that_of_the_candidates_it_serves(tmp_path, monkeypatch):
+    draft = synthetic.release(tmp_path, 2)
+    made, retrieval, request, worth = taught(draft, tmp_path, monkeypatch)
     judged = {name: array[::10] for name, array in request.items()}
     brought = retrieval.retrieve(**judged)["candidates"]
     served = Retrieval(Release.open(made.path))(**judged)["candidates"]
@@ -54,3 +59,17 @@ def test_the_agreement_of_a_release_is_that_of_the_candidates_it_serves(tmp_path
     told = made.info["preranker"]
     assert told["agreement"] == pytest.approx(sum(kept) / sum(map(len, best)))
     assert told["agreement"] != told["unspread"]
+
+
+@pytest.mark.parametrize(("world", "learned"), [(2, False), (10, True)])
+def test_conversions_that_pre_ranking_learned_nothing_of_are_not_served(
+    tmp_path, monkeypatch, world, learned
+):
+    """Where few orders were logged all of them may be drawn for validation, of which served arrays know."""
+    draft = synthetic.release(tmp_path, world)
+    assert draft.array("conversion.npy").any() == learned
+    more = np.full(len(draft.array("conversion.npy")), -1.0, np.float32)
+    made, *_ = taught(draft, tmp_path, monkeypatch, {"conversion.npy": more})
+    stage, request = Retrieval(Release.open(made.path)), ask(draft, 2, 4)
+    assert (stage(**request)["candidates"] >= 0).any()
+    assert (stage.conversion is None) == (not learned)
