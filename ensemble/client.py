@@ -243,6 +243,11 @@ def outcome(
     return records.outcome(request_id, request.user, request.time, content, at, **came)
 
 
+def event_texts(events: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Events or records as the steps beside the cascade take them, text[1, E]."""
+    return np.array([[json.dumps(event, default=_plain) for event in events]], object).reshape(1, -1)
+
+
 def infer_message(
     request: Mapping[str, np.ndarray], timeout_s: float | None = None
 ) -> messages.ModelInferRequest:
@@ -365,9 +370,8 @@ class FeedClient:
         Args:
             what, option: what a server without that step does not have, and how to start one with it.
         """
-        texts = np.array([[json.dumps(event, default=_plain) for event in events]], object).reshape(1, -1)
         try:
-            reply = self._ask(self._server.ModelInfer, _message(model, name, texts))
+            reply = self._ask(self._server.ModelInfer, _message(model, name, event_texts(events)))
         except RequestError as error:
             if "unknown model" in error.message:
                 raise RequestError(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ensemble.client import FeedClient, FeedRequest, Slate
+from ensemble.client import FeedClient, FeedRequest, Slate, event_texts, pack
 from ensemble.errors import Code, RequestError
+from ensemble.intake import taken_in
 from ensemble.wire import NO_ROWS
+from feedback.records import parse
 
 
 class SplitClient:
@@ -50,13 +54,16 @@ class SplitClient:
         """The slates of a batch of requests, in their order, each server asked once.
 
         Raises:
-            RequestError: as `FeedClient.feed`, of the first server that refuses.
+            RequestError: as `FeedClient.feed`, of the first server that refuses, with its address.
         """
         if not requests:
             raise RequestError(Code.INVALID_ARGUMENT, NO_ROWS)
+        pack(requests)  # refuses what needs no server, by the numbers that the caller knows
         slates: list[Slate] = [Slate()] * len(requests)
         for client, rows in self._parts([request.user for request in requests]):
-            for row, slate in zip(rows, client.feed([requests[row] for row in rows])):
+            with _said_by(client):
+                made = client.feed([requests[row] for row in rows])
+            for row, slate in zip(rows, made):
                 slates[row] = slate
         return slates
 
@@ -64,11 +71,16 @@ class SplitClient:
         """Tell each server what came of its slates, as `FeedClient.send_feedback`; how many were written.
 
         Raises:
-            RequestError: of the first server that refuses; what went to others before is written, and counts
-                once however often it is sent.
+            RequestError: with the number of the record that is wrong, and none was sent; or of the first
+                server that refuses, with its address: what went to others before is written, and counts once
+                however often it is sent.
         """
-        parts = self._parts([record["user"] for record in told])
-        return sum(client.send_feedback([told[row] for row in rows]) for client, rows in parts)
+        (checked,) = taken_in(event_texts(told), time.time(), "record", parse)
+        written = 0
+        for client, rows in self._parts([record["user"] for record in checked]):
+            with _said_by(client):
+                written += client.send_feedback([told[row] for row in rows])
+        return written
 
     def _parts(self, users: Sequence[str]) -> list[tuple[FeedClient, list[int]]]:
         """Which of some users each server has, but for servers that have none."""
@@ -90,3 +102,12 @@ class SplitClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def _said_by(client: FeedClient) -> Iterator[None]:
+    """Have a server's refusal say whose it is: the rows that it names are those of its part."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(error.code, f"{client.url} says of its part: {error.message}") from None

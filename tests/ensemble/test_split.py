@@ -17,6 +17,8 @@ class Server:
         self.url, self.asked, self.told, self.release = url, [], [], f"release of {url}"
 
     def feed(self, requests):
+        if any(request.market == "ZZ" for request in requests):
+            raise RequestError(Code.NOT_FOUND, "unknown market 'ZZ' at row 0")
         self.asked.append([request.user for request in requests])
         return [
             Slate((Item(f"{self.url} {request.user}", ("trending",), 1, 0.5, {}, 1.0, "", 1.0),))
@@ -82,6 +84,30 @@ def test_each_person_is_asked_for_and_told_of_at_one_server(servers):
             assert {record["release"] for record in server.told if "release" in record} == {server.release}
             assert all(place["content"].startswith(url) for r in server.told for place in r.get("items", ()))
     assert [server.asked for server in servers.values()] == [None, None]
+
+
+def test_a_record_that_is_wrong_is_told_by_its_number_among_all_and_nothing_is_sent(servers):
+    told = [outcome(1, FeedRequest(user, "ID", 1), "v1", at=2, click=1) for user in USERS[:8]]
+    with SplitClient({OLD: 1, NEW: 1}, "x") as client:
+        for number, wrong in ((6, told[6] | {"click": 7}), (3, {"event": "outcome"})):
+            with pytest.raises(RequestError, match=f"^record {number + 1}: ") as caught:
+                client.send_feedback([*told[:number], wrong, *told[number + 1 :]])
+            assert caught.value.code is Code.INVALID_ARGUMENT
+        assert not servers[OLD].told + servers[NEW].told
+        assert client.send_feedback([]) == 0
+
+
+def test_what_is_no_request_is_told_by_its_number_among_all_and_a_refusal_by_whose_it_is(servers):
+    requests = [FeedRequest(user, "ID", 1) for user in USERS[:8]]
+    with SplitClient({OLD: 1, NEW: 1}, "x") as client:
+        with pytest.raises(RequestError, match=r"'time' of request 7 is 1\.5"):
+            client.feed([*requests[:7], FeedRequest(USERS[7], "ID", 1.5)])
+        assert not servers[OLD].asked
+        user = USERS[client.sides(USERS[:8]).tolist().index(1)]
+        refused = f"^{NEW} says of its part: unknown market 'ZZ' at row 0$"
+        with pytest.raises(RequestError, match=refused) as caught:
+            client.feed([FeedRequest(user, "ZZ", 1)])
+        assert caught.value.code is Code.NOT_FOUND
 
 
 def test_nobody_at_all_is_refused_as_a_server_would():
