@@ -321,7 +321,10 @@ class FeedClient:
         Raises:
             RequestError: with the server's code and message; UNAVAILABLE where no server answers.
         """
-        return unpack(self.infer(pack(requests)), self.tasks)
+        reply = self.infer(pack(requests))
+        if self._tasks is not None and len(self._tasks) != reply["slate_probabilities"].shape[2]:
+            self._tasks = None  # the server is another one, which was started while nobody asked
+        return unpack(reply, self.tasks)
 
     def infer(self, request: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The reply's tensors to a request's, as the in-process cascade gives them; text as UTF-8."""

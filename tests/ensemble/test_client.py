@@ -16,6 +16,7 @@ from ensemble.errors import Code, RequestError
 from ensemble.stages.reordering import Reason
 from ensemble.stages.user_state import REQUEST
 from ensemble.steps import check_inputs
+from ensemble.wire import _NUMBERS
 
 
 def test_requests_are_packed_as_the_cascade_reads_them():
@@ -221,6 +222,29 @@ def test_after_a_server_was_away_its_tasks_are_asked_for_again(monkeypatch):
             _ = client.release
         served.append("order,click")
         assert client.tasks == ("order", "click")
+
+
+def test_a_server_that_came_while_a_client_was_idle_and_learns_more_is_asked_for_its_tasks(monkeypatch):
+    served, numbers = ["click,order"], np.zeros((1, 1), np.float32)
+    reply = {
+        "content_id": np.array([[b"v1"]], object),
+        "slate_probabilities": np.array([[[0.25, 0.5, 0.75]]], np.float32),
+        "explanation": np.array([[b""]], object),
+        **dict.fromkeys(_NUMBERS, numbers),
+    }
+
+    def configuration(message, timeout):
+        said = service_pb2.ModelConfigResponse()
+        said.config.parameters["tasks"].string_value = served[-1]
+        return said
+
+    with FeedClient("127.0.0.1:1") as client:
+        monkeypatch.setattr(client._server, "ModelConfig", configuration)
+        monkeypatch.setattr(client, "infer", lambda request: reply)
+        assert client.tasks == ("click", "order")
+        served.append("click,cart,order")
+        (slate,) = client.feed([FeedRequest("ana", "BR", 10)])
+    assert slate.items[0].probabilities == {"click": 0.25, "cart": 0.5, "order": 0.75}
 
 
 @pytest.mark.slow
