@@ -35,8 +35,8 @@ the stored state does not know yet, oldest first, "" fills; `exclude`, ids never
 `shown`, ids shown lately, one entry an exposure, "" fills; `diversity` from 0 (value alone) to 1 (difference
 alone); `seed`, of what exploration draws: the same request gives the same slate; `explain`, whether the reply
 says what became of all candidates; `exclude_sellers`, ids of sellers none of whose contents are to be shown,
-"" fills; `languages`, BCP 47 codes of those that the person reads now, the own one first, "" fills; by
-default the stored one is the own, and filters nothing."""
+"" fills; `languages`, BCP 47 codes of those that the person reads now, the own one first, "" fills, "pt_BR"
+being "pt-BR"; by default the stored one is the own, and filters nothing."""
 _FOR_LATER = ("diversity", "seed", "explain")
 """What other stages read."""
 
@@ -223,7 +223,8 @@ class UserState:
             return speaks, np.empty((len(row), 0), np.int64), {}
         own: dict[int, str] = {}
         reads = np.full(languages.shape, -1)
-        for request, texts in enumerate(languages.tolist()):
+        for request, said in enumerate(languages.tolist()):
+            texts = [text.replace("_", "-") for text in said]  # as systems write their locales
             reads[request] = [self.languages.get(base(text), -1) if text else -1 for text in texts]
             for text, code in zip(texts, reads[request].tolist()):
                 if code >= 0 and request not in own:

@@ -191,6 +191,7 @@ def test_excluded_sellers_are_found_by_id_and_unknown_ones_are_nobody(world):
         (["xx", "en", ""], 0, [-1, 0, -1], "en"),
         (["pt"], 1, [1], "pt"),
         (["POR-pt", "eng"], 1, [1, 0], "pt"),
+        (["pt_BR", "en_US.UTF-8"], 1, [1, 0], "pt"),
     ],
 )
 def test_the_first_known_language_of_a_request_is_the_persons_own(world, languages, speaks, reads, text):
