@@ -19,6 +19,7 @@ from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 from ensemble.channels import Channel
 from ensemble.errors import Code, RequestError
 from ensemble.explanation import Explanation
+from ensemble.network import way_to
 from ensemble.rules import Reason
 from ensemble.stages.user_state import REQUEST
 from ensemble.steps import STRING, TensorSpec, check_inputs
@@ -294,7 +295,7 @@ class FeedClient:
 
     def __init__(self, url: str, timeout_s: float = 10.0) -> None:
         self.url, self.timeout_s = url, timeout_s
-        self._channel = grpc.insecure_channel(url, options=_OPTIONS)
+        self._channel = grpc.insecure_channel(url, options=[*_OPTIONS, *way_to(url)])
         self._server = GRPCInferenceServiceStub(self._channel)
         self._tasks: tuple[str, ...] | None = None
 

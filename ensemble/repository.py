@@ -21,6 +21,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
+from ensemble.network import way_to
 from ensemble.release import MANIFEST, Release
 from ensemble.steps import FEED, OnnxStep, Step, TensorSpec, check_wiring
 from ensemble.triton import OPTION, RELEASE
@@ -144,7 +145,10 @@ def add_version(
     check_wiring(steps, request, reply)
     release = _verified(release_path, steps)
     target = Path(path)
-    with _only_writer(target), contextlib.closing(grpc.InferenceServerClient(url)) as client:
+    with (
+        _only_writer(target),
+        contextlib.closing(grpc.InferenceServerClient(url, channel_args=way_to(url) or None)) as client,
+    ):
         old_feed = read_config(target, FEED)
         _check_same(target, old_feed, steps, request, reply, release)
         every = (*steps, *beside)

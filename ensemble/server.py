@@ -31,6 +31,7 @@ import tenacity
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
+from ensemble.network import DIRECT
 from ensemble.repository import CONFIG, TEMPLATES, RepositoryError, models, read_config
 from ensemble.steps import FEED, TensorSpec
 from ensemble.triton import CANARY
@@ -258,9 +259,8 @@ class TritonServer:
         return self._process
 
     def _client(self) -> contextlib.closing[grpc.InferenceServerClient]:
-        # It runs on this host: no proxy that the environment names can reach it as well.
-        direct = [("grpc.enable_http_proxy", 0)]
-        return contextlib.closing(grpc.InferenceServerClient(self.grpc_url, channel_args=direct))
+        # It runs on this host, whatever address of it that is.
+        return contextlib.closing(grpc.InferenceServerClient(self.grpc_url, channel_args=DIRECT))
 
     def _url(self, service: str) -> str:
         self._running()

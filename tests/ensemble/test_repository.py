@@ -13,6 +13,7 @@ from ensemble.repository import RepositoryError, add_version, read_config, write
 from ensemble.steps import OnnxStep, StageStep, TensorSpec, WiringError
 from market.folders import tidy
 from tests.ensemble import toy
+from tests.ensemble.test_network import proxy
 
 CASCADE = (toy.STEPS, toy.REQUEST, toy.REPLY)
 NOWHERE = "127.0.0.1:1"
@@ -156,11 +157,17 @@ def test_a_release_that_no_server_took_is_taken_back(repo, release):
     assert not list(repo.glob("*/2"))
 
 
+def test_a_proxy_is_not_asked_for_a_server_of_this_host(repo, release, monkeypatch):
+    with proxy(monkeypatch) as asked, pytest.raises(RepositoryError, match="was not taken"):
+        add_version(repo, release, *CASCADE, url=NOWHERE, deadline_s=2)
+    assert not asked
+
+
 @pytest.mark.parametrize("refused", ["query", "feed"])
 def test_what_a_refused_load_had_written_is_taken_back(repo, release, monkeypatch, refused):
     """At `query` one step is loaded already; at `feed` all are, and its configuration is a new one."""
     before, server = files(repo), Refusing(repo, refused)
-    monkeypatch.setattr(repository.grpc, "InferenceServerClient", lambda _: server)
+    monkeypatch.setattr(repository.grpc, "InferenceServerClient", lambda *_, **__: server)
     with pytest.raises(RepositoryError, match="was not taken, version 1 keeps serving: no memory"):
         add_version(repo, release, *CASCADE, url=NOWHERE)
     steps = ["pick", "query", "user_state"]
@@ -186,7 +193,7 @@ def test_a_release_that_the_disk_has_no_room_for_is_taken_back(repo, release, mo
 
     monkeypatch.setattr(repository, "link", copy)
     monkeypatch.setattr(repository, "_write_config", write)
-    monkeypatch.setattr(repository.grpc, "InferenceServerClient", lambda _: Refusing(repo, "none"))
+    monkeypatch.setattr(repository.grpc, "InferenceServerClient", lambda *_, **__: Refusing(repo, "none"))
     with pytest.raises(RepositoryError, match=r"was not taken, version 1 keeps serving: .* No space left"):
         add_version(repo, release, *CASCADE, url=NOWHERE)
     after = files(repo)
@@ -198,7 +205,7 @@ def test_a_release_that_the_disk_has_no_room_for_is_taken_back(repo, release, mo
 @pytest.mark.parametrize("refused", ["query", "feed"])
 def test_a_change_that_is_interrupted_is_taken_back(repo, release, monkeypatch, refused):
     before, server = files(repo), Refusing(repo, refused, KeyboardInterrupt())
-    monkeypatch.setattr(repository.grpc, "InferenceServerClient", lambda _: server)
+    monkeypatch.setattr(repository.grpc, "InferenceServerClient", lambda *_, **__: server)
     with pytest.raises(KeyboardInterrupt):
         add_version(repo, release, *CASCADE, url=NOWHERE)
     after = files(repo)
@@ -217,7 +224,7 @@ def test_a_server_that_does_not_let_go_of_the_old_version_is_told_of(repo, relea
         load(name, client_timeout)
 
     monkeypatch.setattr(server, "load_model", load_model)
-    monkeypatch.setattr(repository.grpc, "InferenceServerClient", lambda _: server)
+    monkeypatch.setattr(repository.grpc, "InferenceServerClient", lambda *_, **__: server)
     said = r"'release-1' serves as version 2, but the server still holds an older one \(too late\); the next"
     with pytest.raises(RepositoryError, match=said):
         add_version(repo, release, *CASCADE, url=NOWHERE, drain_s=0)
@@ -226,7 +233,7 @@ def test_a_server_that_does_not_let_go_of_the_old_version_is_told_of(repo, relea
 
 def test_a_version_is_dropped_at_once_however_long_it_takes_to_delete(repo, release, monkeypatch):
     """What is half there does not load, and a step that died would not either."""
-    monkeypatch.setattr(repository.grpc, "InferenceServerClient", lambda _: Refusing(repo, "none"))
+    monkeypatch.setattr(repository.grpc, "InferenceServerClient", lambda *_, **__: Refusing(repo, "none"))
     remove, seen = shutil.rmtree, []
 
     def rmtree(path, **options):

@@ -1,0 +1,46 @@
+"""Who asks a server of this host asks no proxy, whatever the environment says."""
+
+import contextlib
+import socket
+
+import pytest
+
+from ensemble.client import FeedClient
+from ensemble.errors import Code, RequestError
+from ensemble.network import DIRECT, way_to
+
+
+@contextlib.contextmanager
+def proxy(monkeypatch):
+    """A proxy that the environment names; afterwards, where those were from that asked it."""
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{door.getsockname()[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        yield asked
+        door.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            asked.append(door.accept()[1])
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["127.0.0.1:8001", "localhost:8001", "127.8.0.1:1", "[::1]:8001", "0.0.0.0:8001", "dns:///localhost:1"],
+)
+def test_this_host_is_known_by_all_its_names(url):
+    assert way_to(url) == DIRECT
+
+
+@pytest.mark.parametrize(
+    "url", ["10.0.0.7:8001", "feeds.example:8001", "localhost.example:8001", ":8001", ""]
+)
+def test_of_other_hosts_the_environment_decides(url):
+    assert way_to(url) == []
+
+
+def test_a_client_asks_a_server_of_this_host_directly(monkeypatch):
+    with proxy(monkeypatch) as asked, FeedClient("127.0.0.1:1", timeout_s=2) as client:
+        with pytest.raises(RequestError) as caught:
+            _ = client.tasks
+        assert caught.value.code is Code.UNAVAILABLE
+    assert not asked
