@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -31,6 +32,7 @@ DIVERSITY = 0.1
 """What a client sends unless it says otherwise."""
 _WAIT = 0.5
 """Part of a client's patience that a request may wait on the server: what begins later comes too late."""
+_TOO_MANY = re.compile(r"batch-size must be <= (\d+)")
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -399,6 +401,11 @@ class FeedClient:
             if "Request timeout expired" in said:
                 raise RequestError(
                     Code.UNAVAILABLE, "the server is too busy: the request waited in vain; ask less often"
+                ) from None
+            if most := _TOO_MANY.search(said):
+                raise RequestError(
+                    Code.INVALID_ARGUMENT,
+                    f"the server takes {most[1]} requests at once; send fewer, or raise serve.max_batch",
                 ) from None
             if "has no available versions" in said:  # Triton calls a model unknown that is being loaded
                 raise RequestError(

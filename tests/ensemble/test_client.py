@@ -204,6 +204,17 @@ def test_a_server_knows_how_long_a_client_waits_and_may_be_too_busy(monkeypatch)
     assert sent[0].parameters["timeout"].int64_param == 400_000
 
 
+def test_who_sends_more_at_once_than_a_server_takes_is_told_how_many_it_takes(monkeypatch):
+    def infer(message, timeout):
+        raise Unavailable("[request id: <id_unknown>] inference request batch-size must be <= 64 for 'feed'")
+
+    with FeedClient("127.0.0.1:1") as client:
+        monkeypatch.setattr(client._server, "ModelInfer", infer)
+        with pytest.raises(RequestError, match=r"^the server takes 64 requests at once; send") as caught:
+            client.infer(pack([FeedRequest("ana", "BR", 10)] * 65))
+    assert caught.value.code is Code.INVALID_ARGUMENT
+
+
 def test_after_a_server_was_away_its_tasks_are_asked_for_again(monkeypatch):
     served = ["click,order"]
 
