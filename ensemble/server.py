@@ -38,7 +38,13 @@ from ensemble.triton import CANARY
 
 _SHM = Path("/dev/shm")
 _CLASH = re.compile(r"address already in use|failed to start .* service", re.IGNORECASE)
-_FAULT = re.compile(r"^(?!.*CUDA driver)([EF]\d{4} |.*(error|failed|exception))", re.IGNORECASE)
+_HARMLESS = r"CUDA ?driver|NVML|DCGM|pinned system memory"
+"""What Triton complains of on every host without a GPU."""
+_FAULT = re.compile(
+    rf"^(?!.*({_HARMLESS}))([EF]\d{{4}} |.*(error|failed|exception|no such file))", re.IGNORECASE
+)
+_SPLITS = re.compile(r"[^\w@%+=:,./-]")
+"""What a shell reads as something else than a part of a name."""
 _DEAD = re.compile(r"stub process .*not healthy", re.IGNORECASE | re.DOTALL)
 _EXIT_S = 5
 """Seconds that requests under way have to finish when the server stops, and a watch when it ends."""
@@ -145,10 +151,15 @@ class TritonServer:
         if not models(self.repository):
             raise ServerError(f"{self.repository} holds no {CONFIG}; write a repository there first")
         wheel = find_server()
+        # Triton has a shell start its processes, and quotes nothing.
+        if _SPLITS.search(place := tempfile.gettempdir()):
+            raise ServerError(
+                f"Triton cannot start its processes from {place!r}, the folder for temporary files: a shell "
+                "would not read that as one name; set TMPDIR to a folder without spaces or quotes"
+            )
         self._folder = Path(tempfile.mkdtemp(prefix="pasar-server-"))
         try:
             self._lay_out_backends(wheel, self._folder / "backends")
-            # Triton has a shell start its processes, and quotes nothing.
             (self._folder / "repository").symlink_to(self.repository)
             tenacity.Retrying(
                 retry=tenacity.retry_if_exception_type(_PortClash),

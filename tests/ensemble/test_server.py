@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from tritonclient.utils import InferenceServerException
 
 from ensemble.release import ReleaseError
 from ensemble.repository import RepositoryError, add_version, versions, write_repository
-from ensemble.server import ServerError, TritonServer
+from ensemble.server import ServerError, TritonServer, _why
 from ensemble.steps import STRING
 from tests.ensemble import toy
 
@@ -572,6 +573,32 @@ def test_a_proxy_is_not_asked_for_a_server_of_this_host(tmp_path, monkeypatch):
     write_repository(tmp_path / "repo", toy.write_release(tmp_path / "r"), *CASCADE, **STAGES)
     with TritonServer(tmp_path / "repo", log=tmp_path / "log", startup_deadline_s=120) as server:
         assert server.revive() == []
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", "$HOME"])
+def test_a_folder_for_temporary_files_that_a_shell_would_split_is_refused_before_anything_starts(
+    tmp_path, monkeypatch, name
+):
+    write_repository(tmp_path / "repo", toy.write_release(tmp_path / "r"), *CASCADE, **STAGES)
+    place = tmp_path / name
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    with pytest.raises(ServerError, match="would not read that as one name; set TMPDIR to a folder without"):
+        TritonServer(tmp_path / "repo", log=tmp_path / "log").start()
+    assert not any(place.iterdir())
+
+
+def test_why_a_server_did_not_start_is_not_what_every_host_without_a_gpu_says():
+    harmless = [
+        'E1130 17:23:18.246338 24370 server.cc:241] "CudaDriverHelper has not been initialized."',
+        'E1130 17:24:15.455200 25180 ensemble_scheduler.cc:1468] "unable to create stream for feed: CUDA '
+        'driver version is insufficient for CUDA runtime version"',
+        "Error: Failed to initialize NVML",
+        'W1130 17:24:15.456746 25180 metrics.cc:798] "DCGM unable to start: DCGM initialization error"',
+        'W1130 17:24:16.215683 25180 pinned_memory_manager.cc:170] "failed to allocate pinned system memory"',
+    ]
+    faults = ["bash: line 1: /a: No such file or directory", "E1130 17:24:17 1 model.cc:1] failed to load"]
+    assert _why("\n".join([faults[0], *harmless, "I1130 ready", faults[1]])) == "\n".join(faults)
 
 
 def test_a_folder_without_models_is_refused(tmp_path):
