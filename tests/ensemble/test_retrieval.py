@@ -348,6 +348,20 @@ def test_the_funnel_counts_apart_what_gave_way_to_other_categories(worlds, tmp_p
     assert not gave_way[1.0].any()
 
 
+def test_a_share_that_is_less_than_a_content_lets_one_of_each_category_go_first(worlds, tmp_path):
+    release = worlds(3)
+    plan, contents = Plan.of(release), len(release.array("created_at.npy"))
+    config = replace(plan.config, category_share=0.001, slots=())
+    with ReleaseWriter(tmp_path / "small", name="shares") as other:
+        other.copy(release)
+        other.json(FILE, replace(plan, config=config).to_json())
+        other.array("category_code.npy", np.arange(contents, dtype=np.int32) % 3)
+    stage = Retrieval(Release.open(tmp_path / "small"))
+    candidates = np.arange(min(contents, config.retrieved))[None]
+    worth = -(candidates // 3 + candidates % 3 * 100).astype(np.float32)  # the categories one after another
+    assert stage.let_through(candidates, worth)[0, :4].tolist() == [0, 1, 2, 3]
+
+
 def test_what_is_withheld_is_open_from_the_second_in_which_it_opens_until_that_in_which_it_ends():
     of, nobody = shelf(3, opens=[NOW, 1, 1], ends=[NEVER, NOW + 1, NOW]), np.full((1, 0), -1)
     assert of.withheld(np.array([NOW]), np.array([[0, 1, 2]]), nobody, nobody, None) == [2, 0, 0, 0]
