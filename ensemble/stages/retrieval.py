@@ -301,6 +301,8 @@ class Retrieval:
         """
         if len(changed := self.eligibility.refresh()):
             self.update_shelves(changed)
+        if reads is not None:
+            reads = distinct(reads)
         size = self.plan.config.retrieved
         candidates = np.full((len(query_vector), size), NONE, np.int64)
         score = np.zeros((len(query_vector), size), np.float32)
@@ -482,6 +484,19 @@ def _gave_way(candidates: np.ndarray, score: np.ndarray, kept: np.ndarray) -> in
     among those that pre-ranking kept, int64[C]: others have their places for their category or kind."""
     best = np.where(candidates >= 0, -score, np.inf).argsort(kind="stable")[: len(kept)]
     return int(np.isin(candidates[best], kept, invert=True).sum())
+
+
+def distinct(codes: np.ndarray) -> np.ndarray:
+    """What stands in each row int64[B, K], int64[B, <=K]: each of it once, as often as need be in a row of
+    less than others.
+
+    Every candidate is held against every code, and lists in a batch are as long as the longest.
+    """
+    ordered = np.sort(codes, axis=1)
+    new = np.ones(codes.shape, bool)
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    first = np.argsort(~new, axis=1, kind="stable")[:, : int(new.sum(axis=1).max(initial=0))]
+    return np.take_along_axis(ordered, first, axis=1)
 
 
 def merge(

@@ -223,13 +223,12 @@ class UserState:
             return speaks, np.empty((len(row), 0), np.int64), {}
         own: dict[int, str] = {}
         reads = np.full(languages.shape, -1)
-        for request, said in enumerate(languages.tolist()):
-            texts = [text.replace("_", "-") for text in said]  # as systems write their locales
-            reads[request] = [self.languages.get(base(text), -1) if text else -1 for text in texts]
-            for text, code in zip(texts, reads[request].tolist()):
-                if code >= 0 and request not in own:
-                    speaks[request] = code
-                    own[request] = self.known_as.get(canonical(text), self.known_as.get(base(text), text))
+        for request, place in np.argwhere(languages != "").tolist():
+            text = languages[request, place].replace("_", "-")  # as systems write their locales
+            code = reads[request, place] = self.languages.get(base(text), -1)
+            if code >= 0 and request not in own:
+                speaks[request] = code
+                own[request] = self.known_as.get(canonical(text), self.known_as.get(base(text), text))
         return speaks, reads, own
 
     def _tired(self, of: str, row: np.ndarray, time: np.ndarray) -> np.ndarray:

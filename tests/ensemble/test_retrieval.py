@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from ensemble.channels import Channel, first_eligible, nearest
 from ensemble.explanation import FUNNEL
 from ensemble.plan import FILE, Plan, Slot
 from ensemble.preranking import PreRanker
 from ensemble.release import Release, ReleaseWriter
-from ensemble.stages.retrieval import CHANNELS, Retrieval, merge
+from ensemble.stages.retrieval import CHANNELS, Retrieval, distinct, merge
 from market.item_graph import ItemGraph
 from market.kinds import KINDS
 from market.moments import moment_features
+from market.offers import Offers
 from market.statistics import pair_features
 from tests.ensemble import synthetic
 from tests.ensemble.channels.asking import NEVER, NOW, shelf
@@ -360,6 +362,34 @@ def test_a_share_that_is_less_than_a_content_lets_one_of_each_category_go_first(
     candidates = np.arange(min(contents, config.retrieved))[None]
     worth = -(candidates // 3 + candidates % 3 * 100).astype(np.float32)  # the categories one after another
     assert stage.let_through(candidates, worth)[0, :4].tolist() == [0, 1, 2, 3]
+
+
+def test_a_language_that_is_said_over_and_over_is_read_once(worlds):
+    """Ten thousand in one request took a batch of 64 with 500 candidates each five seconds and a gigabyte."""
+
+    class Seen(Offers):
+        def __call__(self, market, content, speaks, reads=None):
+            width.append(reads.shape[-1])
+            return super().__call__(market, content, speaks, reads)
+
+    width, stage, request = [], Retrieval(worlds(3)), ask(worlds(3), 4, 6)
+    request["reads"] = np.array([[-1, -1], [0, -1], [1, 0], [0, 1], [-1, 1], [1, 1]])
+    once = stage(**request)
+    stage.offers = Seen(**vars(stage.offers))
+    often = stage(**request | {"reads": np.tile(request["reads"], 500)})
+    assert width == [2]
+    for name, array in once.items():
+        np.testing.assert_array_equal(often[name], array, name)
+    request["reads"][:] = -1
+    stage(**request)
+    assert width == [2, 1]
+
+
+@given(arrays(np.int64, st.tuples(st.integers(0, 3), st.integers(0, 6)), elements=st.integers(-1, 3)))
+def test_distinct_codes_are_all_that_a_row_has_and_no_more_than_the_most_of_one(codes):
+    found = distinct(codes)
+    assert [set(row) for row in found.tolist()] == [set(row) for row in codes.tolist()]
+    assert found.shape[1] == max((len(set(row)) for row in codes.tolist()), default=0)
 
 
 def test_what_is_withheld_is_open_from_the_second_in_which_it_opens_until_that_in_which_it_ends():
