@@ -205,8 +205,8 @@ def check_inputs(specs: Sequence[TensorSpec], arrays: Arrays) -> dict[str, np.nd
         The tensors by name, text as object arrays of `str`; an optional one that is missing as [B, 0].
 
     Raises:
-        RequestError: INVALID_ARGUMENT; a tensor is missing, or has a wrong dtype or shape, or holds text that
-            is not UTF-8 or a number that is not finite.
+        RequestError: INVALID_ARGUMENT; a tensor is missing, or has a wrong dtype or shape, or holds for text
+            what is none or not UTF-8, or a number that is not finite.
     """
     checked: dict[str, np.ndarray] = {}
     rows = None
@@ -239,17 +239,19 @@ def check_inputs(specs: Sequence[TensorSpec], arrays: Arrays) -> dict[str, np.nd
 
 def _decode(name: str, array: np.ndarray) -> np.ndarray:
     items = array.ravel().tolist()
-    if array.dtype == STRING and not any(isinstance(item, bytes) for item in items):
+    if array.dtype == STRING and all(isinstance(item, str) for item in items):
         return array
     text = np.empty(array.size, STRING)
     for i, item in enumerate(items):
+        row = i // max(1, array.size // len(array))
         try:
             text[i] = item.decode() if isinstance(item, bytes) else item
         except UnicodeDecodeError:
-            row = i // max(1, array.size // len(array))
             raise _invalid(
                 f"tensor '{name}' holds text that is not UTF-8 at row {row}; encode it as UTF-8"
             ) from None
+        if not isinstance(text[i], str):
+            raise _invalid(f"tensor '{name}' holds {item!r:.60} at row {row}; send text")
     return text.reshape(array.shape)
 
 

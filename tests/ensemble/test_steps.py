@@ -147,6 +147,8 @@ def test_text_reaches_a_stage_as_str_however_it_was_sent():
             {"name": np.array([b"ok", b"\xff"], object)},
             "tensor 'name' holds text that is not UTF-8 at row 1; encode it as UTF-8",
         ),
+        ({"name": np.array(["ok", None], object)}, "tensor 'name' holds None at row 1; send text"),
+        ({"name": np.array([b"ok", 5], object)}, "tensor 'name' holds 5 at row 1; send text"),
     ],
 )
 def test_a_tensor_that_breaks_its_spec_is_refused_with_what_to_send(changed, message):
