@@ -20,5 +20,6 @@ def two_tower(asked: MarketQueries, count: int) -> np.ndarray:
     places = first_kept(places, kept, min(count, len(index)))
     few = np.flatnonzero(places[:, -1] == NONE)
     if len(few):
-        places[few] = index.exact(asked.query_vector[few], count, asked.eligible[few])
+        short = asked.of(few)
+        places[few] = index.exact(short.query_vector, count, short.eligible)
     return places

@@ -258,6 +258,7 @@ def test_what_was_seen_or_has_ended_is_made_up_for(large: tuple[MarketIndex, np.
     seen[1, 40 : 40 + contents - 10] = index.exact(queries[1:2], contents - 10)[0]
     asked = replace(ask(on, seen=seen, time=10), query_vector=queries[:rows])
     found = two_tower(asked, K // 2)
+    assert "eligible" not in vars(asked), "all contents were looked at for all requests"
     expected, _ = by_brute_force(index.vectors, queries[:rows], K // 2, asked.eligible)
     known = found >= 0
     assert np.take_along_axis(asked.eligible, found, axis=1)[known].all()
