@@ -16,9 +16,9 @@ from tests.ensemble.test_retrieval import ask
 QUERIES = 400
 
 
-def taught(draft, folder, monkeypatch, served=None):
+def taught(draft, folder, monkeypatch, count, served=None):
     """A draft with a pre-ranker of random weights; the stage, queries and worths that it learned of."""
-    random, retrieval, request = np.random.default_rng(0), Retrieval(draft), ask(draft, 1, QUERIES)
+    random, retrieval, request = np.random.default_rng(0), Retrieval(draft), ask(draft, 1, count)
     worth = random.random(len(draft.array("created_at.npy")))
 
     def ranked(cascade, data, rows, query_vectors, seen):
@@ -36,7 +36,7 @@ def taught(draft, folder, monkeypatch, served=None):
     cascade = SimpleNamespace(
         retrieval=retrieval, plan=Plan.of(draft), blend=lambda _, candidates, __: worth[candidates]
     )
-    queries = SimpleNamespace(rows=lambda part: slice(0, QUERIES), history=np.full((QUERIES, 1), -1))
+    queries = SimpleNamespace(rows=lambda part: slice(0, count), history=np.full((count, 1), -1))
     examples = SimpleNamespace(queries=queries, moments=retrieval.moments)
     data = SimpleNamespace(examples=examples, query_arrays=lambda rows: rows)
     two_tower = SimpleNamespace(query_encoder=request["query_vector"])
@@ -50,7 +50,7 @@ def taught(draft, folder, monkeypatch, served=None):
 
 def test_the_agreement_of_a_release_is_that_of_the_candidates_it_serves(tmp_path, monkeypatch):
     draft = synthetic.release(tmp_path, 2)
-    made, retrieval, request, worth = taught(draft, tmp_path, monkeypatch)
+    made, retrieval, request, worth = taught(draft, tmp_path, monkeypatch, QUERIES)
     judged = {name: array[::10] for name, array in request.items()}
     brought = retrieval.retrieve(**judged)["candidates"]
     served = Retrieval(Release.open(made.path))(**judged)["candidates"]
@@ -69,7 +69,7 @@ def test_conversions_that_pre_ranking_learned_nothing_of_are_not_served(
     draft = synthetic.release(tmp_path, world)
     assert draft.array("conversion.npy").any() == learned
     more = np.full(len(draft.array("conversion.npy")), -1.0, np.float32)
-    made, *_ = taught(draft, tmp_path, monkeypatch, {"conversion.npy": more})
+    made, *_ = taught(draft, tmp_path, monkeypatch, 20, {"conversion.npy": more})
     stage, request = Retrieval(Release.open(made.path)), ask(draft, 2, 4)
     assert (stage(**request)["candidates"] >= 0).any()
     assert (stage.conversion is None) == (not learned)
