@@ -301,7 +301,7 @@ class Retrieval:
         """
         if len(changed := self.eligibility.refresh()):
             self.update_shelves(changed)
-        if reads is not None:
+        if reads is not None and reads.shape[1] > 1:
             reads = distinct(reads)
         size = self.plan.config.retrieved
         candidates = np.full((len(query_vector), size), NONE, np.int64)
