@@ -52,13 +52,15 @@ class Trial:
 
     Attributes:
         knobs: by section and name, those that were searched.
-        value: of the validation part, see `judge`.
+        value: of the validation part, see `judge`; NaN where there was a fault.
         seconds: that it took.
+        fault: why there is no value, such as a training that diverged; "" where there is one.
     """
 
     knobs: dict[str, float]
     value: float
     seconds: float
+    fault: str = ""
 
 
 def tune(
@@ -74,6 +76,9 @@ def tune(
 ) -> list[Trial]:
     """Trials of this search and of those before it of the same benchmark and `build`, the best first.
 
+    Knobs with which a release cannot be built or judged, for its training diverges, are told and tried no
+    more; where those of `build` itself cannot, nothing can be searched around them.
+
     The first trial is `build` itself; the others are what a tree-structured Parzen estimator (Bergstra et
     al., NeurIPS 2011) asks for. A knob that is 0 in `build` stays so where `SPACE` begins above: it switches
     something off. What is drawn hangs on the seed and on how many trials are done, so a search that was
@@ -85,10 +90,11 @@ def tune(
         minutes: no trial begins after them.
         sections: search the knobs of these sections alone; all where empty.
         seed: of the search and of every build.
-        told: of each trial when it is done.
+        told: of each trial when it is done, also of one with a fault.
 
     Raises:
-        ValueError: a section that has no knob in `SPACE`, or `journal` is another file.
+        ValueError: a section that has no knob in `SPACE`, or `journal` is another file; or as
+            `build_release` does for `build`.
     """
     space: dict[str, BaseDistribution] = {
         name: where
@@ -112,14 +118,22 @@ def tune(
 
     end = time.monotonic() + 60 * minutes
     while time.monotonic() < end:
-        done = len(study.get_trials(states=[TrialState.COMPLETE]))
+        # Counts the failed ones, too: else the same knobs would be drawn again, and fail again.
+        done = len(study.get_trials(states=[TrialState.COMPLETE, TrialState.FAIL]))
         study.sampler = optuna.samplers.TPESampler(
             seed=int(np.random.SeedSequence([seed, done]).generate_state(1)[0]), n_startup_trials=6
         )
         trial = study.ask(space)
         cascade = FullCascade(Released(with_knobs(build, trial.params), training))
-        cascade.fit(benchmark.task, seed=seed)
-        told(_told(study.tell(trial, judge(benchmark, cascade))))
+        try:
+            cascade.fit(benchmark.task, seed=seed)
+            value = judge(benchmark, cascade)
+        except ValueError as error:
+            if not done:
+                raise
+            told(_told(study.tell(trial, state=TrialState.FAIL), fault=str(error)))
+            continue
+        told(_told(study.tell(trial, value)))
     found = [_told(trial) for trial in study.get_trials(states=[TrialState.COMPLETE])]
     return sorted(found, key=lambda trial: -trial.value)
 
@@ -176,7 +190,7 @@ def _section(name: str) -> str:
     return name.split(".")[0]
 
 
-def _told(trial: FrozenTrial) -> Trial:
-    assert trial.value is not None
+def _told(trial: FrozenTrial, fault: str = "") -> Trial:
     assert trial.duration is not None
-    return Trial(dict(trial.params), trial.value, trial.duration.total_seconds())
+    value = float("nan") if trial.value is None else trial.value
+    return Trial(dict(trial.params), value, trial.duration.total_seconds(), fault)

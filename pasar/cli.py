@@ -754,7 +754,10 @@ def tune(
 
     def told(trial: Trial) -> None:
         knobs = "  ".join(f"{knob} {value:.4g}" for knob, value in trial.knobs.items())
-        say(f"{trial.value:.4f}  {trial.seconds:.0f} s  {knobs}")
+        if trial.fault:
+            warn(f"no value, {trial.fault}: {knobs}")
+        else:
+            say(f"{trial.value:.4f}  {trial.seconds:.0f} s  {knobs}")
 
     with reporter() as report:
         trials = search(

@@ -102,6 +102,40 @@ def test_a_trial_in_which_a_search_was_killed_is_tried_again(search, tmp_path, m
     assert search(tmp_path / "killed", 4 - before) == whole[before:]
 
 
+@pytest.fixture
+def diverging(monkeypatch):
+    """Trainings whose learning rate is too high diverge, as `models.training` has it."""
+    fit = Wide.fit
+
+    def diverge(cascade, task, *, seed):
+        fit(cascade, task, seed=seed)
+        if cascade.config.two_tower.learning_rate > 2e-3:
+            raise ValueError("the two-tower diverged")
+
+    monkeypatch.setattr(Wide, "fit", diverge)
+
+
+def test_knobs_whose_training_diverges_are_told_and_the_search_goes_on_with_others(
+    validation, near, diverging, search, tmp_path, monkeypatch
+):
+    clock, told = iter(np.arange(1000) * 60.0), []
+    monkeypatch.setattr(tuning, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    found = tune(validation, BuildConfig(), tmp_path / "whole", minutes=8.5, told=told.append)
+    failed = [trial for trial in told if trial.fault]
+    assert {trial.fault for trial in failed} == {"the two-tower diverged"}
+    assert len(told) == 8
+    assert len({tuple(trial.knobs.values()) for trial in told}) == 8
+    assert sorted(found, key=str) == sorted((trial for trial in told if not trial.fault), key=str)
+    assert [knobs for _ in range(4) for knobs in search(tmp_path / "parts", 2)] == [t.knobs for t in told]
+
+
+def test_a_configuration_that_diverges_itself_is_an_error(validation, tmp_path, near, diverging):
+    hot = with_knobs(BuildConfig(), {"two_tower.learning_rate": 4e-3})
+    for _ in range(2):
+        with pytest.raises(ValueError, match="the two-tower diverged"):
+            tune(validation, hot, tmp_path / "journal", minutes=1)
+
+
 def test_a_journal_whose_last_line_is_half_written_goes_on_without_it(search, tmp_path):
     whole, journal = search(tmp_path / "whole", 4), tmp_path / "journal"
     search(journal, 2)
