@@ -1,4 +1,5 @@
 from collections import defaultdict
+from dataclasses import asdict
 from itertools import count
 
 import numpy as np
@@ -168,6 +169,43 @@ def test_a_real_log_gives_what_its_records_do(tmp_path):
     made = readout(log, since=0, until=2**31, progress=lambda done, of: seen.append((done, of)))
     assert made == read(records)
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_time_may_begin_and_end_within_an_hour():
+    records = [r for i in range(10) for r in slate(f"u{i}", time=BEGIN + 60 * i, came={"click": i % 2})]
+    made = read(records, since=BEGIN + 120, until=BEGIN + 300)
+    assert (found(made, "click", "old").value, found(made, "click", "old").requests) == (1 / 3, 3)
+    assert made.lost == 0
+
+
+def test_hours_that_are_summed_on_the_way_give_what_all_at_once_give(monkeypatch):
+    records = [
+        r
+        for i in range(40)
+        for r in slate(
+            f"u{i % 7}",
+            "ab"[i % 2],
+            BEGIN + i // 4 * HOUR_S,
+            "ID" if i % 3 else "VN",
+            came={"watch_s": i + 0.5},
+        )
+    ]
+    whole = read(records).figures
+    monkeypatch.setattr("evaluation.readout._PARTS", 2)
+    assert len(whole) > 12
+    for one, other in zip(read(records).figures, whole, strict=True):
+        ends = {name: pytest.approx(getattr(other, name), nan_ok=True) for name in ("value", "low", "high")}
+        assert asdict(one) == asdict(other) | ends
+
+
+def test_lines_that_are_torn_are_counted():
+    class Torn(Told):
+        def read(self, hour):
+            return self.of[hour], 2
+
+    made = readout(Torn([*slate("u1"), *slate("u1", time=BEGIN + HOUR_S)]), since=0, until=2**40)
+    assert made.damaged == 4
+    assert "4 lines of the log are torn or changed" in made.remarks()
 
 
 def test_a_time_without_slates_is_refused():
