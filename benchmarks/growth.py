@@ -24,7 +24,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from benchmarks.harness import machine, seconds, versions, write_json
+from benchmarks.harness import BenchmarkError, machine, seconds, versions, write_json
 
 Report = Callable[[str], None]
 
@@ -250,6 +250,9 @@ def run(
         seed: of the worlds, the models and the requests.
         file: where the report goes as JSON, after each world, and beside it the figure, as SVG.
         report: called with a line as each figure is known.
+
+    Raises:
+        BenchmarkError: the process of the smallest world ended before it was done.
     """
     before = machine()
     results: list[Grown] = []
@@ -268,7 +271,10 @@ def run(
                 said = here.recv()
             except EOFError:
                 process.join()
-                report(f"{contents:,} contents, {impressions:,} impressions: ended by {process.exitcode}")
+                ended = f"{contents:,} contents, {impressions:,} impressions: ended by {process.exitcode}"
+                if not results:
+                    raise BenchmarkError(f"{ended}, see its error above; nothing was measured") from None
+                report(ended)
                 break
             process.join()
         lines = summed(contents, impressions, said.pop("parts"))

@@ -11,6 +11,7 @@ import contextlib
 import gc
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -94,9 +95,9 @@ class Served:
         users: in each request.
         clients: asking side by side.
         requests: measurements behind the figures.
-        p50, p99: of the latency (s).
+        p50, p99: of the latency (s); NaN where none was answered.
         rate: requests answered a second.
-        cpu: of all processes of the side, for each request (s).
+        cpu: of all processes of the side, for each request (s); NaN where none was answered.
     """
 
     case: str
@@ -194,9 +195,13 @@ def compare(
 
 
 def seconds(value: float) -> str:
-    """A time in the unit that reads best."""
+    """A time in the unit that reads best, with three digits; nothing where it is NaN."""
+    if math.isnan(value):
+        return ""
+    if value >= 999.5:
+        return f"{value:,.0f} s"
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        if value * factor >= 1:
+        if value * factor >= 0.9995:
             return f"{value * factor:.3g} {unit}"
     return f"{value * 1e6:.2g} µs"
 
@@ -237,11 +242,14 @@ def _work_table(results: Sequence[Result]) -> str:
 
 def machine() -> dict[str, Any]:
     """What the benchmark ran on, and how busy others kept it (load: runnable processes, 1 minute mean)."""
+    # Not every system has the file and the call; serving alone asks for one that has.
     info = Path("/proc/cpuinfo")
-    models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "processor": models[0] if models else platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores,
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -255,14 +263,22 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def write_json(path: Path, report: Mapping[str, Any], results: Sequence[Any]) -> None:
-    """Write a report with its results, which are dataclasses; the file appears whole or not at all."""
+    """Write a report with its results, which are dataclasses; the file appears whole or not at all.
+
+    NaN, which JSON lacks, is null there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**report, "results": [asdict(r) for r in results]}, indent=1) + "\n"
+    told = [{name: _or_null(value) for name, value in asdict(r).items()} for r in results]
+    text = json.dumps({**report, "results": told}, indent=1, allow_nan=False) + "\n"
     handle, place = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     with os.fdopen(handle, "w") as file:
         file.write(text)
     os.chmod(place, 0o644)
     os.replace(place, path)
+
+
+def _or_null(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def peer_python(name: str) -> Path:

@@ -28,7 +28,7 @@ class Load:
     """What a period of load gave.
 
     Attributes:
-        latency: float64[n], of each request, in the order of their ends (s).
+        latency: float64[n], of each request that was answered, client by client (s).
         span: from the first request to the last reply (s).
         cpu: that the server's processes used meanwhile (s).
     """

@@ -79,10 +79,7 @@ def build(contents: int, seed: int, folder: Path, report: Report) -> Release:
     config = BuildConfig(seed=seed, two_tower=TwoTowerConfig(epochs=1), ranker=RankerConfig(epochs=1))
     digest = hashlib.sha256(json.dumps([asdict(world), asdict(config)], sort_keys=True).encode())
     root = Path(__file__).resolve().parents[1]
-    sources = [root / "ensemble" / f"{name}.py" for name in ("build", "export", "plan", "release")]
-    for package in ("market", "workflows", "models"):
-        sources += sorted((root / package).rglob("*.py"))
-    for source in sources:
+    for source in sources(root):
         digest.update(source.read_bytes())
     place = folder / f"serving-{digest.hexdigest()[:12]}"
     if not (place / "release").is_dir():
@@ -90,6 +87,12 @@ def build(contents: int, seed: int, folder: Path, report: Report) -> Release:
         with tempfile.TemporaryDirectory(prefix="pasar-serving-") as data:
             build_release(World(world).write(Path(data) / "data"), place, config)
     return Release.open(place / "release")
+
+
+def sources(root: Path) -> list[Path]:
+    """The code that a release is made by: all that a build may import."""
+    packages = ("market", "supply", "workflows", "models", "ensemble")
+    return [source for package in packages for source in sorted((root / package).rglob("*.py"))]
 
 
 def make_requests(release: Release, users: int, count: int, seed: int) -> list[Request]:
@@ -219,17 +222,18 @@ def in_process(cascade: Cascade, requests: Sequence[Request], seconds: float) ->
 def told(case: str, side: str, users: int, clients: int, loads: Sequence[Load]) -> Served:
     """One line of the table from all turns of a side."""
     latency = np.concatenate([load.latency for load in loads])
-    p50, p99 = np.quantile(latency, [0.5, 0.99])
+    answered = len(latency)
+    p50, p99 = np.quantile(latency, [0.5, 0.99]) if answered else (np.nan, np.nan)
     return Served(
         case=case,
         side=side,
         users=users,
         clients=clients,
-        requests=len(latency),
+        requests=answered,
         p50=float(p50),
         p99=float(p99),
-        rate=len(latency) / sum(load.span for load in loads),
-        cpu=sum(load.cpu for load in loads) / len(latency),
+        rate=answered / sum(load.span for load in loads),
+        cpu=sum(load.cpu for load in loads) / answered if answered else np.nan,
     )
 
 

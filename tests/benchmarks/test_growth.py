@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import growth
 from benchmarks.growth import Grown, Meter, memory, plot, summed, table
+from benchmarks.harness import BenchmarkError
 
 
 def test_a_meter_tells_the_highest_memory_of_each_part_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,6 +52,17 @@ def memory_of_a_file(path: Path) -> list[tuple[int, int]]:
     found.append(memory())
     assert copied.sum() == copied.size
     return found
+
+
+def ends(*_: object) -> None:
+    """A world whose process ends before it says anything."""
+    raise SystemExit(3)
+
+
+def test_a_smallest_world_that_ends_early_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "grow", ends)
+    with pytest.raises(BenchmarkError, match=r"100 contents, 10 impressions: ended by 3, see its error"):
+        growth.run(rows=1000, report=lambda line: None)
 
 
 def parts(factor: int) -> list[dict]:

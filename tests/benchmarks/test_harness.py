@@ -77,6 +77,16 @@ def test_a_report_is_written_whole(tmp_path: Path) -> None:
 
 def test_times_are_told_in_the_unit_that_reads_best() -> None:
     assert [seconds(t) for t in (12.3, 0.0123, 0.0000123)] == ["12.3 s", "12.3 ms", "12.3 µs"]
+    assert [seconds(t) for t in (1119.6, 999.5, 0.9996)] == ["1,120 s", "1,000 s", "1 s"]
+    assert seconds(float("nan")) == ""
+
+
+def test_a_machine_without_linuxs_files_and_calls_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(harness.os, "sched_getaffinity")
+    monkeypatch.setattr(harness, "Path", lambda name: Path(f"/nowhere{name}"))
+    found = harness.machine()
+    assert found["cores"] >= 1
+    assert found["processor"]
 
 
 def test_a_peer_answers_each_line_and_its_prints_do_not_disturb(

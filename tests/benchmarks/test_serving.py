@@ -1,6 +1,9 @@
 """Requests of the serving benchmark are real, a wrong reply ends it, its table says what was measured."""
 
 import contextlib
+import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ from tritonclient.grpc import service_pb2 as messages
 from tritonclient.utils import deserialize_bytes_tensor
 
 from benchmarks import serving
-from benchmarks.harness import table
+from benchmarks.harness import table, write_json
 from benchmarks.load import Load
 from ensemble.cascade import Cascade
 from ensemble.client import infer_message
@@ -83,6 +86,30 @@ def test_a_line_pools_the_turns():
     line = serving.told("one after another", "server", 1, 8, loads)
     assert (line.requests, line.p50, line.rate, line.cpu) == (4, 2.0, 0.5, 1.0)
     assert "| one after another | 1 | 8 | server | 2 s | 2.97 s | 0 | 1 s |" in table([line])
+
+
+def test_a_side_that_answered_nothing_in_time_has_a_line_without_latency(tmp_path):
+    line = serving.told("too much", "server", 8, 64, [Load(np.zeros(0), 4.0, 3.0)])
+    assert (line.requests, line.rate) == (0, 0)
+    assert "| too much | 8 | 64 | server |  |  | 0 |  |" in table([line])
+    write_json(tmp_path / "report.json", {}, [line])
+    (told,) = json.loads((tmp_path / "report.json").read_text())["results"]
+    assert told["p50"] is told["p99"] is told["cpu"] is None
+
+
+def test_a_release_is_built_anew_when_any_code_that_makes_it_changes():
+    root = Path(serving.__file__).parents[1]
+    made_by, found = [root / "ensemble/build.py"], set()
+    while made_by:
+        source = made_by.pop()
+        if source in found or not source.exists():
+            continue
+        found.add(source)
+        for imported in re.findall(r"^(?:from|import) ([\w.]+)", source.read_text(), re.MULTILINE):
+            place = root.joinpath(*imported.split("."))
+            made_by += [place.with_suffix(".py"), place / "__init__.py"]
+    assert root / "ensemble/distil.py" in found
+    assert found <= set(serving.sources(root))
 
 
 def test_a_built_release_is_found_again_until_its_configuration_changes(small_release, tmp_path, monkeypatch):
