@@ -26,8 +26,9 @@ from models.training import quiet
 from workflows.examples import TRAIN, UNFINISHED_OUTCOMES, Examples
 from workflows.habits import followed_sellers
 
-#: Contents beyond the candidates rank below every candidate, in the two-tower's order.
-BELOW = 1e6
+#: Contents beyond the candidates rank below every candidate, in the two-tower's order: their cosines, times a
+#: part of it, are taken from it, since beside it a cosine itself would be lost among a float32's digits.
+BELOW, PART = 1e6, 1e5
 
 
 class Released:
@@ -195,7 +196,7 @@ class FullCascade:
         made = self.released.queries(users, self.known)
         if candidates is not None:
             return self.released.rank(made, candidates)
-        scores = made["query_vector"] @ self.released.vectors.T - BELOW
+        scores = PART * (made["query_vector"] @ self.released.vectors.T) - BELOW
         found = self.released.cascade.apply("retrieval", made)["candidates"]
         value = self.released.rank(made, np.maximum(found, 0))
         rows, places = np.nonzero(found >= 0)

@@ -258,8 +258,10 @@ def _blocks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
 
 
 def _checked(system: System, scores: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    scores = np.asarray(scores)
     if scores.shape != shape:
         raise ValueError(f"system {system.name!r} returned scores of shape {scores.shape} for {shape}")
+    scores = scores.astype(np.float32, copy=False)
     if np.isnan(scores.max(initial=-np.inf)):
         raise ValueError(f"system {system.name!r} returned {int(np.isnan(scores).sum())} scores that are NaN")
-    return np.asarray(scores, dtype=np.float32)
+    return scores

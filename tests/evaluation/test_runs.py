@@ -92,6 +92,14 @@ def test_figures_are_those_of_lists_without_known_contents_and_other_markets(two
     assert {(row.data_set, row.system, row.users, row.seed) for row in rows} == {("small", "fixed", 1, 0)}
 
 
+def test_scores_may_be_whole_numbers_such_as_counts(two_markets):
+    counts = [9, 4, 1, 5, 6, 8]
+    expected = repr(list(evaluate(two_markets, [Fixed(counts)])))  # NaN ends of one user's interval
+    whole = Fixed(counts)
+    whole.score = lambda users, candidates=None: np.tile(np.array(counts, np.int64), (len(users), 1))
+    assert repr(list(evaluate(two_markets, [whole]))) == expected
+
+
 def test_ranking_and_sampling_in_small_blocks_give_the_same_figures(monkeypatch):
     tables = as_positives(a_log(0), "leave_last")
     whole = benchmarks(tables)
