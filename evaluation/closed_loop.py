@@ -312,11 +312,12 @@ class Player:
         return self._from_shelf(most_wanted, asked)
 
     def random(self, asked: Asked) -> np.ndarray:
-        """Any contents of the market, the same for the same request."""
-        rng = np.random.default_rng([self.seed, *asked.user.tolist(), *asked.time.tolist()])
+        """Any contents of the market, the same for the same request, whoever asks beside it."""
 
         def any_(shelf: Shelf, eligible: np.ndarray, rows: np.ndarray) -> np.ndarray:
-            return nearest(np.where(eligible, rng.random(eligible.shape), -np.inf), self.slate)
+            asks = zip(asked.user[rows].tolist(), asked.time[rows].tolist())
+            drawn = [np.random.default_rng([self.seed, *who]).random(len(shelf.rows)) for who in asks]
+            return nearest(np.where(eligible, drawn, -np.inf), self.slate)
 
         return self._from_shelf(any_, asked)
 

@@ -1,6 +1,6 @@
 """Playing policies in the simulated world: who asks, what a policy may know, what is counted."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -242,6 +242,20 @@ class TestPlayer:
             assert examples.available[examples.markets.index(code), shown].all()
             assert (opens[shown] <= now).all()
             assert (ends[shown] > now).all()
+
+    @pytest.mark.parametrize(
+        "policy", ["random", "popularity", "two_tower", "cascade_slate", "oracle", "oracle_over_candidates"]
+    )
+    def test_a_slate_is_the_same_whoever_asks_beside_it(self, player, requests, policy):
+        _, first = np.unique(requests.user, return_index=True)
+        nothing = np.full((9, OWN_CLICKS), -1)
+        whole = Asked(
+            *(of[first[:9]] for of in (requests.user, requests.market, requests.time)), *[nothing] * 2
+        )
+        slates = getattr(player, policy)(whole)
+        for row in range(9):
+            alone = Asked(*(getattr(whole, field.name)[[row]] for field in fields(Asked)))
+            np.testing.assert_array_equal(getattr(player, policy)(alone)[0], slates[row])
 
     def test_the_cascade_gets_the_slate_that_the_server_would_reply(
         self, small_build, player, examples, requests
