@@ -66,7 +66,15 @@ def feedback_loop(
 
     Returns:
         Rows of `evaluation.closed_loop.play`, the first release first.
+
+    Raises:
+        ValueError: the test part leaves the first release nothing to learn from.
     """
+    if config.split.test_fraction + SERVED >= 1:
+        raise ValueError(
+            f"[build.split] test_fraction = {config.split.test_fraction} leaves nothing to learn from before "
+            f"the {SERVED:.0%} of the log in which the first release serves; give less than {1 - SERVED:g}"
+        )
     played = World(world)
     folder.mkdir(parents=True, exist_ok=True)
     made_of = json.dumps(asdict(world))

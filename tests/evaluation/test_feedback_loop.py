@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +15,7 @@ from evaluation.runs import ALL
 from market.dataset import Dataset
 from market.world import World
 from tests.evaluation.test_closed_loop import SMALL_WORLD
+from workflows.examples import SplitConfig
 
 pytestmark = pytest.mark.slow
 
@@ -33,6 +36,12 @@ def played(small_build, tmp_path_factory):
         rows = feedback_loop(SMALL_WORLD, small_build.config, folder, requests=40, seed=1)
     whole = Dataset.open(folder / "data")
     return rows, {name: dataset.impressions() for name, dataset in learned.items()}, learned, whole
+
+
+def test_a_log_whose_days_before_the_first_release_are_for_the_test_is_refused(small_build, tmp_path):
+    config = replace(small_build.config, split=SplitConfig(test_fraction=0.6))
+    with pytest.raises(ValueError, match=r"leaves nothing to learn from before the 40% .* less than 0\.6"):
+        feedback_loop(SMALL_WORLD, config, tmp_path, requests=40, seed=1)
 
 
 def later(impressions: dict[str, pd.DataFrame], name: str) -> pd.DataFrame:
