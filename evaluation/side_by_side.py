@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import active_children, get_context
 from typing import Any, TypeVar
@@ -25,6 +26,9 @@ def side_by_side(run: Callable[[Part], Made], parts: Sequence[Part], jobs: int) 
     Args:
         run: a function of a module; it, its parts and what it makes cross between processes.
         jobs: processes that run at a time.
+
+    Raises:
+        ChildProcessError: a process was ended from outside, such as for the memory that it took.
     """
     context = get_context("spawn")
     cores: Any = context.Queue()
@@ -36,10 +40,15 @@ def side_by_side(run: Callable[[Part], Made], parts: Sequence[Part], jobs: int) 
     with ProcessPoolExecutor(jobs, context, _stay, (cores,)) as pool:
         try:
             yield from pool.map(partial(_made, run), parts)
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in set(active_children()) - others:
                 worker.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise ChildProcessError(
+                    f"one of {jobs} processes that worked side by side was ended by the system, mostly for "
+                    "want of memory; run fewer at a time"
+                ) from error
             raise
 
 

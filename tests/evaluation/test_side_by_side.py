@@ -46,6 +46,15 @@ def test_what_a_part_raises_is_raised():
         list(side_by_side(double, [0, 1], 2))
 
 
+def ended(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def test_a_process_that_the_system_ends_is_told_of_with_what_to_do():
+    with pytest.raises(ChildProcessError, match=r"one of 2 processes .* for want of memory; run fewer"):
+        list(side_by_side(ended, [signal.SIGKILL], 2))
+
+
 def cores(mark: Path) -> set[int]:
     """The cores of this process, once another one has taken the other part."""
     mark.touch()
