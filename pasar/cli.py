@@ -732,7 +732,9 @@ def tune(
     only: Annotated[
         list[str] | None, typer.Option(help="Search this section's knobs; may be given again.")
     ] = None,
-    benchmark: Annotated[str | None, typer.Option(help="One of the protocol's benchmarks.")] = None,
+    benchmark: Annotated[
+        str | None, typer.Option(help="One of the protocol's benchmarks; by default its first.")
+    ] = None,
     journal: Annotated[
         Path | None, typer.Option(help="File of all trials; by default runs/tune/PROTOCOL.journal.")
     ] = None,
@@ -750,6 +752,8 @@ def tune(
     found = chosen(benchmarks(load_tables(protocol, path), stage="valid"), benchmark)
     for remark in found[0].remarks:
         warn(remark)
+    if others := ", ".join(repr(other.task.name) for other in found[1:]):
+        say(f"judged by {found[0].task.name!r}; --benchmark chooses another: {others}")
     build = load_build(protocol, config)
 
     def told(trial: Trial) -> None:

@@ -520,6 +520,21 @@ def test_evaluate_says_beside_its_table_what_cannot_be_asked(pasar, tmp_path):
     assert err.count("\n") == 1
 
 
+def test_tune_says_which_of_several_benchmarks_judges(pasar, tmp_path):
+    rows = [f"u{u} i{(u + n % 3) % 30} 5.0 2020-01-0{n + 1}" for u in range(60) for n in range(4)]
+    (tmp_path / "de_5core.txt").write_text("\n".join(["userId itemId rate date", *rows]))
+    command = ["tune", "xmarket", "--path", tmp_path, "--minutes", 0, "--journal", tmp_path / "journal"]
+    unique = "xmarket (without repeats)"
+    for more, which in (
+        ([], f"judged by 'xmarket'; --benchmark chooses another: '{unique}'"),
+        (["--benchmark", unique], ""),
+    ):
+        code, said, _ = pasar(*command, *more)
+        assert code == 0
+        assert "no trial began; give more --minutes" in said
+        assert said.partition("judged by")[2].partition("\n")[0] == which.removeprefix("judged by")
+
+
 @pytest.mark.slow
 def test_serve_ends_with_an_error_when_its_server_has_died(serving):
     (server,) = [pid for pid in group(serving.process.pid) if "tritonserver" in command_of(pid)]
