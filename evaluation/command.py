@@ -121,7 +121,7 @@ def run_protocol(
         markets: report these alone; all where empty.
         benchmark: report this one alone of the protocol's benchmarks; all where None.
         each_alone: learn each of `markets` from nothing but itself.
-        seeds: of models; sampled negatives and held-out pairs are the same under each.
+        seeds: of models, each counted once; sampled negatives and held-out pairs are the same under each.
         build: a `BuildConfig`; None leaves our models out.
         jobs: parts that run side by side, each in a process with its share of the cores.
         step: told the name of each step as it begins.
@@ -132,7 +132,7 @@ def run_protocol(
     # Baselines draw nothing, so one seed says all.
     parts = [_Part(protocol, path, tuple(markets), benchmark, each_alone, seeds[0], None)]
     if build is not None:
-        parts += [replace(parts[0], seed=seed, build=build) for seed in seeds]
+        parts += [replace(parts[0], seed=seed, build=build) for seed in dict.fromkeys(seeds)]
     rows: list[Row] = []
     jobs = min(jobs, len(parts))
     made = side_by_side(_run, parts, jobs) if jobs > 1 else (part.run(step, training) for part in parts)

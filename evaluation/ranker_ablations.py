@@ -36,11 +36,13 @@ def ablate_ranker(
 ) -> Iterator[Row]:
     """Rows of the validation metrics of each variant, one a metric, as soon as it is trained.
 
-    A row is the mean over the seeds, two standard errors to each side; `users` are those of the validation
-    part, and `seed` is the first. "… over plain" are differences from the first variant, seed by seed: under
-    one seed all variants see the same batches. Content vectors are no variant where contents have none.
+    A row is the mean over the seeds, each counted once, two standard errors to each side; `users` are those
+    of the validation part, and `seed` is the first. "… over plain" are differences from the first variant,
+    seed by seed: under one seed all variants see the same batches. Content vectors are no variant where
+    contents have none.
     """
     base: dict[str, np.ndarray] = {}
+    seeds = list(dict.fromkeys(seeds))  # the same again would say that seeds do not differ
     pairs, queries = data.examples.pairs, data.examples.queries
     people = len(np.unique(queries.user[pairs.query[pairs.rows(VALID)]]))
     blind = not len(data.features.content.schema.select_by_tag(Tags.EMBEDDING))

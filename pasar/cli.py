@@ -958,7 +958,7 @@ def ablate_ranker(
         more = found[system, "auc over plain"]
         means = (f"{found[system, metric].value:.4f}" for metric in metrics)
         table.append([system, *means, f"{more.value:+.4f} ({more.low:+.4f} to {more.high:+.4f})"])
-    title = f"Validation AUC by task, mean of {len(seeds)} seeds"
+    title = f"Validation AUC by task, mean of {len(set(seeds))} seeds"
     console.print(rows_table(title, ["ranker", *metrics, "auc over plain"], table))
 
 

@@ -54,6 +54,13 @@ def test_baselines_are_judged_without_a_build(small_world_dataset, popularity_al
     assert {row.seed for row in rows} == {1}
 
 
+def test_a_seed_that_is_given_twice_counts_once(small_world_dataset, popularity_alone, monkeypatch):
+    monkeypatch.setattr(evaluation.command, "_ours", lambda benchmark, *_: baselines(benchmark.task)[:1])
+    rows = run_protocol("dataset", small_world_dataset.path, markets=["ID"], seeds=(2, 1, 2), build=object())
+    both = [row.seed for row in rows if row.metric == "recall@20"]
+    assert both == [2, 2, 1]  # the baselines' row first
+
+
 def test_rows_are_kept_whenever_a_part_is_done(small_world_dataset, popularity_alone):
     kept: list[int] = []
     rows = run_protocol("dataset", small_world_dataset.path, keep=lambda rows: kept.append(len(rows)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,20 @@ from models.ranker import RankerConfig
 from workflows.examples import VALID
 
 pytestmark = pytest.mark.slow
+
+
+def test_a_seed_that_is_given_twice_counts_once(small_training_set, monkeypatch):
+    def train(data, config, folder, seed, progress):
+        state = SimpleNamespace(history=[{"auc": seed / 10}], best_epoch=1)
+        return None, None, [state]
+
+    monkeypatch.setattr("evaluation.ranker_ablations.train_ranker", train)
+    rows = {
+        seeds: repr(list(ablate_ranker(small_training_set, RankerConfig(), seeds)))
+        for seeds in ((1, 2), (1, 2, 1))
+    }
+    assert rows[1, 2, 1] == rows[1, 2]
+    assert "value=0.15" in rows[1, 2]
 
 
 def test_every_variant_is_measured_and_compared_with_the_first(small_training_set):
