@@ -35,7 +35,7 @@ def offline_report(release: Release, data: TrainingSet, *, queries_per_market: i
 
     - "auc of click", "auc of order": how well popularity, the two-tower's cosine and the ranker's probability
       tell the outcome among held-out impressions, whose choice the policy has made already; left out below
-      `LEAST_OUTCOMES` outcomes. Intervals are over people.
+      `LEAST_OUTCOMES` outcomes.
     - "ece of click" and of every other task: expected calibration error of the served probabilities among the
       same impressions ("cascade"), and of what they were before calibration ("ranker, not calibrated"); left
       out below `LEAST_OUTCOMES` outcomes.
@@ -43,6 +43,8 @@ def offline_report(release: Release, data: TrainingSet, *, queries_per_market: i
       of these weighs as much as it was unlikely to be shown (self-normalised inverse propensity; Yang et al.,
       "Unbiased offline recommender evaluation for missing-not-at-random implicit feedback", RecSys 2018),
       which estimates recall had what could be drawn been shown uniformly.
+
+    Intervals are over people, whose outcomes are not independent.
 
     Args:
         queries_per_market: at most so many test outcomes a market (queries), and about
@@ -65,12 +67,16 @@ def offline_report(release: Release, data: TrainingSet, *, queries_per_market: i
             figures = {}
             for name in METRICS:
                 function, k = metrics.ranking_metric(name)
-                figures[name] = metrics.interval(function(hit[:, :k], np.ones(len(here), np.int64)))
+                found = function(hit[:, :k], np.ones(len(here), np.int64))
+                figures[name] = metrics.mean_interval(found, user), user
             if pairs.propensity is not None and (drawn := pairs.propensity[here] < 1).any():
                 weight = 1 / pairs.propensity[here][drawn]
-                figures[WEIGHTED] = metrics.mean_interval(hit.any(axis=1)[drawn], user[drawn], weight)
-            people = len(np.unique(user))
-            for name, value in figures.items():
+                figures[WEIGHTED] = (
+                    metrics.mean_interval(hit.any(axis=1)[drawn], user[drawn], weight),
+                    user[drawn],
+                )
+            for name, (value, asked) in figures.items():
+                people = len(np.unique(asked))
                 rows.append(Row(data.examples.name, market, system, name, *value, people, seed))
         if data.examples.feedback == "impressions":
             count = IMPRESSIONS_PER_QUERY * queries_per_market

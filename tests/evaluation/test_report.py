@@ -1,10 +1,13 @@
 """The report of a build: rows of every market and stage, and popularity as one would count it by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from ensemble.cascade import Cascade
 from ensemble.stages.user_state import NULL_INTEGER
+from evaluation.metrics import interval, mean_interval
 from evaluation.replay import Replay
 from evaluation.report import METRICS, RAW, WEIGHTED, offline_report
 from market.statistics import PAIR_FEATURES
@@ -122,6 +125,38 @@ def test_users_are_the_people_who_were_asked_however_often(rows, small_build):
         people = len(set(user[market == place].tolist()))
         assert people < (market == place).sum()
         assert {row.users for row in rows if row.market == code and row.metric in METRICS} == {people}
+
+
+def test_intervals_are_over_people_whose_outcomes_are_not_independent(rows, small_build, small_release):
+    examples = small_build.built.data.examples
+    pairs, queries = examples.pairs, examples.queries
+    wanted = np.flatnonzero(pairs.positive & (pairs.split == TEST))
+    for place, code in enumerate(examples.markets):
+        here = wanted[queries.market[pairs.query[wanted]] == place]
+        lists = Replay(small_release, examples).lists(here)["popularity"]
+        found = (lists == pairs.content[here][:, None]).any(axis=1)
+        expected = mean_interval(found, queries.user[pairs.query[here]])
+        [row] = [r for r in rows if (r.market, r.system, r.metric) == (code, "popularity", "recall@20")]
+        assert (row.value, row.low, row.high) == pytest.approx(tuple(expected))
+        assert expected != pytest.approx(interval(found))
+
+
+def test_users_of_what_was_drawn_are_the_people_to_whom_something_was_drawn(small_build):
+    data = small_build.built.data
+    pairs, queries = data.examples.pairs, data.examples.queries
+    user = queries.user[pairs.query]
+    sure = np.where(user % 3 > 0, 1, pairs.propensity)
+    log = replace(data, examples=replace(data.examples, pairs=replace(pairs, propensity=sure)))
+    rows = offline_report(small_build.built.release, log, queries_per_market=10**6, seed=1)
+    asked = pairs.positive & (pairs.split == TEST)
+    for place, code in enumerate(data.examples.markets):
+        here = user[asked & (queries.market[pairs.query] == place)]
+        users = {
+            metric: {r.users for r in rows if (r.market, r.metric) == (code, metric)}
+            for metric in (*METRICS, WEIGHTED)
+        }
+        drawn = len(set(here[here % 3 == 0]))
+        assert users == {WEIGHTED: {drawn}, **{metric: {len(set(here))} for metric in METRICS}}
 
 
 def test_a_sample_of_queries_is_drawn_by_the_seed(small_build):
