@@ -160,15 +160,19 @@ def compare(
     """
     costs: dict[str, list[Cost]] = {name: [] for name in sides}
     warm: dict[str, Cost] = {}
+    spent = dict.fromkeys(sides, 0.0)
     for turn in range(repeats + 1):
         for name, side in sides.items():
-            spent = sum(c.wall for c in costs[name]) + (warm[name].wall if turn else 0)
-            if turn > 0 and spent > budget_s:
+            if spent[name] > budget_s:
                 continue
+            before = time.perf_counter()
+            cost = side()
+            # What a side says may be of one of the many calls of its turn.
+            spent[name] += max(cost.wall, time.perf_counter() - before)
             if turn == 0:
-                warm[name] = side()
+                warm[name] = cost
             else:
-                costs[name].append(side())
+                costs[name].append(cost)
     for name, cost in warm.items():
         # Too slow for a second turn: the only run counts, and `runs` says so.
         costs[name] = costs[name] or [cost]

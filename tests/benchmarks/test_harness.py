@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -46,6 +47,21 @@ def test_a_slow_side_has_one_turn_and_says_so() -> None:
     results = compare("work", 7, sides, repeats=3, budget_s=60)
     assert turns.count("peer") == 1
     assert [r.runs for r in results] == [3, 1]
+
+
+def test_a_side_is_slow_by_what_it_took_not_by_what_it_says_of_one_of_its_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(harness, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def thousand() -> Cost:
+        now[0] += 50
+        return Cost(0.05, 0.05)
+
+    results = compare("a query", 7, {"us": lambda: Cost(0.001, 0.001), "peer": thousand}, repeats=5)
+    assert [r.runs for r in results] == [5, 1]
+    assert now == [50]
 
 
 def test_short_work_is_repeated_until_it_can_be_measured() -> None:
