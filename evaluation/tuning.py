@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ensemble.build import BuildConfig
 from evaluation.cascade import FullCascade, Released
-from evaluation.tasks import Benchmark
+from evaluation.tasks import Benchmark, Labelled
 
 #: Knobs of a build that are searched, by section and name, and where. The ends lie about a factor of three
 #: around the defaults, and beyond what `data_sets.toml` sets.
@@ -177,12 +177,22 @@ def _end_with_a_whole_line(journal: Path) -> None:
 
 
 def _fingerprint(benchmark: Benchmark, build: BuildConfig) -> str:
-    """Changes with any row that a system sees of the benchmark, and with any knob of the build."""
+    """Changes with any row that a system sees of the benchmark, with what its exams ask, and with any knob of
+    the build."""
     digest = hashlib.sha256(json.dumps(asdict(build), sort_keys=True).encode())
     tables = benchmark.task.tables
     for table in (tables.users, tables.contents, tables.sellers, tables.impressions):
         if table is not None:
             digest.update(table.to_parquet(index=False))
+    for exam in benchmark.exams:
+        digest.update(json.dumps([exam.market, exam.metrics]).encode())
+        asked: tuple[np.ndarray, ...] = (exam.users,)
+        if isinstance(exam, Labelled):
+            asked += exam.candidates, exam.labels
+        else:
+            asked += exam.pool, exam.truth.indptr, exam.truth.indices
+        for array in asked:
+            digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -156,12 +156,19 @@ def test_a_section_without_searched_knobs_is_refused(validation, tmp_path):
         tune(validation, BuildConfig(), tmp_path / "journal", minutes=0, sections=["serve"])
 
 
-def test_another_data_set_or_configuration_has_trials_of_its_own(validation, tmp_path, near, three_trials):
+def test_another_data_set_exam_or_configuration_has_trials_of_its_own(
+    validation, tmp_path, near, three_trials
+):
     tune(validation, BuildConfig(), tmp_path / "journal", **three_trials)
     tables = validation.task.tables
     fewer = replace(tables, impressions=tables.impressions.iloc[:-1])
+    exam = validation.exams[0]
+    less = exam.truth.copy()
+    less.indices[0] = (less.indices[0] + 1) % less.shape[1]
     for benchmark, build in (
         (validation, BuildConfig(popularity_window_h=24)),
+        (replace(validation, exams=(replace(exam, truth=less), *validation.exams[1:])), BuildConfig()),
+        (replace(validation, exams=validation.exams[1:]), BuildConfig()),
         (replace(validation, task=replace(validation.task, tables=fewer)), BuildConfig()),
     ):
         assert len(tune(benchmark, build, tmp_path / "journal", **three_trials)) == 3
