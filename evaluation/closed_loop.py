@@ -169,25 +169,27 @@ def outcomes(
         told: hears of each batch what was asked, the slates, and what came of them.
     """
     world.reset()
-    clicked = np.full((world.config.users, OWN_CLICKS), NONE)
-    shown, shown_at = np.full((2, world.config.users, OWN_SHOWN), NONE)
+    # A world has many more people than those who ask.
+    people, person = np.unique(requests.user, return_inverse=True)
+    clicked = np.full((len(people), OWN_CLICKS), NONE)
+    shown, shown_at = np.full((2, len(people), OWN_SHOWN), NONE)
     made = np.zeros((len(requests), len(MEASURES)))
     for batch in batches(requests.user, requests.time, BATCH):
-        user, time = requests.user[batch], requests.time[batch]
-        lately = np.where(time[:, None] - shown_at[user] < LATELY_S, shown[user], NONE)
-        asked = Asked(user, requests.market[batch], time, clicked[user], lately)
+        user, time, who = requests.user[batch], requests.time[batch], person[batch]
+        lately = np.where(time[:, None] - shown_at[who] < LATELY_S, shown[who], NONE)
+        asked = Asked(user, requests.market[batch], time, clicked[who], lately)
         slates = policy(asked)
         expected = world.expected_value(user, slates, time, slate=True)
         real = world.step(user, slates, time)
         told(asked, slates, real)
         columns = (expected.value, real.value, real.click, real.order, real.watch_s, real.negative)
         made[batch] = np.stack([column.sum(axis=1, dtype=np.float64) for column in columns], axis=1)
-        both = np.concatenate([clicked[user], np.where(real.click == 1, slates, NONE)], axis=1)
+        both = np.concatenate([clicked[who], np.where(real.click == 1, slates, NONE)], axis=1)
         latest = np.argsort(both >= 0, axis=1, kind="stable")[:, -OWN_CLICKS:]
-        clicked[user] = np.take_along_axis(both, latest, axis=1)
-        shown[user] = np.concatenate([shown[user], slates], axis=1)[:, -OWN_SHOWN:]
+        clicked[who] = np.take_along_axis(both, latest, axis=1)
+        shown[who] = np.concatenate([shown[who], slates], axis=1)[:, -OWN_SHOWN:]
         when = np.broadcast_to(time[:, None], slates.shape)
-        shown_at[user] = np.concatenate([shown_at[user], when], axis=1)[:, -OWN_SHOWN:]
+        shown_at[who] = np.concatenate([shown_at[who], when], axis=1)[:, -OWN_SHOWN:]
     return made
 
 

@@ -1,5 +1,6 @@
 """Playing policies in the simulated world: who asks, what a policy may know, what is counted."""
 
+import tracemalloc
 from dataclasses import fields, replace
 
 import numpy as np
@@ -145,6 +146,18 @@ class TestPlay:
         value = outcomes(world, Fixed(on), twice)[:, MEASURES.index(EXPECTED)]
         assert value[1] < value[0]
         assert outcomes(world, Fixed(on), twice)[0, MEASURES.index(EXPECTED)] == value[0]
+
+
+def test_what_a_play_remembers_is_of_those_who_ask(world, monkeypatch):
+    monkeypatch.setattr(closed_loop, "OWN_SHOWN", 10_000)
+    market = str(world.users()["market"][0])
+    asked = Requests(np.zeros(1, np.int64), np.array([market], object), np.array([world.config.begin]), 0)
+    world.reset()
+    tracemalloc.start()
+    outcomes(world, Fixed([0, 1]), asked)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2 * world.config.users * 10_000 * 8 / 10
 
 
 def test_a_policy_that_repeats_itself_is_expected_to_sell_what_it_sells(world, monkeypatch):
