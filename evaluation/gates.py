@@ -37,6 +37,8 @@ LEAST_PEOPLE = 20
 """People that an estimate needs to be judged, in effect: as many of equal weight would say as much."""
 ERROR = "ece"
 """Figures that begin so are better the smaller they are."""
+COUNTS = ("markets", "tasks", "contents")
+"""Figures that are numbers of something, not shares or estimates."""
 USERS = 100
 """People of a market whose slates are compared."""
 
@@ -134,7 +136,7 @@ def gate(
       each by 1 / propensity, as `evaluation.report` does; where nothing was, "ndcg@10 as logged" is told and
       refuses nothing.
     - "contents known": the share of a market's impressions or wanted outcomes of contents that a release has.
-    - "probabilities": the share of those for which a release says one; NaN is none.
+    - "probabilities": the share of those for which a release says one; NaN is none. None may be gone.
     - "auc of …", "ece of …": of the probability of every task among logged impressions of contents that both
       know, where there are `LEAST_OUTCOMES` outcomes; of "watch", a share, the error alone. The error is one
       where less is better.
@@ -175,7 +177,8 @@ def gate(
         both = here[known[0] & known[1]]
         said, figures = _impressions(replays, both, tasks, labels, config, random)
         new, old = (float(one.mean()) if len(one) else np.nan for one in said)
-        checks.append(_told(market, "probabilities", old, new, refused=new < old))
+        gone = bool((said[1] & ~said[0]).any())
+        checks.append(_told(market, "probabilities", old, new, refused=gone))
         for figure, pair in figures:
             pairs.setdefault(figure, {})[market] = pair
     checks += _judged(pairs, config)
@@ -191,20 +194,19 @@ def gate(
 
 def faults(checks: Sequence[Check]) -> list[str]:
     """What speaks against the candidate, a text for each refused check."""
-    return [
-        f"{check.figure} in {check.market}: {shown(check.candidate)} where {shown(check.served)} is served"
-        if check.market != ALL
-        else f"{check.figure}: {shown(check.candidate)} where {shown(check.served)} is served"
-        for check in checks
-        if check.refused
-    ]
+    found = []
+    for check in [check for check in checks if check.refused]:
+        where = "" if check.market == ALL else f" in {check.market}"
+        new, old = (shown(check.figure, value) for value in (check.candidate, check.served))
+        found.append(f"{check.figure}{where}: {new} where {old} is served")
+    return found
 
 
-def shown(value: float) -> str:
-    """A figure as people read it: counts whole, NaN as nothing."""
+def shown(figure: str, value: float) -> str:
+    """A value of a figure as people read it: counts whole, NaN as nothing."""
     if np.isnan(value):
         return ""
-    return f"{value:,.0f}" if value == int(value) and value > 1 else f"{value:.4f}"
+    return f"{value:,.0f}" if figure in COUNTS else f"{value:.4f}"
 
 
 def _told(market: str, figure: str, served: float, candidate: float, *, refused: bool = False) -> Check:

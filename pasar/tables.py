@@ -79,8 +79,8 @@ def check_table(checks: Sequence) -> Table:
             [
                 check.figure,
                 check.market,
-                shown(check.served),
-                shown(check.candidate),
+                shown(check.figure, check.served),
+                shown(check.figure, check.candidate),
                 f"{check.candidate - check.served:+.4f}" if estimated else "",
                 f"{check.low:+.4f} to {check.high:+.4f}" if estimated else "",
                 "refused" if check.refused else "",

@@ -161,6 +161,18 @@ def test_half_a_market_s_catalogue_less_is_refused(small_release, examples, tmp_
     assert not more["contents", plan.markets[0]].refused
 
 
+def test_a_market_that_sells_nothing_any_more_is_refused(small_release, examples, tmp_path):
+    """Whether its contents are there and not for it, or it has none: what says nothing is no crash."""
+    market = Plan.of(small_release).markets[0]
+    available = np.array(small_release.array("available.npy"))
+    available[0] = False
+    empty = changed(small_release, tmp_path / "empty", available=available)
+    checks = compare(empty, small_release, examples)
+    assert by_figure(checks)["contents", market].refused
+    assert f"contents in {market}: 0 where" in " ".join(faults(checks))
+    assert not by_figure(compare(small_release, empty, examples))["contents", market].refused
+
+
 def test_a_catalogue_of_other_contents_is_refused(small_release, examples, tmp_path):
     ids = np.array([f"other {name}" for name in small_release.array("text_content_id.npy")])
     other = changed(small_release, tmp_path / "other", text_content_id=ids)
@@ -196,6 +208,14 @@ def test_a_release_that_says_no_probability_is_refused(small_release, examples, 
             found = checks["probabilities", market]
             assert (found.served, found.candidate, found.refused) == (1, 0, True)
     assert not by_figure(compare(small_release, silent, examples))["probabilities", "ID"].refused
+
+
+def test_a_probability_that_is_gone_is_refused_whatever_others_came(small_release, examples, monkeypatch):
+    said = np.array([False, True, True]), np.array([True, False, False])
+    monkeypatch.setattr(gates, "_impressions", lambda *_: (said, []))
+    for market in examples.markets:
+        found = by_figure(compare(small_release, small_release, examples))["probabilities", market]
+        assert (found.served, found.candidate, found.refused) == (1 / 3, 2 / 3, True)
 
 
 def test_shorter_slates_leave_places_empty(small_release, examples, tmp_path):
@@ -319,6 +339,17 @@ def test_chance_refuses_hardly_ever_and_a_real_loss_always():
     assert sum(map(bool, none)) <= 200 * gates.DOUBT  # one-sided: half of it is expected
     lost = [faults(gates._judged(estimates(-0.2, 200, seed, markets=3), CONFIG)) for seed in range(20)]
     assert all(lost)
+
+
+def test_counts_are_told_whole_and_shares_are_not():
+    told = [("all", "markets", 5, 1), ("ID", "contents", 3000, 0), ("ID", "places filled", 1, 0.5)]
+    checks = [gates.Check(*one, np.nan, np.nan, refused=True) for one in told]
+    assert faults(checks) == [
+        "markets: 1 where 5 is served",
+        "contents in ID: 0 where 3,000 is served",
+        "places filled in ID: 0.5000 where 1.0000 is served",
+    ]
+    assert faults([replace(check, refused=False) for check in checks]) == []
 
 
 def test_a_loss_that_is_allowed_is_not_refused_however_sure():
