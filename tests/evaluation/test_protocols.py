@@ -320,6 +320,22 @@ def test_a_log_of_lengths_or_of_likes_alone_is_judged_by_what_it_has():
         benchmarks(replace(no_hate, contents=no_lengths.contents))
 
 
+def test_watch_time_is_asked_of_contents_of_known_length_where_it_was_logged():
+    log = replace(a_log(2), name="kuairand")
+    whole = watch_time(log, "test")
+    short = np.arange(len(log.contents)) % 3 == 0
+    contents = log.contents.assign(duration_s=np.where(short, 0, log.contents["duration_s"]))
+    silent = np.arange(len(log.impressions)) % 4 == 0
+    impressions = log.impressions.assign(watch_s=np.where(silent, np.nan, log.impressions["watch_s"]))
+    fewer = watch_time(replace(log, contents=contents, impressions=impressions), "test")
+    asked = np.concatenate([exam.candidates.ravel() for exam in fewer.exams])
+    assert 0 < len(asked) < sum(exam.candidates.size for exam in whole.exams)
+    assert not short[asked].any()
+    assert not short[fewer.task.train.item].any()
+    for amounts in (fewer.task.train.outcomes["watch_s"], *(exam.labels for exam in fewer.exams)):
+        assert np.isfinite(amounts).all()
+
+
 def test_the_split_that_is_named_is_the_one_of_the_data_set():
     with pytest.raises(NothingToJudge, match="check the split 'leave_last'"):
         benchmarks(ratings([("u", "a", "DE"), ("v", "b", "DE")]))

@@ -254,6 +254,14 @@ def test_the_table_prints_published_figures_beside_ours():
     assert sum("| ease |" in line for line in lines) == 1
 
 
+def test_the_interval_beside_a_mean_over_seeds_is_the_mean_of_theirs():
+    rows = [
+        Row("mine", "XX", "cascade", "auc", value, low, high, 50, seed)
+        for seed, (value, low, high) in enumerate([(0.6, 0.5, 0.8), (0.7, 0.4, 0.9), (0.8, 0.6, 1.0)])
+    ]
+    assert "| cascade | 0.7000 | 0.5000 to 0.9000 | 3, ± 0.2484 |" in table(rows)
+
+
 def test_another_data_set_in_a_public_format_stands_beside_no_published_figure():
     said = table([Row("tiktok", "XX", "ease", "recall@20", 0.52, 0.4, 0.6, 50, 0)])
     assert "| tiktok | XX | recall@20 | ease | 0.5200 | 0.4000 to 0.6000 |  |  |  |" in said
