@@ -121,7 +121,7 @@ def _translate(rows: np.ndarray, data: TrainingSet, shares: np.ndarray) -> None:
 
 
 def _shown(data: TrainingSet, table: EmbeddingTable) -> dict[str, np.ndarray]:
-    """How often training showed each id, int64[ids] by domain."""
+    """How often training showed each id, int64[ids] by domain; what pads lists it never did."""
     examples, features = data.examples, data.features
     queries, pairs = examples.queries.rows(TRAIN), examples.pairs.rows(TRAIN)
     of_content = np.bincount(examples.pairs.content[pairs], minlength=len(features.content))
@@ -137,4 +137,6 @@ def _shown(data: TrainingSet, table: EmbeddingTable) -> dict[str, np.ndarray]:
                 here = slice(part, part + BLOCK)
                 weight = None if weights is None or ids.ndim == 2 else weights[here]
                 count += np.bincount(ids[here].ravel(), weight, size).astype(np.int64)
+    for count in shown.values():
+        count[0] = 0
     return {name: count for name, count in shown.items() if name in table.first}

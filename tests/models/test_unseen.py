@@ -122,6 +122,23 @@ def test_an_unseen_value_is_the_mean_of_those_that_training_showed(cold):
     np.testing.assert_array_equal(after["language"][count > 0], before["language"][count > 0])
 
 
+def test_what_pads_histories_is_none_of_the_values_that_training_showed(small_training_set):
+    """Nobody learned what it is, and of short histories it is the greater part."""
+    before, after = filled(small_training_set)
+    examples, features = small_training_set.examples, small_training_set.features
+    queries, pairs = examples.queries.rows(TRAIN), examples.pairs.rows(TRAIN)
+    ids = [
+        features.query.arrays["hist_category"][queries].ravel(),
+        features.content.arrays["category"][examples.pairs.content[pairs]],
+    ]
+    count = np.bincount(np.concatenate(ids), minlength=len(before["category"]))
+    null, padding = 1, count[0]
+    assert count[null] == 0
+    assert padding > 0.2 * count.sum()
+    count[0] = 0
+    np.testing.assert_allclose(after["category"][null], count @ before["category"] / count.sum(), atol=1e-6)
+
+
 def test_ids_that_training_forgets_on_purpose_and_padding_stay(cold):
     before, after = filled(cold, FORGOTTEN)
     for name in before:
