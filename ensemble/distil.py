@@ -40,7 +40,8 @@ def with_stacking(
     the signals of retrieval, fitted to validation queries; without any the release is `draft` itself.
 
     Each user is asked once, with the history of the first validation query; all that the user wants in the
-    validation part counts as wanted, of a log with orders all that is ordered. With `config.drawn` each is
+    validation part counts as wanted, of a log with orders all that is ordered. What the test part says is
+    hidden: lists that lack what is wanted there would tell of it. With `config.drawn` each is
     asked again about what was wanted among contents that are drawn at random.
     """
     user, rows, wanted = _validation_queries(data.examples, config.queries, seed)
@@ -53,7 +54,7 @@ def with_stacking(
     parts = []
     for part in _parts(np.arange(len(rows))):
         target_of = wanted[user[part]].toarray()
-        seen = data.examples.latest_seen[user[part]].astype(np.int64)
+        seen = data.examples.seen_before_test[user[part]].astype(np.int64)
         held_out = np.take_along_axis(target_of, np.maximum(seen, 0), axis=1)
         seen = np.where(held_out, -1, seen)
         made = _ranked(cascade, data, rows[part], query_vectors[part], seen)

@@ -189,6 +189,7 @@ class Examples:
         latest_history: int32[U, L], each user's history at the end of the log.
         drawn: whether the validation rows were drawn from the data set's training rows.
         latest_seen: int32[U, S], contents not to be shown to each user again, as of the end of the log.
+        seen_before_test: int32[U, S], the same without what the test part says.
         end: the first second after the log (s since the epoch); 0 where the data set has no time.
         has_time: whether `Queries.time` means anything.
         moments: what was true of contents when.
@@ -206,6 +207,7 @@ class Examples:
     popularity: np.ndarray
     latest_history: np.ndarray
     latest_seen: np.ndarray
+    seen_before_test: np.ndarray
     drawn: bool
     end: int
     has_time: bool
@@ -523,6 +525,9 @@ def build_examples(
         popularity=popularity,
         latest_history=latest(np.flatnonzero(positive), history_length, "history"),
         latest_seen=latest(np.flatnonzero(log.finished), seen_length, "seen"),
+        seen_before_test=latest(
+            np.flatnonzero(log.finished & (split_of != TEST)), seen_length, "seen_before_test"
+        ),
         drawn=dataset.split == "given" and not (np.asarray(log.split) == VALID).any(),
         end=int(log.time.max()) + 1 if log.time is not None and len(log.time) else 0,
         has_time=log.time is not None,

@@ -11,7 +11,7 @@ from ensemble.adjust import adjust
 from ensemble.build import Built, build_release
 from ensemble.cascade import Cascade, reply
 from ensemble.client import FeedClient
-from ensemble.distil import _drawn
+from ensemble.distil import _drawn, with_stacking
 from ensemble.export import READS
 from ensemble.release import Release
 from ensemble.stages.user_state import REQUEST
@@ -19,6 +19,7 @@ from ensemble.steps import check_wiring
 from market.dataset import Dataset, write_dataset
 from models.item_graph import fit_item_graph
 from models.stacking import FILE, SIGNALS
+from models.two_tower import train_two_tower
 from tests.conftest import serve
 from tests.ensemble.asking import requests
 from tests.ensemble.test_feed_server import assert_same
@@ -131,6 +132,25 @@ def test_rows_drawn_to_know_when_to_stop_are_in_the_served_item_graph(undivided,
     low_rank = undivided.release.array("low_rank_source.npy")
     assert low_rank.shape == undivided.data.low_rank.source.shape
     assert (low_rank != undivided.data.low_rank.source).any()
+
+
+def test_what_people_want_after_the_validation_part_tells_the_stacking_nothing(
+    undivided, small_build, tmp_path
+):
+    """They are asked what they do not know; contents that only the test part wants are among these."""
+    config, data, work = small_build.config, undivided.data, undivided.release.path.parent / "work"
+    two_tower, _ = train_two_tower(data, config.two_tower, work / "two_tower", config.seed)
+    asked = replace(config.stacking, queries=60)
+
+    def weights(name: str, **known: np.ndarray) -> np.ndarray:
+        told = replace(data, examples=replace(data.examples, **known))
+        made = with_stacking(undivided.release, tmp_path / name, told, two_tower, asked, seed=0)
+        return made.array(FILE)
+
+    nobody_knows = np.full_like(data.examples.latest_seen, -1)
+    usual = weights("usual")
+    np.testing.assert_array_equal(weights("later", latest_seen=nobody_knows), usual)
+    assert (weights("earlier", seen_before_test=nobody_knows) != usual).any()
 
 
 def test_triton_serves_it_with_each_step_a_model(stacked, tmp_path):

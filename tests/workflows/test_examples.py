@@ -528,6 +528,22 @@ def test_what_is_only_in_the_cart_may_be_shown_again():
     assert contents[[c for c in examples.latest_seen[row] if c >= 0]].tolist() == ["c2", "c3"]
 
 
+@pytest.mark.parametrize("split", ["time", "leave_last", "given"])
+def test_what_was_seen_before_the_test_part_does_not_tell_of_it(split):
+    content, parts = [5, 5, 5, 5, 0, 2, 3, 4, 2, 0], [TRAIN] * 8 + [VALID, TEST]
+    log = pd.DataFrame({"user_id": "u0", "content_id": [f"c{k}" for k in content], "market": "ID"})
+    log = log.assign(click=1, time=range(10), split=["train"] * 8 + ["valid", "test"])
+
+    def seen(log: pd.DataFrame) -> list[list[int]]:
+        examples = built(log, split, "positives")
+        assert examples.pairs.split.tolist() == parts
+        return [examples.seen_before_test[0].tolist(), examples.latest_seen[0].tolist()]
+
+    assert seen(log) == [[0, 2, 3, 4, 2], [2, 3, 4, 2, 0]]
+    log.loc[9, "content_id"] = "c1"
+    assert seen(log) == [[0, 2, 3, 4, 2], [2, 3, 4, 2, 1]]
+
+
 @pytest.mark.parametrize("timed", [True, False])
 def test_a_given_split_without_validation_rows_gets_some_of_the_training_part(timed):
     log = replace(log_of([0, 1] * 20, list(range(40))[::-1] if timed else None), split=np.zeros(40, np.int8))
