@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -54,10 +54,16 @@ def fit(workflow: nvt.Workflow, tables: Iterable[pa.Table], schema: Schema | Non
         schema: of the raw columns, with their tags; by default made from the first table.
 
     Raises:
-        ValueError: there is no table, a table lacks a column, or a category has no value.
+        ValueError: there is no table, `tables` can be walked through but once, a table lacks a column, or a
+            category has no value.
     """
+    if iter(tables) is tables:
+        raise ValueError(
+            "tables is an iterator, of which nothing is left after its first walk; give a list, or an object "
+            "that reads them anew"
+        )
     if schema is None:
-        schema = merlin_schema(_first(tables).schema)
+        schema = merlin_schema(next(_some(tables)).schema)
     statistics = workflow.graph.get_nodes_by_op_type([workflow.output_node], ops.StatOperator)
     clear_stats(workflow.graph)
     workflow.fit_schema(schema)
@@ -78,7 +84,7 @@ def fit(workflow: nvt.Workflow, tables: Iterable[pa.Table], schema: Schema | Non
         }
         # Each column is counted for itself, by libraries that let go of Python's lock.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for table in tables:
+            for table in _some(tables):
                 added = [
                     pool.submit(found[node][name].add, values)
                     for node, columns in inputs.read(table).items()
@@ -97,14 +103,17 @@ def fit(workflow: nvt.Workflow, tables: Iterable[pa.Table], schema: Schema | Non
     return workflow
 
 
-def _first(tables: Iterable[pa.Table]) -> pa.Table:
+def _some(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The tables; ValueError where there is none."""
+    table = None
     for table in tables:
-        return table
-    raise ValueError("there is no table to fit on; give one at least")
+        yield table
+    if table is None:
+        raise ValueError("there is no table to fit on; give one at least")
 
 
 def _fit_by_nvtabular(workflow: nvt.Workflow, tables: Iterable[pa.Table], schema: Schema) -> nvt.Workflow:
-    return workflow.fit(nvt.Dataset(pa.concat_tables(tables).to_pandas(), schema=schema))
+    return workflow.fit(nvt.Dataset(pa.concat_tables(_some(tables)).to_pandas(), schema=schema))
 
 
 def merlin_schema(schema: pa.Schema) -> Schema:

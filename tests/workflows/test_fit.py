@@ -266,6 +266,20 @@ def test_what_does_not_vary_has_no_deviation(usual: float, tmp_path: Path) -> No
     assert _normalizers(workflow)[0].means == {"number": usual}
 
 
-def test_nothing_to_fit_on_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "statistic", [ops.Categorify, lambda out_path: ops.Normalize(), lambda out_path: ops.FillMedian()]
+)
+@pytest.mark.parametrize("told", [True, False])
+def test_nothing_to_fit_on_is_an_error(statistic: Make, told: bool, tmp_path: Path) -> None:
+    """With a schema, too, whatever is to be fitted."""
+    workflow = nvt.Workflow(["id"] >> statistic(out_path=str(tmp_path)))
+    schema = merlin_schema(pa.schema([("id", pa.float64())])) if told else None
     with pytest.raises(ValueError, match="no table to fit on"):
-        fit(nvt.Workflow(["id"] >> ops.Categorify(out_path=str(tmp_path))), [])
+        fit(workflow, [], schema)
+
+
+def test_tables_that_could_be_walked_through_but_once_are_refused(table: pa.Table, tmp_path: Path) -> None:
+    """To make a schema of the first would lose it, and the next statistic would find none."""
+    workflow = nvt.Workflow(["id"] >> ops.Categorify(out_path=str(tmp_path)))
+    with pytest.raises(ValueError, match=r"tables is an iterator, .* give a list"):
+        fit(workflow, (part for part in [table]))
