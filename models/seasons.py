@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from market.statistics import EventCounts
-from workflows.examples import TRAIN, Examples
+from workflows.examples import TEST, TRAIN, VALID, Examples
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,20 @@ def training_positives(examples: Examples) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def latest_before_queries(examples: Examples) -> np.ndarray:
-    """When the latest event of each query's user before it was, int64[R]; its time where there is none."""
-    queries = examples.queries
-    return latest_before(*_events(examples), queries.user, queries.time, queries.time)
+    """When the latest event of each query's user before it was, int64[R]; its time where there is none.
+
+    A split that a data set gives may hold out what was wanted between training events. As in histories, no
+    query knows of a later part, and none that such a split holds out of its own.
+    """
+    queries, (user, time) = examples.queries, _events(examples)
+    part = examples.pairs.split[np.flatnonzero(examples.pairs.positive)]
+    found = np.empty(len(queries), np.int64)
+    for split in (TRAIN, VALID, TEST):
+        own = split == TRAIN or examples.split != "given"
+        known, asked = part < split + own, queries.rows(split)
+        of, at = queries.user[asked], queries.time[asked]
+        found[asked] = latest_before(user[known], time[known], of, at, at)
+    return found
 
 
 def latest_events(examples: Examples, before: int) -> np.ndarray:
