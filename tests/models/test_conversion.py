@@ -31,9 +31,11 @@ def test_each_content_has_the_odds_of_its_own_outcomes_and_of_some_of_the_mean(w
         assert made[content] == pytest.approx(np.log(orders / others), rel=1e-4)
 
 
-def test_a_log_of_impressions_and_one_without_orders_have_none(small_examples, wanted):
+def test_a_log_of_impressions_and_one_without_orders_or_of_nothing_else_have_none(small_examples, wanted):
     assert not conversions(small_examples).any()
     none = {**wanted.pairs.outcomes, "order": np.zeros(len(wanted.pairs.content), np.float32)}
     assert not conversions(replace(wanted, pairs=replace(wanted.pairs, outcomes=none))).any()
+    alone = {**wanted.pairs.outcomes, "order": np.ones(len(wanted.pairs.content), np.float32)}
+    assert not conversions(replace(wanted, pairs=replace(wanted.pairs, outcomes=alone))).any()
     clicks = {name: values for name, values in wanted.pairs.outcomes.items() if name != "order"}
     assert not conversions(replace(wanted, pairs=replace(wanted.pairs, outcomes=clicks))).any()

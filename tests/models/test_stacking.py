@@ -85,6 +85,16 @@ def test_lists_without_anything_wanted_teach_nothing():
     assert fit_stacking(signal, length, np.zeros_like(wanted), present, strength=1.0) is None
 
 
+def test_places_without_a_candidate_teach_nothing_whatever_stands_there():
+    truth = np.ones((2, len(SIGNALS)), np.float32)
+    signal, length, wanted, present = (given[:200] for given in choices(truth))
+    wanted = wanted & (np.arange(200) > 0)[:, None]  # one list has no more than such places
+    usual = fit_stacking(signal, length, wanted, present, strength=1.0)
+    other = np.where(present[..., None], signal, 9)
+    found = fit_stacking(other, length, wanted | ~present, present, strength=1.0)
+    np.testing.assert_array_equal(found.to_array(), usual.to_array())
+
+
 def test_the_served_graph_says_what_was_fitted_whatever_the_order_of_candidates():
     random = np.random.default_rng(3)
     stacking = Stacking(random.normal(0, 0.3, (2, len(SIGNALS))).astype(np.float32), -4.0)
