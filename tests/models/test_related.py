@@ -27,6 +27,8 @@ def test_the_closest_come_first_and_no_more_than_asked_for():
 def test_contents_without_an_id_of_their_own_have_none_and_are_none():
     found = related_ids(GRAPH, np.array([3, UNSEEN, UNSEEN, 4]), 5, 3)
     np.testing.assert_array_equal(found, [[0] * 3, [0] * 3, [0] * 3, [0, 4, 0], [0, 3, 0]])
+    # Here the unseen ones are those with neighbours.
+    assert not related_ids(GRAPH, np.array([UNSEEN, 3, 4, UNSEEN]), 5, 3).any()
 
 
 @pytest.fixture(scope="module")
