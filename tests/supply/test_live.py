@@ -2,6 +2,7 @@
 
 import json
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -203,6 +204,25 @@ def test_the_usual_number_of_viewers_is_the_same_however_many_events_come_at_onc
     at_once.refresh()
     for name in ("viewers", "usual", "told"):
         np.testing.assert_array_equal(getattr(at_once, name), getattr(one_by_one, name), name)
+
+
+def test_a_refresh_costs_what_is_new_however_many_contents_there_are(tmp_path):
+    size = 1_000_000
+    state = LiveState(
+        tmp_path, contents=lookup(CONTENTS), sellers=lookup(SELLERS), content_count=size, seller_count=2
+    )
+    journal = Journal(tmp_path)
+    made = [{"event": "viewers", "content": "l0", "viewers": 7}, {"event": "showing", "content": "l1"}]
+    made[1]["product"] = "p2"
+    journal.append(parse_all([json.dumps(made[0])], time.time()))
+    state.refresh()  # the first of all is of every content
+    for event in made:
+        journal.append(parse_all([json.dumps(event)], time.time()))
+        tracemalloc.start()
+        state.refresh()
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < size, "not a byte a content"
 
 
 def test_unknown_ids_are_counted_and_harm_nobody(world):
