@@ -16,7 +16,7 @@ import pandas as pd
 from feedback.impressions import REQUEST, happened, join, outcomes_of, unread, wanted
 from feedback.late import Late
 from feedback.log import HOUR_S, FeedbackLog
-from market.dataset import Dataset, expect_free, read_part, read_table, write_like
+from market.dataset import Dataset, expect_free, read_part, read_table, table_files, write_like
 from market.folders import only_user
 from market.outcomes import FLAGS
 from market.tables import validate_entities, validate_moments
@@ -101,8 +101,8 @@ def extend(
     linked. Requests are numbered on from the data set's.
 
     Args:
-        tables: a folder with users.parquet, contents.parquet, sellers.parquet or moments.parquet that take
-            the place of the data set's; they have all that its impressions refer to.
+        tables: a folder with users, contents, sellers or moments (`market.dataset.table_files`) that take the
+            place of the data set's; they have all that its impressions refer to.
         wait_s: how long an outcome may take; younger impressions wait, and so do statements (s).
         late_s: how far before the data set's last impression outcomes still change; 0 for nowhere (s).
         until: the time that counts as now (s since the epoch).
@@ -159,7 +159,7 @@ def _tables(
     dataset: Dataset, tables: Path | None
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame | None, pd.DataFrame | None]:
     """Users, contents, sellers and moments, of `tables` where it has them, all of them sound."""
-    files = {} if tables is None else {n: f for n in TABLES if (f := tables / f"{n}.parquet").is_file()}
+    files = {} if tables is None else table_files(tables, TABLES)
     if tables is not None and not files:
         raise ValueError(f"{tables} has none of {', '.join(f'{name}.parquet' for name in TABLES)}")
 

@@ -279,36 +279,59 @@ def make_dataset(
     """Write the Parquet files of a folder as the data set `path`; see `write_dataset`.
 
     Args:
-        tables: a folder with users.parquet, contents.parquet, sellers.parquet and moments.parquet where there
-            are any, and impressions.parquet or the folder impressions/ of *.parquet, read by name, one at a
-            time. Columns are those of `market.tables.CONTRACT`.
+        tables: a folder with the tables as `table_files` finds them, sellers and moments where there are any.
+            Files of impressions are read one at a time. Columns are those of `market.tables.CONTRACT`.
 
     Raises:
-        DatasetError: a file is missing or cannot be read, or the impressions are there twice.
+        DatasetError: a table is missing, cannot be read, or is there twice.
     """
-    whole = tables / "impressions.parquet"
-    parts = sorted((tables / "impressions").glob("*.parquet"))
-    if parts and whole.exists():
-        raise DatasetError(f"{whole} and {parts[0]} are both there; keep the file or the folder.")
-    parts = parts or [whole]
-    known = {table: tables / f"{table}.parquet" for table in ("users", "contents", "sellers", "moments")}
-    optional = {table: file for table, file in known.items() if table not in TABLES and file.exists()}
-    for file in (known["users"], known["contents"], parts[0]):
-        if not file.is_file():
-            raise DatasetError(f"{file} is missing; put users, contents and impressions there as Parquet.")
-
+    files = table_files(tables, CONTRACT)
+    for table in TABLES:
+        if table not in files:
+            raise DatasetError(
+                f"{tables / table}.parquet is missing; put users, contents and impressions there as Parquet."
+            )
     return write_dataset(
         path,
         name=name,
         feedback=feedback,
         split=split,
-        users=read_table(known["users"]),
-        contents=read_table(known["contents"]),
-        sellers=read_table(optional["sellers"]) if "sellers" in optional else None,
-        impressions=map(read_table, parts),
-        moments=(lambda: read_table(optional["moments"])) if "moments" in optional else None,
+        users=read_table(files["users"]),
+        contents=read_table(files["contents"]),
+        sellers=read_table(files["sellers"]) if "sellers" in files else None,
+        impressions=(read_table([file]) for file in files["impressions"]),
+        moments=(lambda: read_table(files["moments"])) if "moments" in files else None,
         overwrite=overwrite,
     )
+
+
+def table_files(folder: Path, tables: Iterable[str]) -> dict[str, list[Path]]:
+    """The files of those of the `tables` that are in a folder: of users either users.parquet or, as Spark and
+    others write a table, all *.parquet right in a folder users.parquet or users, by name.
+
+    Raises:
+        DatasetError: a table is there twice, or as a folder without such files.
+    """
+    found: dict[str, list[Path]] = {}
+    for table in tables:
+        places = {place: _parquet_files(place) for place in (folder / f"{table}.parquet", folder / table)}
+        full = [place for place, files in places.items() if files]
+        if len(full) > 1:
+            raise DatasetError(f"{full[0]} and {full[1]} are both there; keep one of them.")
+        if not full and (empty := [place for place in places if place.is_dir()]):
+            raise DatasetError(
+                f"{empty[0]} has no *.parquet; put the files of the table right into it, all columns in them."
+            )
+        if full:
+            found[table] = places[full[0]]
+    return found
+
+
+def _parquet_files(place: Path) -> list[Path]:
+    """A file, or the Parquet files of a folder by name, but for those whose names hide them from readers."""
+    if place.is_dir():
+        return sorted(file for file in place.glob("*.parquet") if file.name[0] not in "._")
+    return [place] if place.suffix and place.exists() else []
 
 
 def read_part(file: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -316,9 +339,10 @@ def read_part(file: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
     return _read([file], columns)
 
 
-def read_table(file: Path) -> pd.DataFrame:
-    """A table as its owner wrote it, not yet checked; raises `DatasetError` where it cannot be read."""
-    frame = _read([file], remedy="write this table again from where it came")
+def read_table(files: Sequence[Path]) -> pd.DataFrame:
+    """A table as its owner wrote it into one file or several, not yet checked; raises `DatasetError` where it
+    cannot be read."""
+    frame = _read(files, remedy="write this table again from where it came")
     # pandas keeps an index apart; a column of the contract may have been made one.
     known = {name for columns in CONTRACT.values() for name in columns}
     kept = [name for name in frame.index.names if name in known and name not in frame]
@@ -412,7 +436,13 @@ def _read(files: Sequence[Path], columns: Sequence[str] | None = None, remedy: s
     for file in files:
         with _whole(file, remedy):
             parts.append(parquet.read_table(file, columns=None if columns is None else list(columns)))
-    table = arrow.concat_tables(parts)
+    try:
+        # A column that is null throughout a part has the type of the others'.
+        alike = {frozenset(part.column_names) for part in parts}
+        table = arrow.concat_tables(parts, promote_options="default" if len(alike) == 1 else "none")
+    except arrow.ArrowInvalid as error:
+        said = " ".join(str(error).split())
+        raise DatasetError(f"the files {files[0]} to {files[-1].name} differ ({said}); {remedy}.") from None
     frame = table.to_pandas()
     for name in table.column_names:
         values = table[name]

@@ -211,10 +211,11 @@ def test_a_newer_catalogue_takes_the_place_of_the_old(base, tmp_path):
     assert made.impressions()["content_id"].tolist() == ["c0", "c0", "c9"]
 
 
-def test_users_as_they_are_now_take_the_place_of_the_old(base, tmp_path):
-    (tmp_path / "now").mkdir()
+@pytest.mark.parametrize("file", ["users.parquet", "users.parquet/part-0.parquet"])
+def test_users_as_they_are_now_take_the_place_of_the_old(base, tmp_path, file):
+    (tmp_path / "now" / file).parent.mkdir(parents=True)
     now = users().assign(language="id", x_vip=[True, False, True])
-    now.to_parquet(tmp_path / "now" / "users.parquet")
+    now.to_parquet(tmp_path / "now" / file)
     made, _ = grown(base, tmp_path, one(1, T + 5, "new"), tables=tmp_path / "now")
     assert made.users()["language"].tolist() == ["id", "id", "id", None]
 

@@ -398,13 +398,51 @@ def test_tables_that_are_not_there_or_unreadable_are_named(tmp_path):
     assert not (tmp_path / "d").exists()
 
 
-def test_impressions_as_a_file_and_as_a_folder_are_one_too_many(tmp_path):
+def write_parts(folder, *frames):
+    """A table as Spark writes it: files of a folder, beside what it keeps for itself."""
+    folder.mkdir()
+    for number, frame in enumerate(frames):
+        frame.to_parquet(folder / f"part-{number}.snappy.parquet")
+    for own in ("_SUCCESS", "._part-0.snappy.parquet", "_metadata.parquet"):
+        (folder / own).write_bytes(b"no table")
+
+
+@pytest.mark.parametrize("end", [".parquet", ""])
+def test_any_table_may_be_a_folder_of_files(tmp_path, end):
+    sellers = pd.DataFrame({"seller_id": ["s0", "s1"], "market": "ID"})
+    moments = pd.DataFrame({"content_id": ["c1", "c1"], "time": [5, 6], "viewers": [9, 4]})
+    write_parts(tmp_path / f"users{end}", users().iloc[:1], users().iloc[1:])
+    write_parts(tmp_path / f"contents{end}", contents().iloc[1:], contents().iloc[:1])
+    write_parts(tmp_path / f"sellers{end}", sellers.iloc[:1], sellers.iloc[1:])
+    write_parts(tmp_path / f"moments{end}", moments.iloc[:1], moments.iloc[1:])
+    write_parts(tmp_path / f"impressions{end}", part([5, 6]), part([7]))
+    made = make_dataset(tmp_path, tmp_path / "d", name="mine", feedback="impressions", split="time")
+    assert made.users()["user_id"].tolist() == ["u0", "u1", "u2"]
+    assert made.contents()["content_id"].tolist() == ["c1", "c0"]
+    assert len(made.sellers()) == len(made.moments()) == len(made.impression_files) == 2
+    assert made.impressions()["time"].tolist() == [5, 6, 7]
+
+
+def test_files_of_one_table_that_differ_in_their_columns_are_named(tmp_path):
+    write_parts(tmp_path / "users", users(), users().assign(language="id"))
+    contents().to_parquet(tmp_path / "contents.parquet")
+    part([5]).to_parquet(tmp_path / "impressions.parquet")
+    with pytest.raises(DatasetError, match=r"part-0\S+ to part-1\S+ differ \(.*language.*; write this"):
+        make_dataset(tmp_path, tmp_path / "d", name="mine", feedback="impressions", split="time")
+
+
+@pytest.mark.parametrize("table", ["impressions", "sellers"])
+def test_a_table_as_a_file_and_as_a_folder_is_one_too_many_and_an_empty_folder_none(tmp_path, table):
     users().to_parquet(tmp_path / "users.parquet")
     contents().to_parquet(tmp_path / "contents.parquet")
     part([5]).to_parquet(tmp_path / "impressions.parquet")
-    (tmp_path / "impressions").mkdir()
-    part([6]).to_parquet(tmp_path / "impressions" / "a.parquet")
-    with pytest.raises(DatasetError, match="are both there; keep the file or the folder"):
+    write_parts(tmp_path / table)
+    if table == "sellers":
+        with pytest.raises(DatasetError, match=r"sellers has no \*\.parquet; put the files of the table"):
+            make_dataset(tmp_path, tmp_path / "d", name="mine", feedback="impressions", split="time")
+    part([6]).to_parquet(tmp_path / table / "a.parquet")
+    part([5]).to_parquet(tmp_path / f"{table}.parquet")
+    with pytest.raises(DatasetError, match=rf"{table}.parquet and \S+{table} are both there; keep one"):
         make_dataset(tmp_path, tmp_path / "d", name="mine", feedback="impressions", split="time")
 
 
