@@ -75,23 +75,27 @@ class Rules:
             markets: codes.
             kind, category, seller, language: text[N], "" where unknown.
         """
-        rows = []
-        for code in markets:
-            allowed = np.ones(len(kind), bool)
+        codes = list(markets)
+        allowed = np.ones((len(codes), len(kind)), bool)
+        # Names are read once, not once a market: a server starts with this, and has a deadline.
+        rules = [
+            (forbidden, *_distinct(values))
             for forbidden, values in (
                 (self.forbidden_categories, category),
                 (self.forbidden_kinds, kind),
                 (self.forbidden_sellers, seller),
-            ):
-                names = [*forbidden.get(EVERYWHERE, ()), *forbidden.get(code, ())]
-                if names:
-                    allowed &= ~np.isin(values, names)
+            )
+            if forbidden
+        ]
+        languages, of_language = _distinct(language if "spoken" in self.languages.values() else language[:0])
+        for code, row in zip(codes, allowed):
+            for forbidden, names, which in rules:
+                if barred := {*forbidden.get(EVERYWHERE, ()), *forbidden.get(code, ())}:
+                    row &= np.array([name not in barred for name in names], bool)[which]
             if self.languages.get(code, self.languages.get(EVERYWHERE, "any")) == "spoken":
-                spoken, which = np.unique(language, return_inverse=True)
                 known = {"", *map(base, profile(code).languages)}
-                allowed &= np.array([base(name) in known for name in spoken], bool)[which]
-            rows.append(allowed)
-        return np.stack(rows) if rows else np.ones((0, len(kind)), bool)
+                row &= np.array([base(name) in known for name in languages], bool)[of_language]
+        return allowed
 
     def without_effect(self, *, category: Iterable[str], seller: Iterable[str]) -> list[str]:
         """What is forbidden by a name that no content has: a text for each such rule, with the names meant.
@@ -114,6 +118,13 @@ class Rules:
                         "correct the name, or leave it for a release that has it"
                     )
         return texts
+
+
+def _distinct(values: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """The distinct ones of texts [N], and which of them each is, int64[N]; sorting them would take longer."""
+    places: dict[str, int] = {}
+    which = np.fromiter((places.setdefault(text, len(places)) for text in values.tolist()), np.int64)
+    return list(places), which
 
 
 def _with_near(name: str, folded: Mapping[str, str]) -> str:

@@ -1,8 +1,11 @@
 """Rules of markets say what may not be shown where, and a wrong one is refused when it is read."""
 
+import time
+
 import numpy as np
 import pytest
 
+from market.profiles import MARKETS
 from supply.rules import RuleError, Rules
 
 CONTENTS = {
@@ -32,6 +35,19 @@ def test_a_rule_holds_in_its_market_and_a_star_everywhere():
         [True, True, False, False],
         [False, True, True, False],
     ]
+
+
+def test_rules_of_many_markets_take_about_as_long_as_those_of_one():
+    contents = {name: np.resize(values, 40_000) for name, values in CONTENTS.items()}
+    rules = Rules({"*": ("alcohol", "toys")}, {"*": ("live",)}, {"*": ("s1",)}, {"*": "spoken"})
+
+    def seconds(markets):
+        begin = time.perf_counter()
+        assert rules.allow(markets, **contents).shape == (len(markets), 40_000)
+        return time.perf_counter() - begin
+
+    one, many = (min(seconds(markets) for _ in range(3)) for markets in (["ID"], [*MARKETS] * 3))
+    assert many < 15 * one, "of 57 markets"
 
 
 def test_contents_are_in_a_language_of_the_market_where_that_is_asked_for():
