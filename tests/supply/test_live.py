@@ -94,6 +94,39 @@ def test_a_room_that_starts_early_or_runs_late_is_open_until_told_otherwise(worl
         assert "l1" not in world.open(10**9)
 
 
+def test_what_is_said_of_an_open_room_does_not_move_its_start(world):
+    world.tell("started", "l1", at=90)
+    world.tell("viewers", "l1", at=120, viewers=8)
+    world.tell("showing", "l1", at=121, product="p2")
+    world.tell("put_back", "l1", at=122)
+    assert "l1" in world.open(95)
+    assert world.rules.opens[1] == 90
+
+
+def test_a_catalogue_without_sellers_has_a_live_state_before_anything_is_told(tmp_path):
+    def state():
+        return LiveState(
+            tmp_path, contents=lookup(CONTENTS), sellers=lookup([]), content_count=4, seller_count=0
+        )
+
+    ends = np.full(4, NEVER)
+    rules = Eligibility(
+        np.ones((1, 4), bool),
+        np.zeros(4, int),
+        ends,
+        stock=np.full(4, -1),
+        seller=np.full(4, -1),
+        live=state(),
+    )
+    assert np.isnan(rules.viewers).all()
+    Journal(tmp_path).append(
+        parse_all(['{"event": "seller_suspended", "seller": "s0"}', '{"event": "ended", "content": "l0"}'], 9)
+    )
+    rules.refresh()
+    assert rules.ends.tolist() == [CLOSED, NEVER, NEVER, NEVER]
+    assert rules.live.unknown == 1
+
+
 def test_an_event_that_comes_late_does_not_undo_a_later_one(world):
     world.tell("ended", "l0", at=60)
     world.tell("started", "l0", at=55)
@@ -158,6 +191,14 @@ def test_two_reasons_to_be_closed_do_not_undo_each_other(world):
     world.tell("stock", "p2", stock=9)
     world.tell("put_back", "p2")
     assert "p2" not in world.open()
+
+
+def test_of_what_may_not_be_shown_the_first_reason_is_told(world):
+    every, reasons = np.arange(4), dict.fromkeys(BARRED, 0)
+    world.tell("stock", "p2", at=20, stock=0)
+    assert dict(zip(BARRED, world.rules.barred(every, 0, 150))) == reasons | {"sold out": 1}
+    world.tell("taken_down", "p2", at=30)
+    assert dict(zip(BARRED, world.rules.barred(every, 0, 150))) == reasons | {"taken down": 1}
 
 
 def test_what_the_release_says_is_out_of_stock_is_closed_without_any_event():
