@@ -479,7 +479,9 @@ def _string_lists(values: pd.Series) -> pd.Series:
     ).astype(bool)
 
 
-_WHOLE = Rule(_integers, "not whole numbers; convert the column to integers.")
+_WHOLE = Rule(
+    _integers, "not whole numbers; convert the column to integers, moments to seconds since 1970 in UTC."
+)
 _TYPED: dict[DType, Rule] = {
     "str": Rule(_strings, "not text; convert the column to str (identifiers too)."),
     **dict.fromkeys(("int64", "int32", "int16", "int8"), _WHOLE),
@@ -506,6 +508,8 @@ def _attribute(values: pd.Series) -> Column:
 def _cast(values: pd.Series, column: Column) -> pd.Series:
     if column.form is not None:
         values = values.map(column.form, na_action="ignore")
+    if column.dtype == "list<float32>":
+        values = pd.Series([np.asarray(vector, np.float32) for vector in values], values.index, object)
     if column.dtype in ("str", "list<str>", "list<float32>"):
         values = values.astype(object)
         return values.where(values.notna(), None)

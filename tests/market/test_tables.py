@@ -5,13 +5,14 @@ from decimal import Decimal
 
 import numpy as np
 import pandas as pd
+import pyarrow as arrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market.calendar import END_S
 from market.outcomes import FLAGS, OUTCOMES
-from market.tables import CONTRACT, ContractError, Problem, Tables, validate
+from market.tables import CONTRACT, ContractError, Problem, Tables, stored_schema, validate
 
 
 def users() -> pd.DataFrame:
@@ -222,6 +223,19 @@ def test_request_ids_are_any_64_bits(dtype):
 def test_vectors_of_one_length_are_kept():
     valid = validate(tables(contents=contents().assign(v_image=[[1.0, 2.0], np.zeros(2)])))
     assert [len(vector) for vector in valid.contents["v_image"]] == [2, 2]
+
+
+def test_vectors_of_any_numbers_are_those_that_fit_the_disk():
+    """Arrow refuses to make a float32 of a whole number that it cannot tell from others."""
+    valid = validate(tables(contents=contents().assign(v_code=[[1, 2**24 + 1], np.array([0.1, 2])])))
+    assert {vector.dtype for vector in valid.contents["v_code"]} == {np.dtype(np.float32)}
+    stored = arrow.Table.from_pandas(valid.contents, stored_schema("contents", valid.contents))
+    assert stored["v_code"].to_pylist() == [[1, 2**24], [np.float32(0.1), 2]]
+
+
+def test_a_moment_that_is_no_number_is_to_be_made_one():
+    when = pd.to_datetime(["2026-03-02"] * 3)
+    assert "seconds since 1970 in UTC" in only_problem_of(impressions=impressions().assign(time=when)).remedy
 
 
 @pytest.mark.parametrize(("column", "target"), [("user_id", "users"), ("content_id", "contents")])
