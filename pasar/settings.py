@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import difflib
+import json
 import re
 import sys
 import textwrap
@@ -148,7 +150,12 @@ def _problem(error: Any) -> str:
     """One thing that pydantic found, in the words of the dataclass where it checked the value itself."""
     if "error" in error.get("ctx", {}):
         return str(error["ctx"]["error"])
-    return f"{'.'.join(map(str, error['loc']))}: {error['msg']}, got {error['input']!r}"
+    knob, got = ".".join(map(str, error["loc"])), error["input"]
+    if error["type"] == "tuple_type":  # which TOML does not have
+        return f"{knob} is {_toml(got)}; write a list, {_toml([got])}"
+    if error["type"] == "string_type" and isinstance(got, datetime.date):
+        return f"{knob} is {got} without quotes; write {_toml(str(got))}"
+    return f"{knob}: {error['msg']}, got {got!r}"
 
 
 def _refuse_unknown(values: Mapping[str, Any], known: set[str], path: str, section: str) -> None:
@@ -207,7 +214,7 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return f'"{value}"'
+        return json.dumps(value, ensure_ascii=False)  # which escapes as TOML does
     if isinstance(value, Mapping):
         entries = ", ".join(f"{k if k.isidentifier() else _toml(k)} = {_toml(v)}" for k, v in value.items())
         return f"{{ {entries} }}" if entries else "{}"
