@@ -125,7 +125,7 @@ def tidy(folder: Path) -> None:
         else:
             old.rename(folder)
     for rest in _left(folder, _GONE):
-        shutil.rmtree(rest, ignore_errors=True)
+        _delete(rest)
 
 
 def unfinished(folder: Path) -> Path:
@@ -157,4 +157,12 @@ def _discard(path: Path, folder: Path) -> None:
     if path.exists():
         gone = _beside(folder, _GONE)
         path.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        _delete(gone)
+
+
+def _delete(path: Path) -> None:
+    """Delete a folder; of a link to one the link, for what it leads to may be others'."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)

@@ -107,6 +107,18 @@ def test_tidying_leaves_what_belongs_to_a_folder_of_a_longer_name(tmp_path):
     assert moved_aside(tmp_path / "a.b") == [tmp_path / ".a.b.17.old"]
 
 
+@pytest.mark.parametrize("killed_before", [False, True])
+def test_of_a_link_to_a_folder_the_link_is_replaced_and_nothing_else(tmp_path, killed_before):
+    folder_of(tmp_path / "theirs", "old")
+    (tmp_path / "a").symlink_to(tmp_path / "theirs")
+    if killed_before:
+        (tmp_path / ".a.17.gone").symlink_to(tmp_path / "theirs")
+    with written_whole(tmp_path / "a", "wait") as fresh:
+        (fresh / "mark").write_text("new")
+    assert names(tmp_path) == ["a", "theirs"]
+    assert [(tmp_path / name / "mark").read_text() for name in ("a", "theirs")] == ["new", "old"]
+
+
 def test_a_name_may_hold_what_patterns_are_made_of(tmp_path):
     folder_of(tmp_path / ".a[b]*.17.old", "old")
     tidy(tmp_path / "a[b]*")
