@@ -8,6 +8,9 @@ import numpy as np
 
 from market.knobs import expect
 
+LONGEST_H = 876_000
+"""A century. Seconds of much more than all moments there are do not fit 64 bits."""
+
 
 @dataclass(frozen=True)
 class FatigueConfig:
@@ -25,7 +28,7 @@ class FatigueConfig:
     seller_shows: int = 12
 
     def __post_init__(self) -> None:
-        expect(self, "fatigue", "window_h", above=0)
+        expect(self, "fatigue", "window_h", above=0, most=LONGEST_H)
         expect(self, "fatigue", "content_shows seller_shows", least=0)
 
 

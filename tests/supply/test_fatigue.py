@@ -1,10 +1,11 @@
 """People tire of what they are shown in vain, and rest."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supply.fatigue import tired_of
+from supply.fatigue import LONGEST_H, FatigueConfig, tired_of
 
 WINDOW, END = 100, 1000
 SHOWN = st.tuples(
@@ -45,3 +46,14 @@ def test_those_that_last_longest_are_kept_and_no_limit_tires_nobody():
     assert made.tolist() == [[1, 2]]
     made, _ = tired_of(user, what, time, wanted, users=1, shows=0, window_s=WINDOW, end=END, most=2)
     assert (made == -1).all()
+
+
+def test_what_is_remembered_for_longer_than_there_are_moments_is_refused_before_anything_is_built():
+    one, never = np.zeros(1, int), np.zeros(1, bool)
+    window_s = int(FatigueConfig(LONGEST_H).window_h * 3600)
+    _, until = tired_of(one, one, one, never, users=1, shows=1, window_s=window_s, end=END, most=1)
+    assert until.tolist() == [[window_s]]
+    with pytest.raises(
+        ValueError, match=r"fatigue\.window_h is 1e\+18; it must be above 0 and at most 876,000"
+    ):
+        FatigueConfig(1e18)
