@@ -95,6 +95,15 @@ def test_what_is_forbidden_by_a_name_that_no_content_has_is_told_with_the_one_me
     assert Rules(forbidden_categories={"NL": ("toys",)}).without_effect(category=["toys"], seller=[""]) == []
 
 
+def test_among_many_names_only_another_case_is_taken_for_the_one_meant():
+    many = [f"s{number:05}" for number in range(1001)]
+    rules = Rules(forbidden_sellers={"*": ("S00001", "s0001")})
+    (made,) = rules.without_effect(category=[], seller=many)
+    assert "'S00001' (did you mean 's00001'?), 's0001';" in made
+    (made,) = rules.without_effect(category=[], seller=many[1:])
+    assert "'s0001' (did you mean" in made
+
+
 @pytest.mark.parametrize(
     ("rules", "text"),
     [
