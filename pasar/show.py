@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from rich import box
 from rich.console import Console
@@ -22,10 +23,12 @@ from rich.table import Table
 from ensemble.client import FeedRequest, Slate
 from ensemble.explanation import Explanation
 
-console = Console(highlight=False)
+# An id such as "shop:new:12" is shown as it is, not with the picture that ":new:" stands for.
+_Plain = partial(Console, highlight=False, emoji=False)
+console = _Plain()
 if not console.is_terminal:  # in a pipe or a log nobody can widen the window
-    console = Console(highlight=False, width=max(console.width, 132))
-errors = Console(highlight=False, stderr=True, soft_wrap=True)
+    console = _Plain(width=max(console.width, 132))
+errors = _Plain(stderr=True, soft_wrap=True)
 
 
 def say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Tables keep their words however narrow the window is."""
+"""Tables keep their words however narrow the window is, and ids are shown as they are."""
 
 import io
 
@@ -7,7 +7,7 @@ from rich.console import Console
 
 from ensemble.client import FeedRequest, Item, Slate
 from ensemble.rules import Reason
-from pasar.show import slate_tables
+from pasar.show import console, errors, rows_table, say, slate_tables, warn
 
 TASKS = {"click": 0.11, "watch": 0.52, "cart": 0.02, "order": 0.01, "negative": 0.002}
 
@@ -27,3 +27,17 @@ def test_reasons_channels_and_scores_are_never_cut(width):
     assert "…" not in shown
     for text in ("two-tower,", *TASKS, *(word for reason in Reason for word in reason.text.split())):
         assert text in shown
+
+
+@pytest.mark.parametrize("name", ["shop:new:12", "a:id:7", "[red]b", "c\\"])
+def test_what_is_named_is_shown_letter_by_letter(name):
+    slate = Slate((Item(name, ("two-tower",), 1, 0.5, TASKS, 0.25, "highest value", 1.0),))
+    with console.capture() as shown:
+        console.print(rows_table("Figures", ["system"], [[name]]))
+        for table in slate_tables(FeedRequest(name, "GB", 0), slate, 200):
+            console.print(table)
+        say(name)
+    with errors.capture() as told:
+        warn(name)
+    assert shown.get().count(name) == 4
+    assert told.get().count(name) == 1
