@@ -161,9 +161,9 @@ def explanation_tables(told: Explanation) -> list[Table]:
 
 def rows_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A plain table; every column but the first is right-aligned."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for place, name in enumerate(columns):
-        table.add_column(name, justify="left" if place == 0 else "right")
+        table.add_column(escape(name), justify="left" if place == 0 else "right")
     for row in rows:
         table.add_row(*map(escape, row))
     return table

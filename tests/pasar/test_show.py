@@ -29,15 +29,15 @@ def test_reasons_channels_and_scores_are_never_cut(width):
         assert text in shown
 
 
-@pytest.mark.parametrize("name", ["shop:new:12", "a:id:7", "[red]b", "c\\"])
+@pytest.mark.parametrize("name", ["shop:new:12", "a:id:7", "[red]b", "[/b]", "c\\"])
 def test_what_is_named_is_shown_letter_by_letter(name):
     slate = Slate((Item(name, ("two-tower",), 1, 0.5, TASKS, 0.25, "highest value", 1.0),))
     with console.capture() as shown:
-        console.print(rows_table("Figures", ["system"], [[name]]))
+        console.print(rows_table(f"{name} over another", [f"over {name}"], [[name]]))
         for table in slate_tables(FeedRequest(name, "GB", 0), slate, 200):
             console.print(table)
         say(name)
     with errors.capture() as told:
         warn(name)
-    assert shown.get().count(name) == 4
+    assert shown.get().count(name) == 6
     assert told.get().count(name) == 1
