@@ -16,7 +16,15 @@ import pandas as pd
 from feedback.impressions import REQUEST, happened, join, outcomes_of, unread, wanted
 from feedback.late import Late
 from feedback.log import HOUR_S, FeedbackLog
-from market.dataset import Dataset, expect_free, read_part, read_table, table_files, write_like
+from market.dataset import (
+    Dataset,
+    expect_free,
+    expect_outside,
+    read_part,
+    read_table,
+    table_files,
+    write_like,
+)
 from market.folders import only_user
 from market.outcomes import FLAGS
 from market.tables import validate_entities, validate_moments
@@ -124,6 +132,8 @@ def extend(
     if inner == outer or inner in outer.parents or outer in inner.parents:
         raise ValueError(f"the log {log} and the data set {path} lie in each other; choose another --out")
     expect_free(path, overwrite)
+    if tables is not None:
+        expect_outside(tables, path)
     users, contents, sellers, moments = _tables(dataset, tables)
     end = (int(clock.time()) if until is None else until) - wait_s
     spool = path.parent / f".{path.name}.feedback"

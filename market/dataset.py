@@ -283,8 +283,9 @@ def make_dataset(
             Files of impressions are read one at a time. Columns are those of `market.tables.CONTRACT`.
 
     Raises:
-        DatasetError: a table is missing, cannot be read, or is there twice.
+        DatasetError: a table is missing, cannot be read, is there twice, or lies in what is replaced.
     """
+    expect_outside(tables, path)
     files = table_files(tables, CONTRACT)
     for table in TABLES:
         if table not in files:
@@ -303,6 +304,12 @@ def make_dataset(
         moments=(lambda: read_table(files["moments"])) if "moments" in files else None,
         overwrite=overwrite,
     )
+
+
+def expect_outside(tables: Path, path: Path) -> None:
+    """Raise `DatasetError` where the folder `tables` lies in `path` and would go with what was there."""
+    if path.resolve() in tables.resolve().parents:
+        raise DatasetError(f"{tables} lies in {path}, which is to be replaced; move one of them.")
 
 
 def table_files(folder: Path, tables: Iterable[str]) -> dict[str, list[Path]]:

@@ -220,6 +220,14 @@ def test_users_as_they_are_now_take_the_place_of_the_old(base, tmp_path, file):
     assert made.users()["language"].tolist() == ["id", "id", "id", None]
 
 
+def test_tables_within_what_is_replaced_stay(base, tmp_path):
+    made, _ = grown(base, tmp_path, one(1, T + 5))
+    (made.path / "now").mkdir()
+    users().to_parquet(made.path / "now" / "users.parquet")
+    with pytest.raises(ValueError, match=r"lies in .*, which is to be replaced"):
+        extend(made, tmp_path / "log", made.path, tables=made.path / "now", wait_s=0, overwrite=True)
+
+
 def test_tables_that_are_not_there_or_wrong_are_told(base, tmp_path):
     with pytest.raises(ValueError, match=r"nowhere has none of users\.parquet, contents\.parquet"):
         grown(base, tmp_path, one(1, T + 5), tables=tmp_path / "nowhere")

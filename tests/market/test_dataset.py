@@ -1,6 +1,7 @@
 """Data sets on disk: what is written is what is read, whole or not at all."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -385,6 +386,20 @@ def test_a_column_that_pandas_kept_as_the_index_is_a_column(tmp_path):
     assert made.users()["user_id"].tolist() == ["u0", "u1", "u2"]
     assert made.contents()["content_id"].tolist() == ["c1", "c0"]
     assert made.impressions()["time"].tolist() == [5, 6]
+
+
+def test_tables_within_the_data_set_that_they_would_replace_stay(tmp_path):
+    options = {"name": "mine", "feedback": "impressions", "split": "time", "overwrite": True}
+    users().to_parquet(tmp_path / "users.parquet")
+    contents().to_parquet(tmp_path / "contents.parquet")
+    part([5]).to_parquet(tmp_path / "impressions.parquet")
+    made = make_dataset(tmp_path, tmp_path / "d", **options)
+    own = tmp_path / "d" / "mine"
+    shutil.copytree(made.path, own)
+    with pytest.raises(DatasetError, match=r"d/mine lies in \S+/d, which is to be replaced"):
+        make_dataset(own, tmp_path / "d", **options)
+    assert (own / "users.parquet").is_file()
+    make_dataset(made.path, made.path, **options)
 
 
 def test_tables_that_are_not_there_or_unreadable_are_named(tmp_path):
