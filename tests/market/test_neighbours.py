@@ -115,6 +115,7 @@ def test_likeness_is_mutual_and_highest_with_itself():
             assert language_likeness(one, other) == pytest.approx(language_likeness(other, one))
             assert language_likeness(one, other) <= own + 1e-9
     assert language_likeness(profile("MX"), profile("CO")) > language_likeness(profile("MX"), profile("BR"))
+    assert language_likeness(profile("MX"), profile("BR")) == pytest.approx(1 / (1 * 2) + 1 / (2 * 3))
 
 
 def test_a_country_that_declares_nothing_starts_from_its_region_and_language():
