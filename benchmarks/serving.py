@@ -91,7 +91,7 @@ def build(contents: int, seed: int, folder: Path, report: Report) -> Release:
 
 def sources(root: Path) -> list[Path]:
     """The code that a release is made by: all that a build may import."""
-    packages = ("market", "supply", "workflows", "models", "ensemble")
+    packages = ("market", "supply", "feedback", "workflows", "models", "ensemble")
     return [source for package in packages for source in sorted((root / package).rglob("*.py"))]
 
 

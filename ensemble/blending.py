@@ -19,6 +19,13 @@ def kinds_sold(available: np.ndarray, kind: np.ndarray) -> np.ndarray:
     return np.stack([available[:, kind == code].any(axis=1) for code in range(len(KINDS))], axis=1)
 
 
+def without_effect(release: Release) -> list[str]:
+    """Weights of a release for what it does not have, in words; see `CascadeConfig.without_effect`."""
+    plan = Plan.of(release)
+    sold = kinds_sold(release.array("available.npy"), release.array("kind_code.npy"))
+    return plan.config.without_effect(plan.tasks, plan.markets, sold)
+
+
 class Blend:
     """The one place where outcomes become a value.
 

@@ -1,6 +1,6 @@
 """What a running feed does, as Prometheus counters on Triton's metrics port, beside Triton's own.
 
-A stage keeps what it did as it is, and a thread beside it counts every two seconds (`ensemble.triton.Meter`):
+A stage keeps what it did as it is, and a thread beside it counts every few seconds (`ensemble.triton.Meter`):
 a request pays for no arithmetic. Outside of Triton nothing is kept.
 """
 

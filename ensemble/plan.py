@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -234,6 +235,32 @@ class CascadeConfig:
         for scope in (kind, market, f"{market}.{kind}"):
             weight = self.weights_for.get(scope, {}).get(task, weight)
         return weight
+
+    def without_effect(self, tasks: Sequence[str], markets: Sequence[str], sold: np.ndarray) -> list[str]:
+        """What `weights_for` declares for a market, a kind or an outcome that there is not, a text for each.
+
+        Args:
+            tasks, markets, sold: as `expect_worth` takes them.
+        """
+        texts = []
+        for scope, weights in self.weights_for.items():
+            market, _, kind = scope.rpartition(".") if scope in KINDS else scope.partition(".")
+            name = f"cascade.weights_for.{json.dumps(scope) if '.' in scope else scope}"
+            if market and market not in markets:
+                texts.append(f"{name} has no effect: contents are served in {', '.join(markets)} alone")
+                continue
+            here = [not market or market == code for code in markets]
+            if kind and not sold[here, KINDS.index(kind)].any():
+                texts.append(
+                    f"{name} has no effect: no {kind} is sold {f'in {market}' if market else 'anywhere'}"
+                )
+                continue
+            texts += [
+                f"{name}.{task} has no effect: the ranker learned {', '.join(tasks)} alone"
+                for task in weights
+                if task not in tasks
+            ]
+        return texts
 
     def expect_worth(self, tasks: Sequence[str], markets: Sequence[str], sold: np.ndarray) -> None:
         """Refuse weights under which all contents of a market are worth nothing.

@@ -201,7 +201,7 @@ class Meter:
         tallies: Sequence[Tally],
         release: Release | None = None,
         version: str = "",
-        every_s: float = 2.0,
+        every_s: float = 5.0,
     ) -> None:
         self._held.append(self)
         self._family, self._tallies = family, tallies

@@ -313,10 +313,11 @@ def build(
 
 
 def _build(dataset: Any, out: Path, config: Any, before: Path | None = None) -> Any:
+    from ensemble.blending import without_effect
     from ensemble.build import build_release
     from evaluation.report import offline_report
     from evaluation.runs import write_rows
-    from pasar.show import console, reporter, say
+    from pasar.show import console, reporter, say, warn
     from pasar.tables import report_table
 
     start = clock.monotonic()
@@ -326,6 +327,8 @@ def _build(dataset: Any, out: Path, config: Any, before: Path | None = None) -> 
         rows = offline_report(built.release, built.data, queries_per_market=1000, seed=config.seed)
         write_rows(out / "report.json", rows)
     console.print(report_table(rows))
+    for text in without_effect(built.release):
+        warn(text)
     say(f"release {out / 'release'} in {clock.monotonic() - start:.0f} s; report {out / 'report.json'}")
     return built
 
@@ -359,12 +362,15 @@ def adjust(
 ) -> None:
     """Make a release of the same models with other knobs, such as weights, quotas, caps; no training."""
     from ensemble.adjust import adjust
+    from ensemble.blending import without_effect
     from pasar.settings import load_cascade
-    from pasar.show import say
+    from pasar.show import say, warn
 
     made = adjust(release, out, load_cascade(config))
     for knob, (old, new) in made.changed.items():
         say(f"{knob}: {_knob(old)} -> {_knob(new)}")
+    for text in without_effect(made.release):
+        warn(text)
     if made.since_taught:
         learned = ", ".join(f"{knob} {_knob(old)}" for knob, (old, _) in made.since_taught.items())
         say(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ensemble import build
-from ensemble.blending import Blend, kinds_sold
+from ensemble.blending import Blend, kinds_sold, without_effect
 from ensemble.plan import FILE, CascadeConfig
 from ensemble.release import Release, ReleaseWriter
 from market.kinds import KINDS
@@ -35,6 +35,42 @@ def test_a_market_in_which_nothing_has_worth_is_named(weights_for, sold, refused
         ValueError, match=rf"nothing in {refused} is worth.*learns click, order, negative.*give"
     ):
         config.expect_worth(("click", "order", "negative"), ("GB", "ID"), sold)
+
+
+@pytest.mark.parametrize(
+    ("scope", "weights", "told"),
+    [
+        ("live", {"order": 2}, []),
+        ("ID", {"order": 2}, []),
+        ("ID.video", {"order": 2}, []),
+        ("VN", {"order": 2}, ["cascade.weights_for.VN has no effect: contents are served in GB, ID alone"]),
+        ("VN.live", {}, ['cascade.weights_for."VN.live" has no effect: contents are served in GB, ID alone']),
+        ("ID.live", {"order": 2}, ['cascade.weights_for."ID.live" has no effect: no live is sold in ID']),
+        ("product", {"order": 2}, ["cascade.weights_for.product has no effect: no product is sold anywhere"]),
+        (
+            "GB",
+            {"order": 2, "cart": 1},
+            ["cascade.weights_for.GB.cart has no effect: the ranker learned click, order alone"],
+        ),
+    ],
+)
+def test_weights_for_what_there_is_not_are_told(scope, weights, told):
+    """Of the two markets GB alone sells rooms, and neither sells products."""
+    sold = np.array([[True, True, False], [True, False, False]])
+    config = CascadeConfig(weights_for={scope: weights})
+    assert config.without_effect(("click", "order"), ("GB", "ID"), sold) == told
+
+
+def test_weights_without_effect_are_those_of_a_release(tmp_path):
+    release = synthetic.release(tmp_path, 3)
+    assert without_effect(release) == []
+    with ReleaseWriter(tmp_path / "other", name="other") as made:
+        made.copy(release)
+        body = release.json(FILE)
+        body["config"]["weights_for"] = {"NZ": {"click": 1.0}}
+        made.json(FILE, body)
+    (text,) = without_effect(Release.open(tmp_path / "other"))
+    assert text.startswith("cascade.weights_for.NZ has no effect: contents are served in ")
 
 
 def test_the_kinds_that_a_market_sells_are_those_of_its_contents():

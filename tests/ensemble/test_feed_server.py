@@ -82,7 +82,7 @@ def test_the_metrics_port_tells_what_was_served(request, small_release, cascade,
     }
     before, seen = told(server), {}
     while before != seen:  # processes still tell what tests before this one were served
-        time.sleep(2.5)
+        time.sleep(5.5)
         before, seen = told(server), before
     with FeedClient(server.grpc_url) as connected:
         for rows in range(16):

@@ -508,6 +508,11 @@ def test_adjust_says_in_one_line_what_it_cannot_do(pasar, small_build, small_rel
         assert (code, printed) == (1, "")
         assert said in one_line(err)
         assert not out.exists()
+    settings.write_text(f"{knobs}weights_for = {{ NZ = {{ click = 1.0 }} }}\n")
+    code, printed, err = pasar(*command)
+    assert code == 0
+    assert "weights_for.NZ.click: none -> 1.0" in printed
+    assert err == "warning: cascade.weights_for.NZ has no effect: contents are served in GB, ID alone\n"
 
 
 def test_evaluate_says_beside_its_table_what_cannot_be_asked(pasar, tmp_path):
