@@ -204,8 +204,13 @@ class TritonServer:
             dead = [name for name in models(self.repository) if not self._lives(client, name, timeout_s)]
             for model in sorted(dead, key=FEED.__eq__):  # the ensemble needs its steps
                 before = self._stubs(model)
-                client.unload_model(model)
-                client.load_model(model)
+                try:
+                    client.unload_model(model)
+                    client.load_model(model)
+                except BaseException:  # those that were there may go on serving
+                    for handle in before:
+                        os.close(handle)
+                    raise
                 self._forgotten += [(time.monotonic() + _FORGOTTEN_S, handle) for handle in before]
         return dead
 
@@ -216,7 +221,7 @@ class TritonServer:
             with contextlib.suppress(OSError):  # of a thread that has ended
                 for pid in map(int, children.read_text().split()):
                     with contextlib.suppress(OSError, IndexError):
-                        script = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[1]
+                        script = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")[1]
                         if Path(script).parts[-3] == model:
                             found.append(os.pidfd_open(pid))
         return found
