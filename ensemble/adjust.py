@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ensemble.blending import kinds_sold
+from ensemble.blending import sold_by
 from ensemble.plan import FILE, CascadeConfig, Plan, as_declared
 from ensemble.release import MANIFEST, Release, ReleaseWriter
 
@@ -101,8 +101,7 @@ def adjust(source: str | os.PathLike[str], target: str | os.PathLike[str], confi
             f"set them as {release.path} has them: "
             + ", ".join(f"{knob} = {old}" for knob, (old, _) in changed.items() if _of(knob, refused))
         )
-    sold = kinds_sold(release.array("available.npy"), release.array("kind_code.npy"))
-    config.expect_worth(plan.tasks, plan.markets, sold)
+    config.expect_worth(plan.tasks, plan.markets, sold_by(release))
     past = release.info.get(INFO, [])
     made_of = {
         "name": release.name,

@@ -19,11 +19,15 @@ def kinds_sold(available: np.ndarray, kind: np.ndarray) -> np.ndarray:
     return np.stack([available[:, kind == code].any(axis=1) for code in range(len(KINDS))], axis=1)
 
 
+def sold_by(release: Release) -> np.ndarray:
+    """`kinds_sold` of a release."""
+    return kinds_sold(release.array("available.npy"), release.array("kind_code.npy"))
+
+
 def without_effect(release: Release) -> list[str]:
     """Weights of a release for what it does not have, in words; see `CascadeConfig.without_effect`."""
     plan = Plan.of(release)
-    sold = kinds_sold(release.array("available.npy"), release.array("kind_code.npy"))
-    return plan.config.without_effect(plan.tasks, plan.markets, sold)
+    return plan.config.without_effect(plan.tasks, plan.markets, sold_by(release))
 
 
 class Blend:
@@ -39,9 +43,7 @@ class Blend:
     def __init__(self, release: Release) -> None:
         plan = Plan.of(release)
         self.kind = release.array("kind_code.npy")
-        plan.config.expect_worth(
-            plan.tasks, plan.markets, kinds_sold(release.array("available.npy"), self.kind)
-        )
+        plan.config.expect_worth(plan.tasks, plan.markets, sold_by(release))
         price = release.array("price_usd.npy")
         self.price = np.where(np.isnan(price), np.float32(plan.config.price_usd), price)
         worth = np.array(

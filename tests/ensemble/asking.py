@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import urllib.request
+
 import numpy as np
 
 from ensemble.cascade import Cascade
 from ensemble.errors import Code
 from ensemble.release import Release
+from ensemble.server import TritonServer
 
 
 def requests(release: Release, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -29,6 +32,13 @@ def requests(release: Release, rows: int, seed: int = 0) -> dict[str, np.ndarray
         ),
         "languages": random.choice(["", "", "", "", "", "id", "en", "pt-PT", "xx"], (rows, 2)).astype(object),
     }
+
+
+def metrics(server: TritonServer) -> dict[str, float]:
+    """What a server's metrics port tells, by series."""
+    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=120) as page:
+        lines = [line for line in page.read().decode().splitlines() if line and not line.startswith("#")]
+    return {of: float(value) for of, _, value in (line.rpartition(" ") for line in lines)}
 
 
 def change(name, value):

@@ -34,7 +34,7 @@ from ensemble.counters import (
     record_tally,
     refusal_tally,
 )
-from ensemble.errors import Code
+from ensemble.errors import Code, RequestError
 from ensemble.rules import Reason
 from ensemble.stages import build
 from ensemble.stages.user_state import REQUEST
@@ -194,7 +194,7 @@ def test_what_was_refused_or_could_not_be_written_is_no_feedback(release, tmp_pa
     step = build("feedback", release, feedback=str(tmp_path / "log"))
     (tally,) = step.tallies
     tally.open()
-    with pytest.raises(Exception, match="record 1"):
+    with pytest.raises(RequestError, match="record 1"):
         step(record=np.array([["{}"]], object))
     assert not any(tally.take().values())
 

@@ -1,7 +1,6 @@
 """The real Triton server of the small release: it answers as the cascade in this process does."""
 
 import time
-import urllib.request
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from ensemble.cascade import Cascade
 from ensemble.client import FeedClient
 from ensemble.errors import RequestError
 from ensemble.repository import models
-from tests.ensemble.asking import BROKEN, requests
+from tests.ensemble.asking import BROKEN, metrics, requests
 
 pytestmark = pytest.mark.slow
 
@@ -48,12 +47,8 @@ def test_the_steps_are_models_as_asked(feed_server, split_feed_server):
 
 
 def told(server):
-    """Prometheus series of the feed on the metrics port, by name with labels."""
-    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=120) as page:
-        lines = page.read().decode().splitlines()
-    return {
-        of: float(value) for of, _, value in (line.rpartition(" ") for line in lines if line[:6] == "pasar_")
-    }
+    """What the metrics port tells of the feed, by series."""
+    return {of: value for of, value in metrics(server).items() if of.startswith("pasar_")}
 
 
 def total(series, name):

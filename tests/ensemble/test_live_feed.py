@@ -2,11 +2,9 @@
 
 import contextlib
 import json
-import re
 import subprocess
 import sys
 import time
-import urllib.request
 
 import numpy as np
 import pytest
@@ -18,7 +16,7 @@ from ensemble.errors import Code, RequestError
 from ensemble.steering import Steering
 from supply.rules import Rules
 from tests.conftest import serve
-from tests.ensemble.asking import requests
+from tests.ensemble.asking import metrics, requests
 
 pytestmark = pytest.mark.slow
 
@@ -109,9 +107,8 @@ def test_while_a_step_is_loaded_anew_the_client_is_told_to_ask_again(live):
 
 def counted(server, model):
     """Requests that Triton says it answered."""
-    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=120) as page:
-        text = page.read().decode()
-    return int(float(re.search(rf'nv_inference_request_success\{{model="{model}"[^}}]*\}} (\S+)', text)[1]))
+    of = f'nv_inference_request_success{{model="{model}"'
+    return int(next(value for series, value in metrics(server).items() if series.startswith(of)))
 
 
 def wait_until_counted(server, model, requests):
