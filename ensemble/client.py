@@ -20,7 +20,7 @@ from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 from ensemble.channels import Channel
 from ensemble.errors import Code, RequestError
 from ensemble.explanation import Explanation
-from ensemble.network import way_to
+from ensemble.network import open_channel
 from ensemble.rules import Reason
 from ensemble.stages.user_state import REQUEST
 from ensemble.steps import STRING, TensorSpec, check_inputs
@@ -290,14 +290,18 @@ class FeedClient:
     """A connection to a server that serves a release.
 
     Args:
-        url: gRPC address, "host:port".
+        url: gRPC address, "host:port", or "grpcs://host:port" where it is reached over TLS.
         timeout_s: seconds that one request may take. A server that is too busy refuses what has waited half
             of it, so that it makes no slates that nobody waits for.
+        credentials: of TLS, where others than the usual authorities are trusted or the client proves who it
+            is; see `ensemble.network.open_channel`.
     """
 
-    def __init__(self, url: str, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, url: str, timeout_s: float = 10.0, credentials: grpc.ChannelCredentials | None = None
+    ) -> None:
         self.url, self.timeout_s = url, timeout_s
-        self._channel = grpc.insecure_channel(url, options=[*_OPTIONS, *way_to(url)])
+        self._channel = open_channel(url, _OPTIONS, credentials)
         self._server = GRPCInferenceServiceStub(self._channel)
         self._tasks: tuple[str, ...] | None = None
 

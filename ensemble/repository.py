@@ -21,7 +21,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
-from ensemble.network import way_to
+from ensemble.network import administrator, is_locked_out, read_key
 from ensemble.release import MANIFEST, Release
 from ensemble.steps import FEED, OnnxStep, Step, TensorSpec, check_wiring
 from ensemble.triton import OPTION, RELEASE
@@ -147,13 +147,14 @@ def add_version(
     target = Path(path)
     with (
         _only_writer(target),
-        contextlib.closing(grpc.InferenceServerClient(url, channel_args=way_to(url) or None)) as client,
+        administrator(url, read_key(target)) as client,
     ):
         old_feed = read_config(target, FEED)
         _check_same(target, old_feed, steps, request, reply, release)
         every = (*steps, *beside)
         old = max(step.model_version for step in old_feed.ensemble_scheduling.step)
         version = max(old, *(v for step in every for v in versions(target, step.name))) + 1
+        not_served = f"the server at {url} does not serve {target}; check --url"
         try:
             # The server must not have it yet, or its having it later would not show that it serves `target`.
             while any(client.is_model_ready(s.name, str(version), client_timeout=deadline_s) for s in every):
@@ -163,7 +164,7 @@ def add_version(
             for step in every:
                 client.load_model(step.name, client_timeout=deadline_s)
                 if not client.is_model_ready(step.name, str(version), client_timeout=deadline_s):
-                    raise RepositoryError(f"the server at {url} does not serve {target}; check --url")
+                    raise RepositoryError(not_served)
             _write_config(target / FEED, feed)
             client.load_model(FEED, client_timeout=deadline_s)
         except BaseException as error:  # also where somebody lost patience
@@ -173,8 +174,9 @@ def add_version(
                 _drop(client, target, every, [version], deadline_s)
             if not isinstance(error, InferenceServerException | OSError | RepositoryError):
                 raise
+            why = not_served if is_locked_out(error) else error
             raise RepositoryError(
-                f"release '{release.name}' was not taken, version {old} keeps serving: {error}"
+                f"release '{release.name}' was not taken, version {old} keeps serving: {why}"
             ) from error
         time.sleep(drain_s)
         stale = {v for step in every for v in versions(target, step.name)} - {version}

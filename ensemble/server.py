@@ -31,7 +31,7 @@ import tenacity
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
-from ensemble.network import DIRECT
+from ensemble.network import DIRECT, administrator, draw_key, restrictions
 from ensemble.repository import CONFIG, TEMPLATES, RepositoryError, models, read_config
 from ensemble.steps import FEED, TensorSpec
 from ensemble.triton import CANARY
@@ -111,6 +111,7 @@ class TritonServer:
         #: Until when each may take to end by itself (s of the monotonic clock), and its file descriptor.
         self._forgotten: list[tuple[float, int]] = []
         self._shm = f"pasar_{secrets.token_hex(6)}_"
+        self._key = ""
 
     @property
     def grpc_url(self) -> str:
@@ -161,6 +162,7 @@ class TritonServer:
         try:
             self._lay_out_backends(wheel, self._folder / "backends")
             (self._folder / "repository").symlink_to(self.repository)
+            self._key = draw_key(self.repository)
             tenacity.Retrying(
                 retry=tenacity.retry_if_exception_type(_PortClash),
                 stop=tenacity.stop_after_attempt(5),
@@ -276,7 +278,7 @@ class TritonServer:
 
     def _client(self) -> contextlib.closing[grpc.InferenceServerClient]:
         # It runs on this host, whatever address of it that is.
-        return contextlib.closing(grpc.InferenceServerClient(self.grpc_url, channel_args=DIRECT))
+        return administrator(self.grpc_url, self._key, DIRECT)
 
     def _url(self, service: str) -> str:
         self._running()
@@ -347,6 +349,7 @@ class TritonServer:
             "--model-control-mode=explicit",
             "--load-model=*",
             *(f"--{name}-address={self.host}" for name in self._ports),
+            *restrictions(self._key),
             *ports,
         ]
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import grpc
 import numpy as np
 
 from ensemble.client import FeedClient, FeedRequest, Slate, event_texts, pack
@@ -24,23 +25,29 @@ class SplitClient:
     one that gets a larger share keeps the people it has.
 
     Args:
-        shares: what part of all people each server takes, by its gRPC address, "host:port"; they are
+        shares: what part of all people each server takes, by its gRPC address; they are
             relative, such as {"127.0.0.1:8001": 9, "127.0.0.1:8101": 1}.
         experiment: names the draw. Another name draws anew, so that what one experiment did to people is
             spread evenly over the next.
-        timeout_s: seconds that one request may take.
+        timeout_s, credentials: as `FeedClient` takes them.
 
     Raises:
         ValueError: there are no servers, or a share is no positive number.
     """
 
-    def __init__(self, shares: Mapping[str, float], experiment: str, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        shares: Mapping[str, float],
+        experiment: str,
+        timeout_s: float = 10.0,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
         parts = np.array(list(shares.values()), np.float64)
         if not len(parts) or not (np.isfinite(parts) & (parts > 0)).all():
             raise ValueError(f"shares are {dict(shares)}; give each server a positive part of all people")
         self.urls, self.experiment = tuple(shares), experiment
         self._ends = np.cumsum(parts)[:-1] / parts.sum()
-        self._clients = [FeedClient(url, timeout_s) for url in self.urls]
+        self._clients = [FeedClient(url, timeout_s, credentials) for url in self.urls]
 
     def sides(self, users: Sequence[str]) -> np.ndarray:
         """Places in `urls` of the users' servers, int64[B]."""

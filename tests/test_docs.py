@@ -12,6 +12,7 @@ from evaluation.readout import readout
 from feedback.extend import extend
 from feedback.log import FeedbackLog
 from tests.conftest import REPOSITORY, SMALL_SETTINGS, serve
+from tests.ensemble import tls
 from tests.test_style import of_the_project
 
 DOCUMENTS = sorted(file for file in of_the_project(REPOSITORY) if file.suffix == ".md")
@@ -115,15 +116,22 @@ def test_the_samples_of_evaluation_run_and_train_nothing_anew(workplace, monkeyp
 
 
 @pytest.mark.slow
-def test_the_samples_of_serving_run(feed_server, tmp_path, monkeypatch):
+def test_the_samples_of_serving_run(feed_server, small_release, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     every = samples(REPOSITORY / "docs" / "serving.md")
-    asks, serves, _told = every
+    asks, serves, _told, privately = every
     assert "127.0.0.1:8001" in asks
     run(asks.replace("127.0.0.1:8001", feed_server.grpc_url))
     run(serves)
     assert (tmp_path / "repository" / "scoring" / "2").is_dir()
     assert not (tmp_path / "repository" / "scoring" / "1").exists()
+    authority = tls.Authority(tmp_path)
+    authority.issue("client")
+    with tls.proxy(feed_server.grpc_url, authority, known_clients=True) as url:
+        assert "localhost:8443" in privately
+        capsys.readouterr()
+        run(privately.replace("localhost:8443", url))
+    assert capsys.readouterr().out == f"{small_release.name}\n"
 
 
 @pytest.mark.slow

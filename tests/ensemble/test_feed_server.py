@@ -1,14 +1,21 @@
 """The real Triton server of the small release: it answers as the cascade in this process does."""
 
+import json
+import os
+import subprocess
+import sys
 import time
 
+import grpc
 import numpy as np
 import pytest
 
 from ensemble.cascade import Cascade
-from ensemble.client import FeedClient
-from ensemble.errors import RequestError
+from ensemble.client import FeedClient, FeedRequest
+from ensemble.errors import Code, RequestError
 from ensemble.repository import models
+from ensemble.split import SplitClient
+from tests.ensemble import tls
 from tests.ensemble.asking import BROKEN, metrics, requests
 
 pytestmark = pytest.mark.slow
@@ -44,6 +51,59 @@ def test_the_steps_are_models_as_asked(feed_server, split_feed_server):
     assert models(feed_server.repository) == ["cascade", "feed"]
     each = ["feed", "query", "ranking", "reordering", "retrieval", "user_state"]
     assert models(split_feed_server.repository) == each
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return tls.Authority(tmp_path_factory.mktemp("authority"))
+
+
+def test_over_tls_the_feed_is_the_same(feed_server, cascade, small_release, authority):
+    request = requests(small_release, 3)
+    trusted = grpc.ssl_channel_credentials(authority.file.read_bytes())
+    with (
+        tls.proxy(feed_server.grpc_url, authority) as url,
+        FeedClient(f"grpcs://{url}", credentials=trusted) as client,
+    ):
+        assert_same(client.infer(request), cascade(request))
+
+
+def test_a_server_of_an_unknown_authority_is_not_asked(feed_server, authority):
+    with tls.proxy(feed_server.grpc_url, authority) as url, FeedClient(f"grpcs://{url}", 10) as client:
+        with pytest.raises(RequestError, match=r"(?i)certificate|ssl|handshake") as caught:
+            _ = client.tasks
+        assert caught.value.code is Code.UNAVAILABLE
+
+
+def test_a_command_asks_over_tls(feed_server, authority):
+    trusted = os.environ | {"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(authority.file)}
+    with tls.proxy(feed_server.grpc_url, authority) as url:
+        asked = ["feed", "--market", "ID", "--user", "u000001", "--url", f"grpcs://{url}", "--json"]
+        said = subprocess.run(
+            [sys.executable, "-c", "from pasar.cli import main; main()", *asked],
+            env=trusted,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert said.returncode == 0, said.stderr
+    assert json.loads(said.stdout)[0]["items"]
+
+
+def test_a_client_proves_who_it_is(feed_server, authority):
+    root = authority.file.read_bytes()
+    certificate, key = (file.read_bytes() for file in authority.issue("shop"))
+
+    asked = [FeedRequest(f"u{number}", "ID", 1_773_000_000) for number in range(4)]
+    with tls.proxy(feed_server.grpc_url, authority, known_clients=True) as url:
+        address = f"grpcs://{url}"
+        with FeedClient(address, 10, grpc.ssl_channel_credentials(root)) as stranger:
+            with pytest.raises(RequestError) as caught:
+                stranger.feed(asked)
+            assert caught.value.code is Code.UNAVAILABLE
+        known = grpc.ssl_channel_credentials(root, key, certificate)
+        with SplitClient({address: 1}, "of one", 10, known) as client:
+            assert all(slate.items for slate in client.feed(asked))
 
 
 def told(server):

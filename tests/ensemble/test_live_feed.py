@@ -1,6 +1,5 @@
 """A real server with a live state: what has ended is in no feed that is asked for after the event."""
 
-import contextlib
 import json
 import subprocess
 import sys
@@ -8,11 +7,11 @@ import time
 
 import numpy as np
 import pytest
-import tritonclient.grpc as grpc
 
 from ensemble.cascade import Cascade
 from ensemble.client import FeedClient
 from ensemble.errors import Code, RequestError
+from ensemble.network import administrator, read_key
 from ensemble.steering import Steering
 from supply.rules import Rules
 from tests.conftest import serve
@@ -94,7 +93,7 @@ def test_a_wrong_event_is_refused_with_its_number_and_the_server_goes_on(live, s
 
 def test_while_a_step_is_loaded_anew_the_client_is_told_to_ask_again(live):
     server, client, _ = live
-    with contextlib.closing(grpc.InferenceServerClient(server.grpc_url)) as triton:
+    with administrator(server.grpc_url, read_key(server.repository)) as triton:
         triton.unload_model("events")
         try:
             with pytest.raises(RequestError, match="ask again") as caught:

@@ -9,6 +9,8 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -18,6 +20,7 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
+from ensemble.network import administrator, read_key
 from ensemble.release import ReleaseError
 from ensemble.repository import RepositoryError, add_version, versions, write_repository
 from ensemble.server import ServerError, TritonServer, _why
@@ -294,6 +297,47 @@ def test_a_repository_that_the_server_does_not_serve_stays_as_it_is(feed, tmp_pa
         add_version(other, feed.release(), *CASCADE, url=feed.server.grpc_url, deadline_s=120)
     assert {step.name: versions(other, step.name) for step in toy.STEPS} == before
     assert feed.ask("ana")["stage_release"] == feed.number
+
+
+@contextmanager
+def whoever(feed):
+    with feed.client() as client:
+        yield client
+
+
+@contextmanager
+def with_the_key_of_another(feed):
+    with administrator(feed.server.grpc_url, "0" * 32) as client:
+        yield client
+
+
+@pytest.mark.parametrize("by", [whoever, with_the_key_of_another])
+def test_who_has_not_the_key_changes_nothing_and_reads_nobody_else(feed, by):
+    with by(feed) as client:
+        for act in (
+            lambda: client.unload_model("pick"),
+            lambda: client.load_model("pick"),
+            lambda: client.get_model_repository_index(),
+            lambda: client.register_system_shared_memory("mine", "/any", 64),
+            lambda: client.get_system_shared_memory_status(),
+            lambda: client.update_log_settings({"log_verbose_level": 1}),
+            lambda: client.update_trace_settings(settings={"trace_level": ["TENSORS"]}),
+        ):
+            with pytest.raises(InferenceServerException, match="protocol is restricted"):
+                act()
+    for path in ("repository/models/pick/unload", "repository/index", "logging"):
+        asked = urllib.request.Request(f"http://{feed.server.http_url}/v2/{path}", b"{}")
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(asked, timeout=120)
+        assert caught.value.code == 403
+    assert feed.ask("ana")["stage_release"] == feed.number
+
+
+def test_the_key_lies_in_the_repository_for_its_owner_alone(feed):
+    file = feed.repository / ".key"
+    assert file.stat().st_mode & 0o777 == 0o600
+    with administrator(feed.server.grpc_url, read_key(feed.repository)) as client:
+        assert "pick" in {model.name for model in client.get_model_repository_index().models}
 
 
 def processes(server):

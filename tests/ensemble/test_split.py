@@ -37,7 +37,7 @@ class Server:
 def servers(monkeypatch):
     made = {}
     monkeypatch.setattr(
-        ensemble.split, "FeedClient", lambda url, timeout_s: made.setdefault(url, Server(url, timeout_s))
+        ensemble.split, "FeedClient", lambda url, timeout_s, _: made.setdefault(url, Server(url, timeout_s))
     )
     return made
 
