@@ -58,6 +58,10 @@ class FeedRequest:
         exclude_sellers: sellers none of whose contents are to be shown; unknown ones do no harm.
         languages: BCP 47 codes of those that the person reads now, the own one first: nothing known to be in
             another is shown while anything in these may be; by default contents in others are shown too.
+        kinds: of video, live and product those that the place asks for that the feed is shown in, such as a
+            tab of live rooms; by default all.
+        categories: those that it asks for, by default all; in one that is unknown there is nothing to show.
+        exclude_categories: those of which nothing is to be shown; unknown ones do no harm.
     """
 
     user: str
@@ -71,6 +75,9 @@ class FeedRequest:
     explain: bool = False
     exclude_sellers: Sequence[str] = ()
     languages: Sequence[str] = ()
+    kinds: Sequence[str] = ()
+    categories: Sequence[str] = ()
+    exclude_categories: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,9 @@ def pack(requests: Sequence[FeedRequest]) -> dict[str, np.ndarray]:
         "explain": np.array(values("explain", _is_flag, "True or False"), np.bool_),
         "exclude_sellers": lists("exclude_sellers"),
         "languages": lists("languages"),
+        "kinds": lists("kinds"),
+        "categories": lists("categories"),
+        "exclude_categories": lists("exclude_categories"),
     }
 
 

@@ -13,7 +13,14 @@ from supply.eligibility import BARRED
 
 LOW = "low in value"
 EXCLUDED = "of an excluded seller"
-INELIGIBLE = (*BARRED, "seen or excluded", EXCLUDED, "seller shown too often", "in a language not read")
+INELIGIBLE = (
+    *BARRED,
+    "seen or excluded",
+    "of a kind or category not asked for",
+    EXCLUDED,
+    "seller shown too often",
+    "in a language not read",
+)
 """Why a content of the market is no candidate; the first that holds."""
 FUNNEL = ("contents", *INELIGIBLE, "retrieved", "gave_way", "kept", "began", "ended_at")
 """Columns of the tensor `funnel`: counts of one request, and the clock of the retrieval stage (ns). What gave

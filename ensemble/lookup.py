@@ -37,6 +37,14 @@ class IdIndex:
         return found
 
 
+def category_codes(release: Release) -> dict[str, int]:
+    """The codes of the categories of a release's contents, by their names."""
+    code = release.array("category_code.npy")
+    known = np.flatnonzero(code >= 0)
+    codes, first = np.unique(code[known], return_index=True)
+    return dict(zip(release.array("text_category.npy")[known[first]].tolist(), codes.tolist()))
+
+
 def spoken(release: Release) -> tuple[dict[str, int], np.ndarray]:
     """The languages of a release's contents, dialects counted as their language ("pt-BR" is "pt").
 

@@ -633,6 +633,13 @@ def feed(
         list[str] | None,
         typer.Option(help="Language that the person reads now, the own one first; by default all."),
     ] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="video, live or product, those asked for; by default all.")
+    ] = None,
+    category: Annotated[list[str] | None, typer.Option(help="Category asked for; by default all.")] = None,
+    exclude_category: Annotated[
+        list[str] | None, typer.Option(help="Category of which nothing is to be shown.")
+    ] = None,
     shown: Annotated[
         list[str] | None, typer.Option(help="Content shown lately; again for each exposure.")
     ] = None,
@@ -662,6 +669,9 @@ def feed(
         explain,
         tuple(exclude_seller or ()),
         tuple(language or ()),
+        tuple(kind or ()),
+        tuple(category or ()),
+        tuple(exclude_category or ()),
     )
     requests = [dataclasses.replace(asked, user=name) for name in user]
     with connect(url) as client:

@@ -7,7 +7,7 @@ retrieval stage merges the channels by quota and keeps their provenance.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntFlag
 from functools import cached_property
 from itertools import pairwise
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from market.item_graph import Reach
+from market.kinds import KINDS
 
 if TYPE_CHECKING:
     from ensemble.search import MarketIndex
@@ -38,6 +39,35 @@ class Channel(IntFlag):
     CART = 64
 
 
+@dataclass(frozen=True)
+class Wishes:
+    """What requests say of the contents that they ask for; each None where none of them says anything.
+
+    Attributes:
+        kinds: int64[b], bits of the only kinds asked for, by their places in `market.kinds.KINDS`; 0 asks for
+            all.
+        categories: int64[b, K], codes of the only categories asked for, -1 fills; what has none is in none of
+            them. Who names none asks for all; a code above all others is of a category that nothing is in.
+        excluded_categories: int64[b, X], codes of those not asked for, -1 fills.
+        reads: int64[b, L], codes of languages, -1 fills. Who names none reads all, and so does who names
+            those alone in which nothing of the kinds and categories may be shown at the time. All read
+            contents of unknown language.
+    """
+
+    kinds: np.ndarray | None = None
+    categories: np.ndarray | None = None
+    excluded_categories: np.ndarray | None = None
+    reads: np.ndarray | None = None
+
+    def of(self, rows: np.ndarray | slice) -> Wishes:
+        """Those of some of the requests."""
+        every = (self.kinds, self.categories, self.excluded_categories, self.reads)
+        return Wishes(*(None if said is None else said[rows] for said in every))
+
+
+ANYTHING = Wishes()
+
+
 class Shelf:
     """The contents of one market, side by side in memory.
 
@@ -54,7 +84,8 @@ class Shelf:
         viewers: float32[n], people in each room now; NaN where that is not known.
         of_sellers: int64[*], places by seller and, of one seller, newest first; those of the seller s are
             `of_sellers[first_of[s]:first_of[s + 1]]`.
-        language: int[n], codes, -1 where unknown.
+        kind: int[n], places in `market.kinds.KINDS`.
+        category, language: int[n], codes, -1 where unknown.
     """
 
     def __init__(
@@ -67,17 +98,19 @@ class Shelf:
         popularity: np.ndarray,
         trend: np.ndarray,
         fresh: np.ndarray,
-        live: np.ndarray,
         seller: np.ndarray,
+        kind: np.ndarray,
+        category: np.ndarray,
         language: np.ndarray,
     ) -> None:
         """
         Args:
-            available, fresh, live: bool[N], sold here; little exposed here; live rooms.
+            available, fresh: bool[N], sold here; little exposed here.
             index: of the vectors of the contents sold here, by place.
             opens, ends: int64[N].
             popularity, trend: float32[N], how much each is wanted in this market.
-            seller, language: int[N], codes from 0 on, -1 where unknown.
+            kind: int[N], places in `market.kinds.KINDS`.
+            seller, category, language: int[N], codes from 0 on, -1 where unknown.
         """
         self.rows = np.flatnonzero(available)
         self.index = index
@@ -89,7 +122,9 @@ class Shelf:
         newest = np.argsort(-self.opens, kind="stable")
         self.turn = np.argsort(newest)
         self.fresh = newest[(fresh[self.rows] & (self.opens > 0))[newest]]
-        self.rooms = np.flatnonzero(live[self.rows])
+        self.kind, self.category = kind[self.rows], category[self.rows]
+        self._categories = int(category.max(initial=-1)) + 1
+        self.rooms = np.flatnonzero(self.kind == KINDS.index("live"))
         self._hour, self._running = NONE, (self.fresh, self.rooms)
         self.viewers = np.full(len(self.rows), np.nan, np.float32)
         of = seller[self.rows][newest]
@@ -145,54 +180,73 @@ class Shelf:
         time: np.ndarray,
         seen: np.ndarray,
         spared: np.ndarray | None = None,
-        reads: np.ndarray | None = None,
+        wishes: Wishes = ANYTHING,
     ) -> np.ndarray:
-        """bool[b, n]: published, not ended, not seen, not of a seller that the user is spared, not in a
-        language that the user does not read.
+        """bool[b, n]: published, not ended, not seen, not of a seller that the user is spared, and what the
+        request asks for.
 
         Args:
             time: int64[b]; seen: int64[b, S], rows of the contents table, -1 fills; spared: int64[b, T],
-                codes of sellers, -1 fills; reads: int64[b, K], codes of languages, -1 fills. Who names
-                none reads all, and so does who names those alone in which nothing may be shown here at the
-                time. All read contents of unknown language.
+                codes of sellers, -1 fills.
         """
         at = time[:, None]
-        return (self.opens <= at) & (at < self.ends) & ~self.hidden(time, seen, spared, reads)[:, :-1]
+        return (self.opens <= at) & (at < self.ends) & ~self.hidden(time, seen, spared, wishes)[:, :-1]
 
     def hidden(
         self,
         time: np.ndarray,
         seen: np.ndarray,
         spared: np.ndarray | None,
-        reads: np.ndarray | None = None,
+        wishes: Wishes = ANYTHING,
     ) -> np.ndarray:
-        """bool[b, n + 1]: seen, of a seller that the user is spared, or foreign; arguments as of `eligible`.
+        """bool[b, n + 1]: seen, of a seller that the user is spared, or not what the request asks for;
+        arguments as of `eligible`.
 
         The last place stands for contents that are not sold here, which everyone is spared.
         """
         hidden = np.zeros((len(seen), len(self.rows) + 1), bool)
+        self._hide_unasked(hidden[:, :-1], time, wishes)
         place = np.where(seen >= 0, self.place[seen], len(self.rows))
         hidden[np.arange(len(seen))[:, None], place] = True
         if spared is not None and (spared >= 0).any():
             hidden[self.of(spared)] = True
-        if reads is not None and reads.shape[1]:
-            for own, codes, at in zip(hidden, reads, time.tolist()):
-                if any(self._open_in(code, at) for code in codes.tolist()):
-                    foreign = np.ones(len(self._in_language), bool)
-                    foreign[codes] = foreign[-1] = False
-                    own[:-1] |= foreign[self.language]
         hidden[:, -1] = True
         return hidden
 
-    def _open_in(self, language: int, time: int) -> bool:
-        """Whether anything in a language, -1 for none, may be shown at a time.
+    def _hide_unasked(self, hidden: np.ndarray, time: np.ndarray, wishes: Wishes) -> None:
+        """Mark in bool[b, n], where nothing is yet, what requests at times int64[b] do not ask for."""
+        if wishes.kinds is not None:
+            for own, bits in zip(hidden, wishes.kinds.tolist()):
+                if bits:
+                    own |= np.array([not bits >> kind & 1 for kind in range(len(KINDS))])[self.kind]
+        if wishes.categories is not None:
+            for own, codes in zip(hidden, wishes.categories):
+                if (named := codes[codes >= 0]).size:
+                    unasked = np.ones(self._categories + 2, bool)
+                    unasked[named] = False
+                    own |= unasked[self.category]
+        if wishes.excluded_categories is not None:
+            for own, codes in zip(hidden, wishes.excluded_categories):
+                excluded = np.zeros(self._categories + 2, bool)
+                excluded[codes] = True
+                excluded[NONE] = False
+                own |= excluded[self.category]
+        if wishes.reads is not None:
+            for own, codes, at in zip(hidden, wishes.reads, time.tolist()):
+                if any(self._open_in(code, at, own) for code in codes.tolist()):
+                    foreign = np.ones(len(self._in_language), bool)
+                    foreign[codes] = foreign[-1] = False
+                    own |= foreign[self.language]
+
+    def _open_in(self, language: int, time: int, hidden: np.ndarray) -> bool:
+        """Whether anything in a language, -1 for none, may be shown at a time and is not hidden, bool[n].
 
         Something mostly is among the first that are looked at.
         """
         places = self._in_language[language]
         for first in range(0, len(places), _LOOKED_AT):
             some = places[first : first + _LOOKED_AT]
-            if ((self.opens[some] <= time) & (time < self.ends[some])).any():
+            if ((self.opens[some] <= time) & (time < self.ends[some]) & ~hidden[some]).any():
                 return True
         return False
 
@@ -202,17 +256,18 @@ class Shelf:
         seen: np.ndarray,
         excluded: np.ndarray,
         tired: np.ndarray,
-        reads: np.ndarray | None,
+        wishes: Wishes,
     ) -> list[int]:
-        """How many open contents one request may not get: seen; of a seller that it excludes; of one that its
-        user was shown too often; in a language that the user does not read.
+        """How many open contents one request may not get: seen; of a kind or category that it does not ask
+        for; of a seller that it excludes; of one that its user was shown too often; in a language that the
+        user does not read.
 
         Each counts for the first that holds; arguments as of `eligible`, of one row.
         """
         left = [(self.opens <= time[0]) & (time[0] < self.ends), self.eligible(time, seen)]
-        both = np.concatenate([excluded, tired], axis=1)
-        left += [self.eligible(time, seen, excluded), self.eligible(time, seen, both)]
-        left += [self.eligible(time, seen, both, reads)]
+        both, here = np.concatenate([excluded, tired], axis=1), replace(wishes, reads=None)
+        left += [self.eligible(time, seen, spared, here) for spared in (None, excluded, both)]
+        left += [self.eligible(time, seen, both, wishes)]
         return (-np.diff([each.sum() for each in left])).tolist()
 
 
@@ -229,7 +284,7 @@ class MarketQueries:
         seen: int64[b, S], contents not to be shown again, rows of the contents table, -1 fills.
         followed: int64[b, F], sellers that the user follows or bought from, each once, -1 fills.
         spared: int64[b, T], sellers that the user has been shown too often or excludes, -1 fills.
-        reads: int64[b, K], languages that the user reads, -1 fills, of `Shelf.eligible`.
+        wishes: what they ask for.
     """
 
     shelf: Shelf
@@ -240,7 +295,7 @@ class MarketQueries:
     seen: np.ndarray
     followed: np.ndarray
     spared: np.ndarray
-    reads: np.ndarray | None = None
+    wishes: Wishes = ANYTHING
 
     def of(self, rows: np.ndarray) -> MarketQueries:
         """Some of the requests, int64[k], ascending."""
@@ -253,7 +308,7 @@ class MarketQueries:
             self.seen[rows],
             self.followed[rows],
             self.spared[rows],
-            None if self.reads is None else self.reads[rows],
+            self.wishes.of(rows),
         )
 
     def cosine(self, places: np.ndarray) -> np.ndarray:
@@ -282,12 +337,12 @@ class MarketQueries:
 
     @cached_property
     def _hidden(self) -> np.ndarray:
-        return self.shelf.hidden(self.time, self.seen, self.spared, self.reads)
+        return self.shelf.hidden(self.time, self.seen, self.spared, self.wishes)
 
     @cached_property
     def eligible(self) -> np.ndarray:
         """bool[b, n], of every content of the market; see `Shelf.eligible`."""
-        return self.shelf.eligible(self.time, self.seen, self.spared, self.reads)
+        return self.shelf.eligible(self.time, self.seen, self.spared, self.wishes)
 
 
 class Source(Protocol):

@@ -7,7 +7,7 @@ from time import monotonic_ns
 
 import numpy as np
 
-from ensemble.channels import NONE, Channel, MarketQueries, Shelf, Source
+from ensemble.channels import NONE, Channel, MarketQueries, Shelf, Source, Wishes
 from ensemble.channels.cart import cart
 from ensemble.channels.followed import followed as followed_sellers
 from ensemble.channels.fresh import fresh
@@ -56,6 +56,7 @@ class Retrieval:
         available = release.array("available.npy")
         trend, few = release.array("trend.npy"), self.plan.config.fresh_exposures
         exposures, language = release.array("exposures.npy"), spoken(release)[1]
+        kind, category = release.array("kind_code.npy"), release.array("category_code.npy")
         self.shelves = [
             Shelf(
                 available[m],
@@ -67,14 +68,15 @@ class Retrieval:
                 popularity=popularity[m],
                 trend=trend[m],
                 fresh=exposures[m] <= few,
-                live=release.array("text_kind.npy") == "live",
                 seller=release.array("seller_code.npy"),
+                kind=kind,
+                category=category,
                 language=language,
             )
             for m in range(len(self.plan.markets))
         ]
         self.update_shelves(np.arange(len(self.created_at)))
-        self.moments: Moments = CurrentMoments(self.eligibility, release.array("text_kind.npy") == "live")
+        self.moments: Moments = CurrentMoments(self.eligibility, kind == KINDS.index("live"))
         # A market without a log has its neighbours' popularity, which is no event of its own.
         self.popularity, self.world = popularity, release.array("popularity_world.npy")
         self.preranker = PreRanker.of(release)
@@ -102,7 +104,7 @@ class Retrieval:
             self.season = EventCounts(market, content, at, popularity.shape[1], half, half)
         self.offers = Offers(
             price_usd=release.array("price_usd.npy"),
-            category=release.array("category_code.npy"),
+            category=category,
             language=release.array("language_code.npy"),
             power=release.array("purchasing_power.npy"),
             usual=release.array("price_usual.npy"),
@@ -110,7 +112,7 @@ class Retrieval:
         )
         self.channels = CHANNELS
         self.quotas = {channel: self.plan.config.quotas[str(channel.name).lower()] for channel in CHANNELS}
-        self.kind, self.reserved = release.array("kind_code.npy"), self.plan.config.reserved()
+        self.kind, self.reserved = kind, self.plan.config.reserved()
         self.content_ids = release.array("content_ids.npy")
         stand_ins = release.array("stand_in_ids.npy")
         self.stand_ins = stand_ins if stand_ins.any() else None
@@ -132,6 +134,9 @@ class Retrieval:
                 TensorSpec("tired_sellers", np.int64, (-1,), pad=NONE),
                 TensorSpec("excluded_sellers", np.int64, (-1,), pad=NONE),
                 TensorSpec("speaks", np.int64),
+                TensorSpec("asked_kinds", np.int64),
+                TensorSpec("asked_categories", np.int64, (-1,), pad=NONE),
+                TensorSpec("excluded_categories", np.int64, (-1,), pad=NONE),
                 TensorSpec("reads", np.int64, (-1,), pad=NONE),
                 TensorSpec("explain", np.bool_),
                 *((TensorSpec("since", np.int64),) if plan.season_s else ()),
@@ -163,6 +168,9 @@ class Retrieval:
         explain: np.ndarray | None = None,
         since: np.ndarray | None = None,
         excluded_sellers: np.ndarray | None = None,
+        asked_kinds: np.ndarray | None = None,
+        asked_categories: np.ndarray | None = None,
+        excluded_categories: np.ndarray | None = None,
         reads: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """The candidates that pre-ranking leaves of those retrieved, best first; see `retrieve`.
@@ -184,6 +192,9 @@ class Retrieval:
             speaks,
             since=since,
             excluded_sellers=excluded_sellers,
+            asked_kinds=asked_kinds,
+            asked_categories=asked_categories,
+            excluded_categories=excluded_categories,
             reads=reads,
         )
         scored, kept = self._pre_rank(query_vector, made)
@@ -193,8 +204,8 @@ class Retrieval:
             shelf, one = self.shelves[market_index[row]], slice(row, row + 1)
             barred = self.eligibility.barred(shelf.rows, market_index[row], time[row])
             excluded = tired_sellers[one, :0] if excluded_sellers is None else excluded_sellers[one]
-            said = None if reads is None else reads[one]
-            withheld = shelf.withheld(time[one], seen[one], excluded, tired_sellers[one], said)
+            wishes = _wishes(asked_kinds, asked_categories, excluded_categories, reads).of(one)
+            withheld = shelf.withheld(time[one], seen[one], excluded, tired_sellers[one], wishes)
             retrieved, left = ((table["candidates"][row] >= 0).sum() for table in (made, kept))
             gave_way = _gave_way(made["candidates"][row], scored[row], kept["candidates"][row])
             funnel[row] = (
@@ -283,6 +294,9 @@ class Retrieval:
         explain: np.ndarray | None = None,
         since: np.ndarray | None = None,
         excluded_sellers: np.ndarray | None = None,
+        asked_kinds: np.ndarray | None = None,
+        asked_categories: np.ndarray | None = None,
+        excluded_categories: np.ndarray | None = None,
         reads: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """All that the channels bring, in the order of the merge, with what pre-ranking reads of them.
@@ -292,7 +306,7 @@ class Retrieval:
             explain: taken so that the stage's tensors may be passed as they are; nothing here depends on it.
             since: int64[B], when the users' latest events were; read where the release knows seasons.
             excluded_sellers: int64[B, X], codes, -1 fills: none of theirs is found.
-            reads: int64[B, K], codes of languages, -1 fills, as of `Shelf.eligible`.
+            asked_kinds, asked_categories, excluded_categories, reads: as of `Wishes`.
 
         Returns:
             candidates int64[B, R] (rows of the contents table, -1 fills), retrieval_score float32[B, R]
@@ -301,8 +315,7 @@ class Retrieval:
         """
         if len(changed := self.eligibility.refresh()):
             self.update_shelves(changed)
-        if reads is not None and reads.shape[1] > 1:
-            reads = distinct(reads)
+        wishes = _wishes(asked_kinds, asked_categories, excluded_categories, reads)
         size = self.plan.config.retrieved
         candidates = np.full((len(query_vector), size), NONE, np.int64)
         score = np.zeros((len(query_vector), size), np.float32)
@@ -325,7 +338,7 @@ class Retrieval:
                 seen[here],
                 followed[here],
                 spared[here],
-                None if reads is None else reads[here],
+                wishes.of(here),
             )
             found, bits = self._found(asked, size, first=True)
             short = np.flatnonzero(found[:, -1] == NONE)
@@ -340,7 +353,9 @@ class Retrieval:
             "candidates": candidates,
             "retrieval_score": score,
             "channel": channel,
-            "content_numbers": self.numbers(candidates, market_index, time, affinity, speaks, since, reads),
+            "content_numbers": self.numbers(
+                candidates, market_index, time, affinity, speaks, since, wishes.reads
+            ),
             **self._beside(candidates, recent),
         }
 
@@ -484,6 +499,24 @@ def _gave_way(candidates: np.ndarray, score: np.ndarray, kept: np.ndarray) -> in
     among those that pre-ranking kept, int64[C]: others have their places for their category or kind."""
     best = np.where(candidates >= 0, -score, np.inf).argsort(kind="stable")[: len(kept)]
     return int(np.isin(candidates[best], kept, invert=True).sum())
+
+
+def _wishes(
+    kinds: np.ndarray | None,
+    categories: np.ndarray | None,
+    excluded_categories: np.ndarray | None,
+    reads: np.ndarray | None,
+) -> Wishes:
+    """What a batch's tensors say, see `Wishes`; mostly nothing."""
+    if reads is not None and reads.shape[1] > 1:
+        reads = distinct(reads)
+    return Wishes(
+        None if kinds is None or not kinds.any() else kinds,
+        *(
+            None if said is None or not said.shape[1] else said
+            for said in (categories, excluded_categories, reads)
+        ),
+    )
 
 
 def distinct(codes: np.ndarray) -> np.ndarray:

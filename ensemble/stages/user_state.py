@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from ensemble.errors import Code, RequestError
-from ensemble.lookup import IdIndex, spoken
+from ensemble.lookup import IdIndex, category_codes, spoken
 from ensemble.plan import Plan
 from ensemble.release import Release
 from ensemble.steps import StageStep, TensorSpec
 from market.calendar import END_S, local_context
+from market.kinds import KINDS
 from market.languages import base, canonical
 
 NULL_INTEGER = np.iinfo(np.int64).min
@@ -29,6 +30,9 @@ REQUEST = (
     TensorSpec("explain", np.bool_),
     TensorSpec("exclude_sellers", object, (-1,), optional=True),
     TensorSpec("languages", object, (-1,), optional=True),
+    TensorSpec("kinds", object, (-1,), optional=True),
+    TensorSpec("categories", object, (-1,), optional=True),
+    TensorSpec("exclude_categories", object, (-1,), optional=True),
 )
 """What a client sends: ids as text; `time` in s since the epoch; `history`, ids wanted in this session that
 the stored state does not know yet, oldest first, "" fills; `exclude`, ids never to be shown, "" fills;
@@ -36,7 +40,9 @@ the stored state does not know yet, oldest first, "" fills; `exclude`, ids never
 alone); `seed`, of what exploration draws: the same request gives the same slate; `explain`, whether the reply
 says what became of all candidates; `exclude_sellers`, ids of sellers none of whose contents are to be shown,
 "" fills; `languages`, BCP 47 codes of those that the person reads now, the own one first, "" fills, "pt_BR"
-being "pt-BR"; by default the stored one is the own, and filters nothing."""
+being "pt-BR"; by default the stored one is the own, and filters nothing; `kinds`, of video, live and product
+those that are asked for, "" fills, by default all; `categories`, those that are asked for, "" fills, by
+default all; `exclude_categories`, those of which nothing is to be shown, "" fills."""
 _FOR_LATER = ("diversity", "seed", "explain")
 """What other stages read."""
 
@@ -57,6 +63,9 @@ class UserState:
         self.users = IdIndex(release.array("user_id.npy"))
         self.contents = IdIndex(release.array("text_content_id.npy"))
         self.seller_codes = IdIndex(release.array("seller_ids.npy"))
+        self.categories = category_codes(release)
+        #: The code of a category that no content is in.
+        self.no_category = max(self.categories.values(), default=-1) + 1
         self.markets = {market: place for place, market in enumerate(self.plan.markets)}
         self.history = release.array("user_history.npy")
         self.seen = release.array("user_seen.npy")
@@ -106,6 +115,9 @@ class UserState:
             TensorSpec("tired_sellers", np.int64, (-1,), pad=-1),
             TensorSpec("excluded_sellers", np.int64, (-1,), pad=-1),
             TensorSpec("speaks", np.int64),
+            TensorSpec("asked_kinds", np.int64),
+            TensorSpec("asked_categories", np.int64, (-1,), pad=-1),
+            TensorSpec("excluded_categories", np.int64, (-1,), pad=-1),
             TensorSpec("reads", np.int64, (-1,), pad=-1),
             TensorSpec("clock", np.int64, (2,)),
             *((TensorSpec("since", np.int64),) if plan.season_s else ()),
@@ -123,6 +135,9 @@ class UserState:
         shown: np.ndarray,
         exclude_sellers: np.ndarray | None = None,
         languages: np.ndarray | None = None,
+        kinds: np.ndarray | None = None,
+        categories: np.ndarray | None = None,
+        exclude_categories: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """Raw query columns by name (`raw_…`), market_index int64[B], and rows of the contents table with -1
         fills: recent int64[B, L], the latest wanted ones, seen int64[B, S], not to be shown again, and
@@ -130,11 +145,12 @@ class UserState:
         or bought from, tired_sellers int64[B, T], those that the user has been shown too often, and
         excluded_sellers int64[B, X], those that the request excludes, -1 for one that is not known. Also
         speaks int64[B], the code of the user's language, -1 where unknown, and reads int64[B, K], those that
-        the request says are read, -1 for one that no content is in; and, where the release knows
-        seasons, since int64[B], when the user's latest event was.
+        the request says are read, -1 for one that no content is in; asked_kinds int64[B], asked_categories
+        int64[B, K] and excluded_categories int64[B, X], what it asks for (`ensemble.channels.Wishes`); and,
+        where the release knows seasons, since int64[B], when the user's latest event was.
 
         Raises:
-            RequestError: an unknown market, or a time outside 1970 to 2100.
+            RequestError: an unknown market or kind, or a time outside 1970 to 2100.
         """
         began = monotonic_ns()
         market_index = self._market_index(market)
@@ -194,6 +210,9 @@ class UserState:
             "excluded_sellers": np.empty((len(row), 0), np.int64)
             if exclude_sellers is None
             else self.seller_codes(exclude_sellers),
+            "asked_kinds": self._kinds(len(row), kinds),
+            "asked_categories": self._categories(len(row), categories, unknown=self.no_category),
+            "excluded_categories": self._categories(len(row), exclude_categories, unknown=-1),
             "speaks": speaks,
             "reads": reads,
             "clock": clock,
@@ -209,6 +228,30 @@ class UserState:
                 f"this release serves {', '.join(self.plan.markets)}",
             )
         return place
+
+    @staticmethod
+    def _kinds(requests: int, kinds: np.ndarray | None) -> np.ndarray:
+        """Bits of the kinds text[B, K] that requests ask for, int64[B]."""
+        bits = np.zeros(requests, np.int64)
+        if kinds is not None and kinds.size:
+            for request, place in np.argwhere(kinds != "").tolist():
+                kind = kinds[request, place]
+                if kind not in KINDS:
+                    raise RequestError(
+                        Code.INVALID_ARGUMENT,
+                        f"tensor 'kinds' holds {kind[:60]!r} at row {request}; there are {', '.join(KINDS)}",
+                    )
+                bits[request] |= 1 << KINDS.index(kind)
+        return bits
+
+    def _categories(self, requests: int, names: np.ndarray | None, *, unknown: int) -> np.ndarray:
+        """Codes of categories text[B, K], int64[B, K]; -1 fills."""
+        if names is None or not names.size:
+            return np.empty((requests, 0), np.int64)
+        codes = np.full(names.shape, -1)
+        for request, place in np.argwhere(names != "").tolist():
+            codes[request, place] = self.categories.get(names[request, place], unknown)
+        return codes
 
     def _languages(
         self, row: np.ndarray, languages: np.ndarray | None

@@ -10,6 +10,9 @@ from ensemble.cascade import Cascade
 from ensemble.errors import Code
 from ensemble.release import Release
 from ensemble.server import TritonServer
+from market.kinds import KINDS
+
+WISHES = ("kinds", "categories", "exclude_categories")
 
 
 def requests(release: Release, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -31,6 +34,23 @@ def requests(release: Release, rows: int, seed: int = 0) -> dict[str, np.ndarray
             object
         ),
         "languages": random.choice(["", "", "", "", "", "id", "en", "pt-PT", "xx"], (rows, 2)).astype(object),
+        **{name: np.full((rows, 0), "", object) for name in WISHES},
+    }
+
+
+def wishes(release: Release, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Tensors by which random requests ask for some kinds and categories alone; one in three asks for all."""
+    random = np.random.default_rng(seed)
+    categories = sorted({*release.array("text_category.npy").tolist()} - {""})
+    made = {
+        "kinds": random.choice(KINDS, (rows, 2)),
+        "categories": random.choice([*categories, "none"], (rows, 3)),
+        "exclude_categories": random.choice([*categories, "none"], (rows, 2)),
+    }
+    said = random.integers(0, 3, (rows, 1))
+    return {
+        name: np.where((said > 0) & (random.random(names.shape) < 0.5), names, "").astype(object)
+        for name, names in made.items()
     }
 
 

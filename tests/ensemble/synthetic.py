@@ -18,6 +18,7 @@ from market.kinds import KINDS
 from market.statistics import PAIR_FEATURES
 
 MARKETS = ("BR", "GB", "ID")
+CATEGORIES = ("books", "food", "shoes", "toys")
 TASKS = ("click", "order", "negative")
 WEIGHTS = {"click": 1.0, "order": 0.5, "negative": -2.0}
 START, END = 1_772_400_000, 1_772_500_000
@@ -98,7 +99,7 @@ def release(folder: Path, seed: int) -> Release:
         "created_at": opens,
         "ended_at": ended,
         "seller_code": seller,
-        "category_code": random.integers(-1, 4, contents).astype(np.int32),
+        "category_code": random.integers(-1, len(CATEGORIES), contents).astype(np.int32),
         "kind_code": others.integers(0, len(KINDS), contents).astype(np.int8),
         "price_usd": np.where(others.random(contents) < 0.2, np.nan, others.random(contents) * 40).astype(
             np.float32
@@ -109,8 +110,7 @@ def release(folder: Path, seed: int) -> Release:
         "language_fit": others.integers(0, 3, (len(MARKETS), 3, 3)).astype(np.float32) / 2,
         "user_language": others.integers(-1, 2, users).astype(np.int32),
         "text_content_id": np.array([f"content-{i}" for i in random.permutation(contents)], str),
-        "text_kind": np.where(random.random(contents) < 0.4, "live", "video"),
-        "text_category": np.full(contents, "toys"),
+        "text_kind": np.where(random.random(contents) < 0.4, "live", ""),
         "seller_ids": np.array([f"seller-{code}" for code in range(6)]),
         "stock": random.choice([-1, 0, 5], contents, p=[0.6, 0.1, 0.3]),
         "text_seller_id": np.array(["" if code < 0 else f"seller-{code}" for code in seller], str),
@@ -132,6 +132,11 @@ def release(folder: Path, seed: int) -> Release:
         "attribute_age": random.integers(18, 60, users),
         "attribute_spend": random.normal(size=users).astype(np.float32),
     }
+    arrays["kind_code"] = np.where(
+        arrays["text_kind"] == "live", KINDS.index("live"), arrays["kind_code"] // 2 * KINDS.index("product")
+    ).astype(np.int8)
+    arrays["text_kind"] = np.array(KINDS)[arrays["kind_code"]]
+    arrays["text_category"] = np.array([*CATEGORIES, ""])[arrays["category_code"]]
     arrays["attribute_language"] = np.array(["en", "pt", ""])[arrays["user_language"]]
     arrays["text_content_language"] = np.array(["en", "pt-BR", ""])[arrays["language_code"]]
     arrays["conversion"] = others.normal(size=contents).astype(np.float32) * (seed % 5 == 0)

@@ -8,7 +8,7 @@ from ensemble.errors import RequestError
 from ensemble.explanation import Explanation
 from ensemble.stages.user_state import REQUEST
 from ensemble.steps import check_wiring
-from tests.ensemble.asking import BROKEN, requests
+from tests.ensemble.asking import BROKEN, requests, wishes
 
 pytestmark = pytest.mark.slow
 
@@ -84,8 +84,9 @@ def test_an_ended_room_is_never_served(cascade, small_release):
     pytest.fail("no room was served in its last second, so nothing ended")
 
 
-def test_a_batch_equals_its_requests_one_by_one(cascade, small_release):
-    request = requests(small_release, 24, seed=3)
+@pytest.mark.parametrize("asking", [lambda *_: {}, wishes], ids=["for anything", "for what each wishes"])
+def test_a_batch_equals_its_requests_one_by_one(cascade, small_release, asking):
+    request = requests(small_release, 24, seed=3) | asking(small_release, 24)
     batch = cascade(request)
     alone = [cascade({name: array[[row]] for name, array in request.items()}) for row in range(24)]
     for name, array in batch.items():
@@ -248,7 +249,8 @@ def test_excluding_every_seller_but_one_leaves_what_that_one_may_show(cascade, s
 def test_a_request_without_what_is_optional_is_answered_as_one_that_says_nothing(cascade, small_release):
     request = requests(small_release, 4, seed=10)
     request["exclude_sellers"][:] = request["languages"][:] = ""
-    optional = {"exclude_sellers", "languages"}
+    optional = {spec.name for spec in REQUEST if spec.optional}
+    assert len(optional) == 5
     silent = {name: array for name, array in request.items() if name not in optional}
     with_it, without = cascade(request), cascade(silent)
     for name, array in with_it.items():
@@ -279,6 +281,80 @@ def test_a_request_that_says_its_languages_gets_contents_in_these_or_in_none(cas
         )
         assert funnel.took == funnel.kept + sum(funnel.dropped.values())
     assert others
+
+
+def asking_for(release, rows, **said):
+    """Requests that say nothing but this of what they ask for."""
+    request = requests(release, rows, seed=13) | {"explain": np.ones(rows, bool)}
+    request["exclude_sellers"][:] = request["languages"][:] = request["exclude"][:] = ""
+    return request | {name: np.tile(np.array([names], object), (rows, 1)) for name, names in said.items()}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "categories", "excluded"),
+    [
+        (["live"], [""], [""]),
+        (["product", "video", "product"], [""], [""]),
+        ([""], ["first", "none"], [""]),
+        ([""], ["first", "second"], [""]),
+        ([""], [""], ["first", "second", "none"]),
+        (["product"], ["first", "second"], ["second"]),
+    ],
+)
+def test_a_request_gets_what_it_asks_for_and_all_that_there_is_of_it(
+    cascade, small_release, kinds, categories, excluded
+):
+    kind, category = (small_release.array(f"text_{name}.npy") for name in ("kind", "category"))
+    names, count = np.unique(category[category != ""], return_counts=True)
+    called = dict(zip(("first", "second"), names[count.argsort()[::-1]].tolist())) | {"": "", "none": "none"}
+    categories, excluded = ([called[name] for name in own] for own in (categories, excluded))
+    request = asking_for(small_release, 12, kinds=kinds, categories=categories, exclude_categories=excluded)
+    made = cascade(request)
+    told = 0
+    for row, ids in enumerate(made["content_id"]):
+        funnel = Explanation.of(made["explanation"][row, 0]).stages[2]
+        told += funnel.dropped.get("of a kind or category not asked for", 0)
+        assert funnel.took == funnel.kept + sum(funnel.dropped.values())
+        left = funnel.took - sum(n for why, n in funnel.dropped.items() if "quotas" not in why)
+        assert funnel.kept == min(cascade.plan.config.retrieved, left), "the channels fill up"
+        assert (ids != "").sum() == min(cascade.plan.config.slate, funnel.kept)
+        for place in places(small_release, ids[ids != ""]):
+            assert kinds == [""] or kind[place] in kinds
+            assert categories == [""] or category[place] in set(categories) - {""}
+            assert category[place] not in set(excluded) - {""}
+    assert (made["content_id"] != "").any()
+    assert told
+
+
+def test_of_a_category_that_is_unknown_there_is_nothing_and_to_exclude_it_does_no_harm(
+    cascade, small_release
+):
+    none = cascade(asking_for(small_release, 3, categories=["none", ""]))
+    assert (none["content_id"] == "").all()
+    usual = cascade(asking_for(small_release, 3))["content_id"]
+    without = cascade(asking_for(small_release, 3, exclude_categories=["none"]))["content_id"]
+    np.testing.assert_array_equal(usual, without)
+
+
+def test_languages_are_those_of_what_is_asked_for(cascade, small_release):
+    """Where nothing of the kinds and categories is in them, contents in others are shown."""
+    category, language = (
+        small_release.array(f"text_{name}.npy") for name in ("category", "content_language")
+    )
+    sold = small_release.array("available.npy").any(axis=0)
+    of = {name: {*language[sold & (category == name)]} for name in np.unique(category[category != ""])}
+    name, read = next((n, code) for n, own in of.items() for code in {*language} - own - {""})
+    made = cascade(asking_for(small_release, 6, categories=[name], languages=[read]))["content_id"]
+    np.testing.assert_array_equal(
+        made, cascade(asking_for(small_release, 6, categories=[name]))["content_id"]
+    )
+    assert (made != "").any()
+
+
+def test_an_unknown_kind_is_refused_with_those_that_there_are(cascade, small_release):
+    request = asking_for(small_release, 2, kinds=["live", "story"])
+    with pytest.raises(RequestError, match="'kinds' holds 'story' at row 0; there are video, live, product"):
+        cascade(request)
 
 
 def test_languages_in_which_nothing_is_sold_filter_nothing(cascade, small_release):

@@ -16,7 +16,7 @@ from ensemble.errors import Code, RequestError
 from ensemble.repository import models
 from ensemble.split import SplitClient
 from tests.ensemble import tls
-from tests.ensemble.asking import BROKEN, metrics, requests
+from tests.ensemble.asking import BROKEN, metrics, requests, wishes
 
 pytestmark = pytest.mark.slow
 
@@ -163,6 +163,8 @@ def test_the_metrics_port_tells_what_was_served(request, small_release, cascade,
 def test_a_reply_equals_the_cascade_in_this_process_tensor_for_tensor(client, cascade, small_release, rows):
     request = requests(small_release, rows, seed=rows)
     assert rows == 1 or len(set(request["market"])) > 1
+    assert_same(client.infer(request), cascade(request))
+    request |= wishes(small_release, rows, seed=rows)
     assert_same(client.infer(request), cascade(request))
 
 

@@ -12,7 +12,7 @@ from ensemble.stages.reordering import Reordering
 from ensemble.stages.retrieval import Retrieval
 from tests.ensemble import synthetic
 from tests.ensemble.test_reordering import timeless
-from tests.ensemble.test_retrieval import ask, eligible, spared
+from tests.ensemble.test_retrieval import ask, eligible, spared, wished
 
 WORLDS, ROWS = 220, 20
 pytestmark = pytest.mark.slow
@@ -84,7 +84,7 @@ def test_every_slate_is_eligible_distinct_full_and_accounted_for(feeds):
                 request["time"],
                 request["seen"].tolist(),
                 spared(feed.request, row),
-                reads=request["reads"].tolist(),
+                **wished(feed.request, row),
             )
             slate = [ids.index(content) for content in made["content_id"][row] if content]
             assert set(slate) <= set(may), "what may not be shown is never shown"

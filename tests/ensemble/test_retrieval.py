@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ensemble.channels import Channel, first_eligible, nearest
+from ensemble.channels import ANYTHING, Channel, first_eligible, nearest
 from ensemble.explanation import FUNNEL
 from ensemble.plan import FILE, Plan, Slot
 from ensemble.preranking import PreRanker
@@ -38,6 +38,7 @@ def ask(release, seed, rows):
     opens, ends = release.array("created_at.npy"), release.array("ended_at.npy")
     anywhere = random.integers(synthetic.START, synthetic.END + 50_000, len(opens))
     sellers = np.r_[np.unique(release.array("seller_code.npy")), -1, -1]
+    no_category = int(release.array("category_code.npy").max()) + 1
     moments = np.concatenate([opens, ends[ends < synthetic.NEVER], anywhere])
     return {
         "query_vector": random.integers(-2, 3, (rows, plan.dim)).astype(np.float32),
@@ -52,6 +53,13 @@ def ask(release, seed, rows):
         "speaks": random.integers(-1, 2, rows),
         "excluded_sellers": np.where(random.random((rows, 2)) < 0.2, random.choice(sellers, (rows, 2)), -1),
         "reads": np.where(random.random((rows, 2)) < 0.2, random.integers(0, 2, (rows, 2)), -1),
+        "asked_kinds": np.where(random.random(rows) < 0.2, random.integers(0, 2 ** len(KINDS), rows), 0),
+        "asked_categories": np.where(
+            random.random((rows, 2)) < 0.1, random.integers(0, no_category + 1, (rows, 2)), -1
+        ),
+        "excluded_categories": np.where(
+            random.random((rows, 2)) < 0.1, random.integers(-1, no_category, (rows, 2)), -1
+        ),
     }
 
 
@@ -72,19 +80,43 @@ def everywhere(graph, history):
 @lru_cache(maxsize=16)
 def columns_of(release):
     """What the rules of eligibility ask for, as Python values; a release never changes."""
-    names = ("language_code", "available", "created_at", "ended_at", "stock", "seller_code")
-    return [release.array(f"{name}.npy").tolist() for name in names]
+    names = ("available", "created_at", "ended_at", "stock")
+    codes = ("language_code", "seller_code", "kind_code", "category_code")
+    return [release.array(f"{name}.npy").tolist() for name in (*names, *codes)]
 
 
-def eligible(release, market, time, seen, tired=(), refilled=(), reads=(), shut=()):
+def wished(request, row):
+    """What a request asks for, as `eligible` takes it."""
+    names = {"categories": "asked_categories"} | {name: name for name in ("excluded_categories", "reads")}
+    said = {name: request[tensor][row].tolist() for name, tensor in names.items()}
+    return said | {"kinds": int(request["asked_kinds"][row])}
+
+
+def eligible(
+    release,
+    market,
+    time,
+    seen,
+    tired=(),
+    refilled=(),
+    reads=(),
+    shut=(),
+    kinds=0,
+    categories=(),
+    excluded_categories=(),
+):
     """Places of contents that may be shown, by their rules one at a time; `refilled` have stock again, and
     those that are `shut` may be shown to nobody."""
-    language, available, opens, ends, stock, seller = columns_of(release)
+    available, opens, ends, stock, language, seller, kind, category = columns_of(release)
+    named = {*categories} - {-1}
     running = [
         c
         for c in range(len(language))
         if available[market][c] and opens[c] <= time < ends[c] and c not in shut
         if stock[c] != 0 or c in refilled
+        if not kinds or kinds & 2 ** kind[c]
+        if not named or category[c] in named
+        if category[c] < 0 or category[c] not in excluded_categories
     ]
     read = {-1, *reads} if {language[c] for c in running} & {*reads} - {-1} else {-1, *language}
     return [
@@ -109,8 +141,8 @@ def test_candidates_are_what_a_search_one_by_one_finds(worlds, world, seed, rows
     affinity = everywhere(graph, request["recent"])
     for row in range(rows):
         market, time = request["market_index"][row], request["time"][row]
-        reads = request["reads"][row].tolist()
-        may = eligible(release, market, time, request["seen"][row], spared(request, row), reads=reads)
+        seen = request["seen"][row]
+        may = eligible(release, market, time, seen, spared(request, row), **wished(request, row))
         near = sorted(may, key=lambda c: (-float(vectors[c] @ request["query_vector"][row]), c))[:size]
         related = sorted((c for c in may if affinity[row, c] > 0), key=lambda c: (-affinity[row, c], c))[
             :size
@@ -394,7 +426,7 @@ def test_distinct_codes_are_all_that_a_row_has_and_no_more_than_the_most_of_one(
 
 def test_what_is_withheld_is_open_from_the_second_in_which_it_opens_until_that_in_which_it_ends():
     of, nobody = shelf(3, opens=[NOW, 1, 1], ends=[NEVER, NOW + 1, NOW]), np.full((1, 0), -1)
-    assert of.withheld(np.array([NOW]), np.array([[0, 1, 2]]), nobody, nobody, None) == [2, 0, 0, 0]
+    assert of.withheld(np.array([NOW]), np.array([[0, 1, 2]]), nobody, nobody, ANYTHING) == [2, 0, 0, 0, 0]
 
 
 def test_everything_excluded_leaves_no_candidate(worlds):

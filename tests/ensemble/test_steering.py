@@ -19,7 +19,7 @@ from supply.journal import Journal
 from supply.rules import Rules
 from tests.ensemble import synthetic
 from tests.ensemble.channels.asking import asked
-from tests.ensemble.test_retrieval import ask, eligible, spared
+from tests.ensemble.test_retrieval import ask, eligible, spared, wished
 
 SEEDS = st.integers(0, 15)
 NUMBERS = st.integers(0, 10**6)
@@ -132,8 +132,8 @@ def test_a_slate_holds_only_what_may_be_shown_and_is_empty_only_where_nothing_ma
                 request["seen"][row],
                 spared(request, row),
                 refilled,
-                request["reads"][row].tolist(),
-                barred,
+                shut=barred,
+                **wished(request, row),
             )
         )
         assert set(slate) <= may

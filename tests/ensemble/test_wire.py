@@ -11,7 +11,7 @@ from ensemble.errors import Code, RequestError
 from ensemble.stages.user_state import REQUEST
 from ensemble.steps import check_inputs
 from ensemble.wire import read_requests, read_slates, wire_reply, write_requests, write_slates
-from tests.ensemble.asking import requests
+from tests.ensemble.asking import requests, wishes
 
 
 def assert_same(made, expected):
@@ -23,7 +23,7 @@ def assert_same(made, expected):
 
 @pytest.mark.parametrize("rows", [1, 7])
 def test_requests_come_off_the_wire_as_they_went_on_it(small_release, rows):
-    request = requests(small_release, rows, seed=rows)
+    request = requests(small_release, rows, seed=rows) | wishes(small_release, rows, seed=rows)
     texts = write_requests(request)
     assert texts.shape == (rows,)
     assert_same(check_inputs(REQUEST, read_requests(texts)), {s.name: request[s.name] for s in REQUEST})
@@ -44,11 +44,12 @@ def test_lists_of_different_lengths_are_filled():
 def test_what_is_optional_and_says_nothing_is_not_on_the_wire():
     silent, told = (
         FeedRequest("ana", "BR", 10),
-        FeedRequest("ana", "BR", 10, exclude_sellers=("s", "t"), languages=("pt-BR",)),
+        FeedRequest("ana", "BR", 10, exclude_sellers=("s", "t"), languages=("pt-BR",), kinds=("live",)),
     )
     assert set(json.loads(write_requests(pack([silent]))[0])) == set(SOUND)
     assert json.loads(write_requests(pack([told]))[0])["exclude_sellers"] == ["s", "t"]
     assert json.loads(write_requests(pack([told]))[0])["languages"] == ["pt-BR"]
+    assert json.loads(write_requests(pack([told]))[0])["kinds"] == ["live"]
     read = read_requests(write_requests(pack([silent])))
     assert read["exclude_sellers"].shape == (1, 0)
     texts = np.concatenate([write_requests(pack([one])) for one in (silent, told)])

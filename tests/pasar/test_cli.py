@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import ensemble.serving
 from ensemble.cascade import Cascade
 from ensemble.client import FeedClient, FeedRequest, connect, pack
 from ensemble.errors import RequestError
+from ensemble.plan import Plan
 from ensemble.release import Release, ReleaseWriter
 from evaluation.closed_loop import EXPECTED
 from evaluation.runs import Row
@@ -244,14 +246,28 @@ def test_feed_prints_json_that_equals_the_server_s_reply(pasar, feed_server, sma
     user = str(small_release.array("user_id.npy")[1])
     command = ["feed", "--json", "--market", "GB", "--user", user, "--url", feed_server.grpc_url]
     command += ["--history", texts[0], "--history", texts[1], "--exclude", texts[2], "--exclude", texts[3]]
+    kind, category = (small_release.array(f"text_{name}.npy") for name in ("kind", "category"))
+    sold = small_release.array("available.npy")[Plan.of(small_release).markets.index("GB")]
+    (category, _), (other, _), *_ = Counter(category[sold & (kind == "video")].tolist()).most_common()
+    wishes = {"kind": "video", "category": category, "exclude-category": other, "language": "en"}
+    command += [word for name, value in wishes.items() for word in (f"--{name}", value)]
     code, out, err = pasar(*command, "--time", "2026-03-08T12:00Z", "--diversity", "0.6")
     assert (code, err) == (0, "")
-    request = FeedRequest(user, "GB", 1_772_971_200, texts[:2], texts[2:], diversity=0.6)
+    request = FeedRequest(
+        *(user, "GB", 1_772_971_200, texts[:2], texts[2:]),
+        diversity=0.6,
+        kinds=["video"],
+        categories=[category],
+        exclude_categories=[other],
+        languages=["en"],
+    )
     with connect(feed_server.grpc_url) as client:
         (slate,) = client.feed([request])
     (printed,) = json.loads(out)
     assert [item["content"] for item in printed["items"]] == [item.content for item in slate.items]
     assert printed["items"][0]["probabilities"] == slate.items[0].probabilities
+    kind = dict(zip(small_release.array("text_content_id.npy"), kind))
+    assert {kind[item["content"]] for item in printed["items"]} == {"video"}
     assert not {item["content"] for item in printed["items"]} & set(texts)
 
 

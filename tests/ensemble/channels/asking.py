@@ -20,8 +20,9 @@ def shelf(contents: int, index: MarketIndex | None = None, **given: object) -> S
         "popularity": np.zeros(contents, np.float32),
         "trend": np.zeros(contents, np.float32),
         "fresh": np.zeros(contents, bool),
-        "live": np.zeros(contents, bool),
         "seller": np.full(contents, -1),
+        "kind": np.zeros(contents, np.int8),
+        "category": np.full(contents, -1),
         "language": np.full(contents, -1),
     }
     assert set(given) <= set(usual)

@@ -5,13 +5,14 @@ from dataclasses import replace
 import numpy as np
 
 from ensemble.channels.live import PRIOR_S, live
+from market.kinds import KINDS
 from tests.ensemble.channels.asking import NEVER, NOW, asked, shelf
 
 OLD = NOW - 1000 * PRIOR_S
 
 
 def rooms(viewers, opens, **given):
-    of = shelf(len(opens), opens=opens, live=[True] * len(opens), **given)
+    of = shelf(len(opens), opens=opens, kind=[KINDS.index("live")] * len(opens), **given)
     of.viewers = np.array(viewers, np.float32)
     return of
 
