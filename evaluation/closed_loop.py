@@ -225,23 +225,12 @@ class Player:
         examples: what it was built from.
         world: the world; only `oracle`, `oracle_over_candidates` look into it.
         begin: first second of the play (s since epoch).
-        diversity: as a client sends it.
 
     Raises:
         ValueError: the release's users or contents are not the world's.
     """
 
-    def __init__(
-        self,
-        release: Release,
-        examples: Examples,
-        world: World,
-        begin: int,
-        *,
-        seed: int,
-        threads: int = 1,
-        diversity: float = DIVERSITY,
-    ) -> None:
+    def __init__(self, release: Release, examples: Examples, world: World, begin: int, *, seed: int) -> None:
         for table, own, other in (
             ("users", examples.users["user_id"], world.users()["user_id"]),
             ("contents", examples.contents["content_id"], world.contents()["content_id"]),
@@ -251,9 +240,9 @@ class Player:
                     f"the {table} of {examples.name!r} are not this world's; play the world whose log the "
                     "release was built from (the same [world] settings)"
                 )
-        self.release, self.cascade = release, Cascade(release, threads)
+        self.release, self.cascade = release, Cascade(release)
         self.slate = self.cascade.plan.config.slate
-        self.world, self.seed, self.diversity = world, seed, diversity
+        self.world, self.seed, self.diversity = world, seed, DIVERSITY
         user_state = self.user_state = self.cascade.user_state
         self.retrieval = self.cascade.retrieval
         self._fill_shelves(examples.moments)

@@ -24,6 +24,7 @@ Stage = Literal["test", "valid"]
 
 NEGATIVES = 99
 TIME_SHARES = (0.1, 0.1)  # validation and test, of the rows
+WATCH_SHARES = (0.1, 0.2)  # the same where watch time is asked for
 REACHED = 0.1  # share of users, those who know most, that the number of negatives may leave out
 _CLICKS = ("click", "long_view", "like", "order")  # targets of an impression log, the first that it has
 
@@ -160,7 +161,7 @@ def held_out_pairs(tables: Tables, stage: Stage, seed: int) -> Benchmark:
     return _benchmark(task, exams, stage, tables.split)
 
 
-def watch_time(tables: Tables, stage: Stage, shares: tuple[float, float] = (0.1, 0.2)) -> Benchmark:
+def watch_time(tables: Tables, stage: Stage) -> Benchmark:
     """Watch time: mean absolute error in seconds, of the last fifth of the log by time.
 
     Contents without a known duration are left out.
@@ -168,7 +169,7 @@ def watch_time(tables: Tables, stage: Stage, shares: tuple[float, float] = (0.1,
     lasting = tables.contents.loc[tables.contents["duration_s"] > 0, "content_id"]
     rows = tables.impressions["content_id"].isin(lasting) & tables.impressions["watch_s"].notna()
     tables = replace(tables, impressions=tables.impressions[rows].reset_index(drop=True), split="time")
-    part = parts(tables, shares)
+    part = parts(tables, WATCH_SHARES)
     log, markets = _index(tables)
     name = f"{tables.name} (watch time)"
     task = _task(tables, log, markets, part, stage, name=name, target="watch_s", refit=True)
@@ -279,7 +280,6 @@ def _index(tables: Tables) -> tuple[Interactions, tuple[str, ...]]:
         user=pd.Index(tables.users["user_id"]).get_indexer(log["user_id"]).astype(np.int64),
         item=pd.Index(tables.contents["content_id"]).get_indexer(log["content_id"]).astype(np.int64),
         market=pd.Index(markets).get_indexer(log["market"]).astype(np.int64),
-        time=log["time"].to_numpy() if "time" in log else None,
         outcomes={name: log[name].to_numpy() for name in OUTCOMES if name in log},
     )
     return interactions, markets

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.runs import Row
+from evaluation.runs import ALL, Row
 from models.batches import TrainingSet
 from models.ranker import RankerConfig, train_ranker
 from models.training import Progress, quiet
@@ -63,6 +63,4 @@ def ablate_ranker(
         for metric, values in measured.items():
             mean = float(values.mean())
             half = 2 * float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else np.nan
-            yield Row(
-                data.examples.name, "all", name, metric, mean, mean - half, mean + half, people, seeds[0]
-            )
+            yield Row(data.examples.name, ALL, name, metric, mean, mean - half, mean + half, people, seeds[0])

@@ -19,6 +19,7 @@ from workflows.examples import Examples
 SYSTEMS = ("popularity", "two-tower", "cascade")
 BATCH = 64
 BATCH_PAIRS = 2048
+THREADS = 2
 
 
 def ranking_and_ranker(release: Release, threads: int) -> Callable[..., dict[str, np.ndarray]]:
@@ -42,10 +43,10 @@ class Replay:
         place: int64[R + 1], the log's rows of the release's contents, -1 likewise and at the end.
     """
 
-    def __init__(self, release: Release, examples: Examples, threads: int = 2) -> None:
+    def __init__(self, release: Release, examples: Examples) -> None:
         self.examples = examples
-        cascade = self.cascade = Cascade(release, threads)
-        cascade.run["ranking"] = ranking_and_ranker(release, threads)
+        cascade = self.cascade = Cascade(release, THREADS)
+        cascade.run["ranking"] = ranking_and_ranker(release, THREADS)
         state = cascade.user_state
         self.content_id = np.append(examples.contents["content_id"].to_numpy(object), "")
         self.row = state.contents(self.content_id[:-1])

@@ -32,14 +32,12 @@ class Interactions:
         user: int64[N], row of `Task.tables.users`.
         item: int64[N], row of `Task.tables.contents`.
         market: int64[N], place in `Task.markets`.
-        time: int64[N], seconds since 1970 in UTC, or None where the data set has no times.
         outcomes: each outcome that the data set has, [N].
     """
 
     user: np.ndarray
     item: np.ndarray
     market: np.ndarray
-    time: np.ndarray | None
     outcomes: dict[str, np.ndarray]
 
     def __len__(self) -> int:
@@ -51,7 +49,6 @@ class Interactions:
             self.user[which],
             self.item[which],
             self.market[which],
-            None if self.time is None else self.time[which],
             {name: values[which] for name, values in self.outcomes.items()},
         )
 

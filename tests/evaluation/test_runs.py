@@ -206,7 +206,6 @@ def test_the_median_by_duration_follows_the_duration(two_markets):
         user=np.zeros(6, dtype=np.int64),
         item=np.arange(6),
         market=np.zeros(6, dtype=np.int64),
-        time=None,
         outcomes={"watch_s": np.array([1, 2, 3, 30, 31, 32], dtype=np.float32)},
     )
     tables = replace(two_markets.task.tables, contents=contents)
