@@ -33,7 +33,7 @@ from benchmarks.harness import (
     peer_python,
     timed,
     versions,
-    write_json,
+    write_report,
 )
 from workflows.bulk import BulkTransform
 from workflows.compile import compile_workflow
@@ -314,11 +314,5 @@ def run(
     ours = versions("nvtabular", "merlin-core", "onnxruntime", "pyarrow", "pandas", "numpy")
     settings = {"rows": rows, "repeats": repeats, "seed": seed}
     if file:
-        about = {
-            "benchmark": "features",
-            "settings": settings,
-            "machine": {**before, "load_after": machine()["load"]},
-            "versions": {**ours, "peers": peers},
-        }
-        write_json(file, about, results)
+        write_report(file, "features", settings, before, {**ours, "peers": peers}, results)
     return results

@@ -24,7 +24,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from benchmarks.harness import BenchmarkError, machine, seconds, versions, write_json
+from benchmarks.harness import BenchmarkError, machine, seconds, versions, write_report
 
 Report = Callable[[str], None]
 
@@ -286,13 +286,8 @@ def run(
                 f"{line.resident / GIB:.2f} GiB, {line.anonymous / GIB:.2f} without mapped files"
             )
         if file:
-            about = {
-                "benchmark": "growth",
-                "settings": {"rows": rows, "repeats": repeats, "seed": seed},
-                "machine": {**before, "load_after": machine()["load"]},
-                "versions": versions("numpy", "pandas", "tensorflow-cpu", "onnxruntime", "faiss-cpu"),
-                "worlds": worlds,
-            }
-            write_json(file, about, results)
+            settings = {"rows": rows, "repeats": repeats, "seed": seed}
+            installed = versions("numpy", "pandas", "tensorflow-cpu", "onnxruntime", "faiss-cpu")
+            write_report(file, "growth", settings, before, installed, results, worlds=worlds)
             plot(results, file.with_suffix(".svg"))
     return results

@@ -21,10 +21,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
+
+from market.files import as_json, write_json
 
 PEERS = Path(__file__).parent / "peers"
 
@@ -266,23 +268,29 @@ def versions(*packages: str) -> dict[str, str]:
     return {name: metadata.version(name) for name in packages}
 
 
-def write_json(path: Path, report: Mapping[str, Any], results: Sequence[Any]) -> None:
-    """Write a report with its results, which are dataclasses; the file appears whole or not at all.
+def write_report(
+    file: Path,
+    benchmark: str,
+    settings: Mapping[str, Any],
+    before: Mapping[str, Any],
+    versions: Mapping[str, Any],
+    results: Sequence[Any],
+    **more: Any,
+) -> None:
+    """Write what a benchmark found as JSON; the file appears whole or not at all, and NaN is null there.
 
-    NaN, which JSON lacks, is null there.
+    Args:
+        before: what `machine` said when the benchmark began.
+        results: dataclasses.
+        more: what else there is to tell, by name.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    told = [{name: _or_null(value) for name, value in asdict(r).items()} for r in results]
-    text = json.dumps({**report, "results": told}, indent=1, allow_nan=False) + "\n"
-    handle, place = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    os.chmod(place, 0o644)
-    os.replace(place, path)
-
-
-def _or_null(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
+    about = {
+        "benchmark": benchmark,
+        "settings": settings,
+        "machine": {**before, "load_after": machine()["load"]},
+        "versions": versions,
+    }
+    write_json(file, about | more | {"results": [as_json(result) for result in results]})
 
 
 def peer_python(name: str) -> Path:

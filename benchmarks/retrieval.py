@@ -28,7 +28,7 @@ from benchmarks.harness import (
     table,
     timed,
     versions,
-    write_json,
+    write_report,
 )
 from ensemble.search import MarketIndex
 
@@ -275,12 +275,7 @@ def run(
     with peer("ann_retrieval.py", peer_python("retrieval")) as other:
         installed = other.ask("versions")["versions"]
     if file:
-        about = {
-            "benchmark": "retrieval",
-            "settings": {"rows": rows, "repeats": repeats, "seed": seed, "k": K, "width": WIDTH},
-            "machine": {**before, "load_after": machine()["load"]},
-            "versions": {**versions("faiss-cpu", "numpy"), "peers": installed},
-            "recall": recalls,
-        }
-        write_json(file, about, results)
+        settings = {"rows": rows, "repeats": repeats, "seed": seed, "k": K, "width": WIDTH}
+        found_versions = {**versions("faiss-cpu", "numpy"), "peers": installed}
+        write_report(file, "retrieval", settings, before, found_versions, results, recall=recalls)
     return results

@@ -27,7 +27,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tritonclient.grpc import service_pb2 as messages
 
-from benchmarks.harness import PEERS, Served, machine, peer, peer_python, versions, write_json
+from benchmarks.harness import PEERS, Served, machine, peer, peer_python, versions, write_report
 from benchmarks.harness import seconds as seconds_text
 from benchmarks.load import Load, Send, closed_loop, group_cpu, open_loop
 from ensemble.cascade import Cascade
@@ -376,16 +376,15 @@ def run(
         )
     results += others
     if file:
-        about = {
-            "benchmark": "serving",
-            "settings": {"rows": rows, "repeats": repeats, "seed": seed, "turn_s": TURN_S},
-            "cascade": asdict(Plan.of(release).config),
-            "machine": {**before, "load_after": machine()["load"]},
-            "versions": {
-                **versions("onnxruntime", "numpy", "tritonclient", "nvidia-pytriton"),
-                "peers": about_peer["versions"],
-            },
-            "parameters": about_peer["parameters"],
-        }
-        write_json(file, about, results)
+        installed = versions("onnxruntime", "numpy", "tritonclient", "nvidia-pytriton")
+        write_report(
+            file,
+            "serving",
+            {"rows": rows, "repeats": repeats, "seed": seed, "turn_s": TURN_S},
+            before,
+            {**installed, "peers": about_peer["versions"]},
+            results,
+            cascade=asdict(Plan.of(release).config),
+            parameters=about_peer["parameters"],
+        )
     return results

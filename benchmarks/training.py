@@ -34,7 +34,7 @@ from benchmarks.harness import (
     peer_python,
     timed_once,
     versions,
-    write_json,
+    write_report,
 )
 from market.world import World, WorldConfig
 from models.batches import (
@@ -332,13 +332,7 @@ def run(
                     f"{case.metric} {learned[title][result.side]:.4f} after {done[result.side]} passes"
                 )
     if file:
-        about = {
-            "benchmark": "training",
-            "settings": {"rows": rows, "repeats": repeats, "seed": seed},
-            "machine": {**before, "load_after": machine()["load"]},
-            "versions": found_versions,
-            "validation": learned,
-            "passes": passes,
-        }
-        write_json(file, about, results)
+        settings = {"rows": rows, "repeats": repeats, "seed": seed}
+        more = {"validation": learned, "passes": passes}
+        write_report(file, "training", settings, before, found_versions, results, **more)
     return results

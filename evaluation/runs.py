@@ -1,9 +1,8 @@
 """Runs systems through benchmarks; keeps the figures as files and prints them beside published ones."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from evaluation.metrics import interval
 from evaluation.published import figures
 from evaluation.tasks import Benchmark, ProgressLog, System
+from market.files import as_json, write_json
 
 ALL = "all"
 """Market of the figures over all markets."""
@@ -67,19 +67,8 @@ def evaluate(
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:
     """Writes rows, `Row` or another dataclass, as JSON in one step, so that a reader sees the old file or the
-    new one whole.
-
-    NaN, which JSON lacks, is null there.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    place = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        told = [{name: _or_null(value) for name, value in asdict(row).items()} for row in rows]
-        place.write_text(json.dumps({"format": 1, "rows": told}, indent=1, allow_nan=False) + "\n")
-        os.replace(place, path)
-    finally:
-        place.unlink(missing_ok=True)
+    new one whole; NaN is null there."""
+    write_json(path, {"format": 1, "rows": [as_json(row) for row in rows]})
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -89,13 +78,9 @@ def read_rows(path: Path) -> list[Row]:
         ValueError: the file is no such file.
     """
     try:
-        return [_row(told) for told in json.loads(Path(path).read_text())["rows"]]
+        return [_row(told) for told in json.loads(path.read_text())["rows"]]
     except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} holds no evaluation rows ({error}); write it with write_rows") from error
-
-
-def _or_null(value: Any) -> Any:
-    return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def _row(told: dict[str, Any]) -> Row:

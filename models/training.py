@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
+from market.files import written
+
 AHEAD = 2
 """Batches that are gathered before they are asked for."""
 
@@ -149,9 +151,8 @@ def train(
         if not metrics or metrics[monitor] > state.best:
             state.best, state.best_epoch = metrics.get(monitor, state.best), state.epoch
         checkpoint.write(str(folder / f"epoch-{state.epoch}"))
-        temporary = stored.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(state), indent=1))
-        os.replace(temporary, stored)
+        with written(stored) as place:
+            place.write_text(json.dumps(asdict(state), indent=1))
         for file in folder.glob("epoch-*"):
             if file.name.split(".")[0] not in (f"epoch-{state.epoch}", f"epoch-{state.best_epoch}"):
                 file.unlink()

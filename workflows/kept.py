@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,16 +9,16 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from market.files import written
+
 ANEW = "build without an earlier one, which trains from the beginning"
 """What to do where there is nothing to go on from."""
 
 
 def write_kept(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays by name into a file *.npz, which has its name once it is whole."""
-    place = path.with_name(f".{path.name}")
-    with place.open("wb") as opened:
+    with written(path) as place, place.open("wb") as opened:
         np.savez(opened, **arrays)
-    os.replace(place, path)
 
 
 def read_kept(path: Path) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ from benchmarks.harness import (
     table,
     timed,
     timed_once,
-    write_json,
+    write_report,
 )
 from pasar.cli import _expected
 
@@ -85,7 +85,7 @@ def test_errors_of_a_benchmark_are_told_by_the_command_line() -> None:
 def test_a_report_is_written_whole(tmp_path: Path) -> None:
     results = compare("work", 7, {"us": lambda: Cost(1, 1)}, repeats=1)
     file = tmp_path / "new" / "report.json"
-    write_json(file, {"benchmark": "test"}, results)
+    write_report(file, "test", {}, harness.machine(), {}, results)
     assert json.loads(file.read_text())["results"][0]["case"] == "work"
     assert [f.name for f in file.parent.iterdir()] == ["report.json"]
     assert "| work | 7 | us | 1 s" in table(results)

@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2 as messages
 from tritonclient.utils import deserialize_bytes_tensor
 
 from benchmarks import serving
-from benchmarks.harness import table, write_json
+from benchmarks.harness import machine, table, write_report
 from benchmarks.load import Load
 from ensemble.cascade import Cascade
 from ensemble.client import infer_message
@@ -92,7 +92,7 @@ def test_a_side_that_answered_nothing_in_time_has_a_line_without_latency(tmp_pat
     line = serving.told("too much", "server", 8, 64, [Load(np.zeros(0), 4.0, 3.0)])
     assert (line.requests, line.rate) == (0, 0)
     assert "| too much | 8 | 64 | server |  |  | 0 |  |" in table([line])
-    write_json(tmp_path / "report.json", {}, [line])
+    write_report(tmp_path / "report.json", "serving", {}, machine(), {}, [line])
     (told,) = json.loads((tmp_path / "report.json").read_text())["results"]
     assert told["p50"] is told["p99"] is told["cpu"] is None
 
