@@ -18,7 +18,7 @@ from ensemble.export import tired
 from ensemble.steps import check_inputs
 from evaluation.systems import KNOWN
 from evaluation.tasks import ProgressLog, Task
-from market.dataset import write_dataset
+from market.dataset import write_tables
 from market.outcomes import POSITIVE_OUTCOMES
 from market.watch_time import WatchTime
 from models.seasons import latest_events
@@ -45,22 +45,8 @@ class Released:
         if self.key == (id(task), seed):
             return
         with tempfile.TemporaryDirectory(prefix="pasar-evaluation-") as folder:
-            tables = task.tables
-            impressions = tables.impressions
-            if "time" in impressions:
-                impressions = impressions.sort_values("time", kind="stable")
-            dataset = write_dataset(
-                Path(folder) / "data",
-                name=tables.name,
-                feedback=tables.feedback,
-                split="given",
-                users=tables.users,
-                contents=tables.contents,
-                sellers=tables.sellers,
-                impressions=[impressions],
-            )
             built = build_release(
-                dataset,
+                write_tables(Path(folder) / "data", task.tables),
                 Path(folder) / "build",
                 replace(self.config, seed=seed),
                 progress=self.training,

@@ -26,6 +26,7 @@ from market.tables import (
     Feedback,
     Problem,
     Split,
+    Tables,
     stored_schema,
     validate_entities,
     validate_impressions,
@@ -230,6 +231,21 @@ def write_dataset(
         (folder / _DESCRIPTION).write_text(text + "\n", encoding="utf-8")
         Dataset.open(folder)
     return Dataset.open(path)
+
+
+def write_tables(path: Path, tables: Tables, *, overwrite: bool = False) -> Dataset:
+    """`write_dataset` of tables that are in memory, whose impressions may be in any order."""
+    return write_dataset(
+        path,
+        name=tables.name,
+        feedback=tables.feedback,
+        split=tables.split,
+        users=tables.users,
+        contents=tables.contents,
+        sellers=tables.sellers,
+        impressions=[tables.impressions],
+        overwrite=overwrite,
+    )
 
 
 def expect_free(path: Path, overwrite: bool) -> None:

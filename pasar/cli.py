@@ -175,26 +175,12 @@ def import_(
     overwrite: Annotated[bool, typer.Option(help="Replace a data set that stands there.")] = False,
 ) -> None:
     """Import a public data set."""
-    from market.dataset import write_dataset
+    from market.dataset import write_tables
     from market.importers import read
     from pasar.show import console
 
     with console.status(f"reading {name}"):
-        tables = read(name, path)
-        impressions = tables.impressions
-        if "time" in impressions:
-            impressions = impressions.sort_values("time", kind="stable", ignore_index=True)
-        dataset = write_dataset(
-            out,
-            name=tables.name,
-            feedback=tables.feedback,
-            split=tables.split,
-            users=tables.users,
-            contents=tables.contents,
-            sellers=tables.sellers,
-            impressions=[impressions],
-            overwrite=overwrite,
-        )
+        dataset = write_tables(out, read(name, path), overwrite=overwrite)
     _describe(dataset)
 
 
