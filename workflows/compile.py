@@ -167,7 +167,7 @@ def write_outputs(
             if column_name in lengths:
                 length = lengths.pop(column_name)
                 if column.length != length:
-                    column = lists.cut(graph, column, 0, length, length)
+                    column = graph.cut(column, 0, length, length)
             dims.append(f"{column_name}_length" if column.length is None else column.length)
         outputs[feature_name(column_name)] = (_output(graph, column), dims)
     if lengths:
@@ -237,7 +237,7 @@ def _raw(graph: Graph, workflow: Workflow, name: str) -> Column:
         )
     value = graph.input(name, tensor_dtype(dtype), is_list=schema.is_list)
     column = Column(value, dtype)
-    return Column(value, dtype, lists.present(graph, column)) if schema.is_list else column
+    return Column(value, dtype, graph.present(column)) if schema.is_list else column
 
 
 def _output(graph: Graph, column: Column) -> str:
@@ -246,5 +246,5 @@ def _output(graph: Graph, column: Column) -> str:
         # A missing value stays the least integer of the type.
         least = graph.constant(np.iinfo(column.dtype).min, tensor_dtype(column.dtype))
         column = column.but(graph.where(graph.is_null(column), least, column.value))
-    value = column.value if column.present is None else lists.padded_with_zeros(graph, column)
+    value = column.value if column.present is None else graph.dense(column)
     return graph.cast(value, column.dtype)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 
-from workflows.compiler.graph import Refused
+from workflows.compiler.graph import Column, Refused
 from workflows.compiler.ordinals import OrdinalGraph
 
 
@@ -32,3 +35,19 @@ class ElementGraph(OrdinalGraph):
         if not is_list or self._inputs:
             raise Refused("it is not made of one list column alone")
         return super().input(name, dtype, is_list=False)
+
+    def rank(self, column: Column) -> int:
+        return 1
+
+    def present(self, column: Column) -> str:
+        return column.value  # all are there, so nobody asks
+
+    def cut(self, column: Column, start: int, end: int, width: int) -> Column:
+        self.slices.append((start, end))
+        return replace(column, length=width)
+
+    def filled(self, column: Column, value: Any) -> Column:
+        raise Refused("what fills rows up is no element")
+
+    def dense(self, column: Column) -> str:
+        return column.value

@@ -182,6 +182,56 @@ class Graph:
             return self.where(self.is_null(column), self.constant(np.nan, dtype), value)
         return value
 
+    def rank(self, column: Column) -> int:
+        """Dimensions of the column's tensor."""
+        return 1 if column.present is None else 2
+
+    def present(self, column: Column) -> str:
+        """The bool[batch, width] tensor that is true up to the last element of a list that is not null."""
+        valued = self.emit("Not", self.is_null(column), dtype=BOOL)
+        axis = self.constant(1, INT64)
+        later = self.emit("CumSum", self.cast(valued, INT64), axis, dtype=INT64, reverse=1)
+        return self.cast(later, BOOL)
+
+    def cut(self, column: Column, start: int, end: int, width: int) -> Column:
+        """row[start:end] of every row of a list, as [batch, width]."""
+        ones = self.cast(column.present or "", INT64)
+        length = self.emit("ReduceSum", ones, self.constant([1], INT64), dtype=INT64, keepdims=1)
+        first, last = self._position(length, start), self._position(length, end)
+        index = self.arithmetic("Add", first, np.arange(width)[None, :])
+        inside = self.compare("Less", index, last)
+        # Element 0 is a null put before the row, so that there is one even in a row without elements.
+        null = "" if column.dtype == STRING else NULL_INTEGER if column.dtype.kind in "iu" else 0
+        dtype = tensor_dtype(column.dtype)
+        shape = self.emit("Shape", length, dtype=INT64)
+        nulls = self.emit("Expand", self.constant(null, dtype), shape, dtype=dtype)
+        padded = self.emit("Concat", nulls, column.value, dtype=dtype, axis=1)
+        place = self.where(inside, self.arithmetic("Add", index, 1), self.constant(0, INT64))
+        value = self.emit("GatherElements", padded, place, dtype=dtype, axis=1)
+        return Column(value, column.dtype, inside, width, column.nullable)
+
+    def filled(self, column: Column, value: Any) -> Column:
+        """The list with an element at every place, `value` where there was none."""
+        filled = self._padded(column, value)
+        everywhere = self.emit("Or", column.present or "", self.constant(True, BOOL), dtype=BOOL)
+        return replace(column, value=filled, present=everywhere)
+
+    def dense(self, column: Column) -> str:
+        """A list's tensor with zeros (or empty strings) where there is no element."""
+        return self._padded(column, zero(column.dtype))
+
+    def _padded(self, column: Column, value: Any) -> str:
+        if (column.dtype == STRING) != isinstance(value, str):
+            raise Refused(f"pad_value {value!r} is not of the column's type")
+        padding = self.constant(value, tensor_dtype(column.dtype))
+        return self.where(column.present or "", column.value, padding)
+
+    def _position(self, length: str, at: int) -> str:
+        """Python's slice position, int64[batch, 1]: from the right where negative, never outside the row."""
+        if at >= 0:
+            return self.emit("Min", length, self.constant(at, INT64), dtype=INT64)
+        return self.emit("Max", self.arithmetic("Add", length, at), self.constant(0, INT64), dtype=INT64)
+
     def model(self, name: str, outputs: Mapping[str, tuple[str, list[str | int]]]) -> ModelProto:
         """The finished model, its inputs in the order of their declaration.
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from workflows.cluster import ON_GPU
-from workflows.compiler.elements import ElementGraph
 from workflows.compiler.graph import INT64, Column, Graph, Refused
 from workflows.compiler.site import Site
 
@@ -56,7 +55,7 @@ def buckets(graph: Graph, column: Column, number: int) -> str:
         )
         raise Refused(f"the column is {what}: {why}; use Categorify, or hash integers")
 
-    rank = 1 if column.present is None or isinstance(graph, ElementGraph) else 2
+    rank = graph.rank(column)
 
     def mixed() -> str:
         value = column.value

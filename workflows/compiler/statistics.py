@@ -93,6 +93,4 @@ def _joined(site: Site, group: list[str], table: pd.DataFrame, values: np.ndarra
     tensor = INT64 if integer else values.dtype
     statistics = np.append(values.astype(tensor), np.array([missing], tensor))
     value = graph.emit("Gather", graph.constant(statistics, tensor), row, dtype=tensor)
-    return Column(
-        value, values.dtype if integer else np.dtype(values.dtype), nullable=missing == NULL_INTEGER
-    )
+    return Column(value, values.dtype, nullable=missing == NULL_INTEGER)
