@@ -16,8 +16,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
-from npy_append_array import NpyAppendArray
 
 from market.calendar import local_context
 from market.dataset import Dataset
@@ -27,6 +25,7 @@ from market.outcomes import OUTCOMES, POSITIVE_OUTCOMES
 from market.profiles import MARKETS
 from market.tables import SPLITS
 from market.watch_time import WatchTime
+from workflows.arrays import ArrayFiles
 from workflows.windows import over_windows
 
 TRAIN, VALID, TEST = range(3)
@@ -234,11 +233,6 @@ class Examples:
         return WatchTime.fit(watch_s, self.durations[self.pairs.content[rows]])
 
 
-def _codes(values: pd.Series, index: pd.Index) -> np.ndarray:
-    """Row numbers of `values` in `index`; -1 where absent."""
-    return index.get_indexer(values)
-
-
 def read_log(dataset: Dataset, folder: Path, progress: Callable[[int], None] | None = None) -> Log:
     """Read the impressions part by part into row-number arrays under `folder`.
 
@@ -250,53 +244,40 @@ def read_log(dataset: Dataset, folder: Path, progress: Callable[[int], None] | N
     Returns:
         The log; `split` is filled by `assign_splits`, all zero here unless the data set gives it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     users = pd.Index(dataset.users()["user_id"])
     contents = pd.Index(dataset.contents()["content_id"])
     markets = pd.Index(dataset.markets)
     present = dataset.impression_columns
     outcomes = [c for c in OUTCOMES if c in present]
-    writers: dict[str, NpyAppendArray] = {}
-
-    def append(name: str, array: np.ndarray) -> None:
-        if name not in writers:
-            writers[name] = NpyAppendArray(str(folder / f"{name}.npy"), delete_if_exists=True)
-        writers[name].append(np.ascontiguousarray(array))
-
-    for file in dataset.impression_files:
-        part = pq.read_table(file).to_pandas()
-        append("user", _codes(part["user_id"], users).astype(np.int32))
-        append("content", _codes(part["content_id"], contents).astype(np.int32))
-        append("market", _codes(part["market"], markets).astype(np.int16))
+    files = ArrayFiles(folder)
+    for part in dataset.impression_parts():
+        files.append("user", users.get_indexer(part["user_id"]).astype(np.int32))
+        files.append("content", contents.get_indexer(part["content_id"]).astype(np.int32))
+        files.append("market", markets.get_indexer(part["market"]).astype(np.int16))
         if dataset.split == "given":
-            append("split", _codes(part["split"], pd.Index(SPLITS)).astype(np.int8))
+            files.append("split", pd.Index(SPLITS).get_indexer(part["split"]).astype(np.int8))
         else:
-            append("split", np.zeros(len(part), np.int8))
+            files.append("split", np.zeros(len(part), np.int8))
         if "time" in present:
-            append("time", part["time"].to_numpy(np.int64))
+            files.append("time", part["time"].to_numpy(np.int64))
         if "request_id" in present:
-            append("request", part["request_id"].to_numpy(np.int64))
+            files.append("request", part["request_id"].to_numpy(np.int64))
         if "propensity" in present:
-            append("propensity", part["propensity"].to_numpy(np.float32))
+            files.append("propensity", part["propensity"].to_numpy(np.float32))
         for name in outcomes:
-            append(f"outcome_{name}", part[name].to_numpy(np.float32, na_value=np.nan))
+            files.append(f"outcome_{name}", part[name].to_numpy(np.float32, na_value=np.nan))
         if progress:
             progress(len(part))
-    for writer in writers.values():
-        writer.close()
-
-    def load(name: str) -> np.ndarray:
-        return np.load(folder / f"{name}.npy", mmap_mode="r")
-
+    arrays = files.mapped()
     return Log(
-        user=load("user"),
-        content=load("content"),
-        market=load("market"),
-        split=load("split"),
-        outcomes={name: load(f"outcome_{name}") for name in outcomes},
-        time=load("time") if "time" in present else None,
-        request=load("request") if "request_id" in present else None,
-        propensity=load("propensity") if "propensity" in present else None,
+        user=arrays["user"],
+        content=arrays["content"],
+        market=arrays["market"],
+        split=arrays["split"],
+        outcomes={name: arrays[f"outcome_{name}"] for name in outcomes},
+        time=arrays.get("time"),
+        request=arrays.get("request"),
+        propensity=arrays.get("propensity"),
     )
 
 
@@ -631,8 +612,10 @@ def read_moments(contents: pd.DataFrame, said: pd.DataFrame | None) -> LoggedMom
         if said is None or column not in said:
             return Timeline(*np.zeros((3, 0), np.int64))
         given = said[said[column].notna()]
-        value = _codes(given[column], index) if column == "showing" else given[column].to_numpy(np.int64)
-        return Timeline(_codes(given["content_id"], index), given["time"].to_numpy(np.int64), value)
+        content, time = index.get_indexer(given["content_id"]), given["time"].to_numpy(np.int64)
+        said_of = given[column]
+        value = index.get_indexer(said_of) if column == "showing" else said_of.to_numpy(np.int64)
+        return Timeline(content, time, value)
 
     return LoggedMoments(
         contents["kind"].to_numpy() == "live",

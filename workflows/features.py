@@ -17,7 +17,7 @@ nothing is ever unpickled.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from npy_append_array import NpyAppendArray
 
 from market.knobs import expect
 
@@ -39,6 +38,7 @@ from merlin.schema import ColumnSchema, Schema, Tags  # isort: skip
 from nvtabular import ops  # isort: skip
 
 from . import patches  # noqa: F401  # isort: skip  (NVTabular hashes values, not rows)
+from .arrays import ArrayFiles
 from .bulk import BulkTransform
 from .cluster import ON_GPU, gpu_cluster
 from .compile import compile_workflow
@@ -286,53 +286,84 @@ def fit_features(
     shutil.rmtree(folder, ignore_errors=True)
     stats = folder / "stats"
     stats.mkdir(parents=True)
+    contents = content_frame(examples.contents)
     with gpu_cluster():
-        progress("contents: fit")
-        contents = content_frame(examples.contents)
-        seen = examples.popularity.sum(axis=0) >= config.content_min_count
-        if not seen.any():
-            raise ValueError(
-                f"no content has {config.content_min_count} positives in the training part; lower "
-                "features.content_min_count or train on a longer log"
-            )
-        raw = folder / "raw"
-        types = arrow_schema(contents)
-        for name, frame in (("contents-train", contents[seen]), ("contents", contents)):
-            _write(iter([pa.Table.from_pandas(frame, types, preserve_index=False)]), raw / name)
-        schema = raw_schema(types, Tags.ITEM).excluding_by_name(_empty(contents[seen]))
-        workflow = build_workflow(schema, config, stats)
-        _fit(workflow, raw / "contents-train", schema, config)
-        progress("contents: transform")
-        item = _transform(workflow, [raw / "contents"], folder / "encoded" / "contents", {})
-        out = folder / "encoded" / "contents"
-        item, known = _with_vectors(item, examples.contents, seen, config.vector_dims, out, spaces or {})
-
-        progress("queries: write")
-        for split, name in enumerate(SPLITS):
-            rows = np.flatnonzero(examples.queries.split == split)
-            _write(query_tables(examples, rows), raw / f"queries-{name}")
-        lists = {f"hist_{name}": name for name in followed(contents)}
-        vocabularies = {k: vocabulary(stats, name) for k, name in lists.items() if name in item.arrays}
-        # Where every category is rarer than its threshold there is none to follow.
-        vocabularies = {name: known for name, known in vocabularies.items() if len(known)}
-        met = _met_in_histories(examples)
-        for name in vocabularies.keys() & {f"hist_{name}" for name in _empty(contents[met])}:
-            del vocabularies[name]
-        train = np.unique(examples.queries.user[examples.queries.rows(TRAIN)])
-        unknown = [*_empty(user_frame(examples.users).iloc[train]), *(lists.keys() - vocabularies)]
-        schema = raw_schema(pq.read_schema(min((raw / "queries-train").glob("*.parquet"))), Tags.USER)
-        schema = schema.excluding_by_name(unknown)
-        # Every market has an id, with a log or without: what it starts from is `models.unseen`'s to say.
-        declared = {"market": pd.Series(examples.markets)}
-        workflow = build_workflow(schema, config, stats, vocabularies | declared)
-        progress("queries: fit")
-        _fit(workflow, raw / "queries-train", schema, config)
-        progress("queries: transform")
-        parts = [raw / f"queries-{name}" for name in SPLITS if any((raw / f"queries-{name}").iterdir())]
-        lengths = {name: config.history_length for name in vocabularies}
-        user = _transform(workflow, parts, folder / "encoded" / "queries", lengths)
+        content, known = _fit_contents(examples, contents, folder, config, progress, spaces or {})
+        query = _fit_queries(examples, contents, content.arrays, folder, config, progress)
     write_spaces(folder / SPACES, known)
-    return Features(user, item, known, _keys(stats, user.schema + item.schema))
+    return Features(query, content, known, _keys(stats, query.schema + content.schema))
+
+
+def _fit_contents(
+    examples: Examples,
+    contents: pd.DataFrame,
+    folder: Path,
+    config: FeatureConfig,
+    progress: Callable[[str], None],
+    spaces: Mapping[str, VectorSpace],
+) -> tuple[Encoded, tuple[VectorSpace, ...]]:
+    """Encoded contents, by those that training wanted, and the spaces of their vectors.
+
+    Args:
+        contents: their `content_frame`.
+    """
+    progress("contents: fit")
+    seen = examples.popularity.sum(axis=0) >= config.content_min_count
+    if not seen.any():
+        raise ValueError(
+            f"no content has {config.content_min_count} positives in the training part; lower "
+            "features.content_min_count or train on a longer log"
+        )
+    raw, out, types = folder / "raw", folder / "encoded" / "contents", arrow_schema(contents)
+    for name, frame in (("contents-train", contents[seen]), ("contents", contents)):
+        _write([pa.Table.from_pandas(frame, types, preserve_index=False)], raw / name)
+    schema = raw_schema(types, Tags.ITEM).excluding_by_name(_empty(contents[seen]))
+    workflow = build_workflow(schema, config, folder / "stats")
+    _fit(workflow, raw / "contents-train", schema, config)
+    progress("contents: transform")
+    encoded = _transform(workflow, [raw / "contents"], out, {})
+    return _with_vectors(encoded, examples.contents, seen, config.vector_dims, out, spaces)
+
+
+def _fit_queries(
+    examples: Examples,
+    contents: pd.DataFrame,
+    encoded: Collection[str],
+    folder: Path,
+    config: FeatureConfig,
+    progress: Callable[[str], None],
+) -> Encoded:
+    """Encoded queries, by those of the training part.
+
+    Args:
+        contents: the contents' `content_frame`.
+        encoded: columns of contents that were fitted, whose vocabularies histories share.
+    """
+    progress("queries: write")
+    raw, stats = folder / "raw", folder / "stats"
+    for split, name in enumerate(SPLITS):
+        rows = np.flatnonzero(examples.queries.split == split)
+        _write(query_tables(examples, rows), raw / f"queries-{name}")
+    lists = {f"hist_{name}": name for name in followed(contents)}
+    empty = _empty(contents[_met_in_histories(examples)])
+    vocabularies = {
+        k: vocabulary(stats, name) for k, name in lists.items() if name in encoded and name not in empty
+    }
+    # Where every category is rarer than its threshold there is none to follow.
+    vocabularies = {name: known for name, known in vocabularies.items() if len(known)}
+    train = np.unique(examples.queries.user[examples.queries.rows(TRAIN)])
+    unknown = [*_empty(user_frame(examples.users).iloc[train]), *(lists.keys() - vocabularies)]
+    schema = raw_schema(pq.read_schema(min((raw / "queries-train").glob("*.parquet"))), Tags.USER)
+    schema = schema.excluding_by_name(unknown)
+    # Every market has an id, with a log or without: what it starts from is `models.unseen`'s to say.
+    declared = {"market": pd.Series(examples.markets)}
+    workflow = build_workflow(schema, config, stats, vocabularies | declared)
+    progress("queries: fit")
+    _fit(workflow, raw / "queries-train", schema, config)
+    progress("queries: transform")
+    parts = [raw / f"queries-{name}" for name in SPLITS if any((raw / f"queries-{name}").iterdir())]
+    lengths = {name: config.history_length for name in vocabularies}
+    return _transform(workflow, parts, folder / "encoded" / "queries", lengths)
 
 
 def _keys(stats: Path, schema: Schema) -> dict[str, np.ndarray]:
@@ -389,7 +420,8 @@ def _fit_with_nvtabular(workflow: nvt.Workflow, folder: Path, schema: Schema, co
     """Fit as `Workflow.fit` does, with two differences: types are those that the schema and the operators
     declare, for it takes them from the first part and fails where a column has no value there; and what does
     not vary has the deviation 0, for it finds one of rounding, by which a new value would be divided."""
-    dataset = _dataset(folder, schema, config)
+    files = sorted(str(file) for file in folder.glob("*.parquet"))
+    dataset = nvt.Dataset(files, engine="parquet", schema=schema, part_size=f"{config.partition_mb}MB")
     workflow.fit_schema(schema)
     statistics = workflow.graph.get_nodes_by_op_type([workflow.output_node], ops.StatOperator)
     workflow.executor.fit_phase(dataset, statistics)
@@ -427,15 +459,10 @@ def _empty(frame: pd.DataFrame) -> list[str]:
     return frame.columns[frame.isna().all()].tolist()
 
 
-def _write(tables: Iterator[pa.Table], folder: Path) -> None:
+def _write(tables: Iterable[pa.Table], folder: Path) -> None:
     folder.mkdir(parents=True)
     for number, table in enumerate(tables):
         pq.write_table(table, folder / f"part-{number:05d}.parquet")
-
-
-def _dataset(folder: Path, schema: Schema, config: FeatureConfig) -> nvt.Dataset:
-    files = sorted(str(file) for file in folder.glob("*.parquet"))
-    return nvt.Dataset(files, engine="parquet", schema=schema, part_size=f"{config.partition_mb}MB")
 
 
 def _transform(
@@ -445,21 +472,13 @@ def _transform(
     list_lengths: Mapping[str, int],
 ) -> Encoded:
     """Transform Parquet folders one after another, file by file, into one array a column."""
-    out.mkdir(parents=True)
-    writers: dict[str, NpyAppendArray] = {}
+    files = ArrayFiles(out)
     bulk = BulkTransform(workflow, list_lengths=list_lengths)
     for arrays in (bulk.transform(table) for part in parts for table in _Files(part)):
         for name, array in arrays.items():
-            if name not in writers:
-                writers[name] = NpyAppendArray(str(out / f"{name}.npy"), delete_if_exists=True)
-            writers[name].append(
-                np.ascontiguousarray(array, np.float32 if array.dtype.kind == "f" else np.int64)
-            )
-    for writer in writers.values():
-        writer.close()
-    graph = compile_workflow(workflow, list_lengths=dict(list_lengths), name=out.name)
-    columns = {name: np.load(out / f"{name}.npy", mmap_mode="r") for name in writers}
-    return Encoded(columns, _encoded_schema(workflow.output_schema, list_lengths), graph)
+            files.append(name, array.astype(np.float32 if array.dtype.kind == "f" else np.int64, copy=False))
+    graph = compile_workflow(workflow, list_lengths=list_lengths, name=out.name)
+    return Encoded(files.mapped(), _encoded_schema(workflow.output_schema, list_lengths), graph)
 
 
 def _encoded_schema(schema: Schema, list_lengths: Mapping[str, int]) -> Schema:
