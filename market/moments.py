@@ -123,11 +123,9 @@ class Timeline:
         """
         within = np.clip(time - self.begin, 0, self.span - 1)
         last = np.searchsorted(self.key, content.astype(np.int64) * self.span + within, side="left") - 1
-        return (
-            np.where((last >= 0) & (self.content[last] == content), last, -1)
-            if len(self.key)
-            else (np.full(np.broadcast_shapes(content.shape, time.shape), -1))
-        )
+        if not len(self.key):
+            return np.full(last.shape, -1)
+        return np.where((last >= 0) & (self.content[last] == content), last, -1)
 
 
 class LoggedMoments:

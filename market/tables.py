@@ -6,7 +6,8 @@ values is float64 with NaN in memory (pandas has no other plain way) and integer
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -120,9 +121,7 @@ def _of_distinct(holds: Callable[[Any], bool]) -> Mask:
 
     def mask(values: pd.Series) -> pd.Series:
         codes, distinct = pd.factorize(values)
-        answers = np.array(
-            [holds(value) for value in distinct] + [True]
-        )  # the last answers for null, code -1
+        answers = np.array([holds(value) for value in distinct] + [True])  # the last for null, code -1
         return pd.Series(answers[codes], index=values.index)
 
     return mask
@@ -294,18 +293,16 @@ def validate(tables: Tables) -> Tables:
     Checks each column, that keys are unique, that users, contents and sellers referred to exist, and that the
     columns which `feedback` and `split` rely on are there.
     """
-    problems: list[Problem] = []
-    users, contents, sellers = _entities(tables.users, tables.contents, tables.sellers, problems)
-    impressions = _impressions(
-        tables.impressions,
-        tables.feedback,
-        tables.split,
-        _ids(users, "user_id"),
-        _ids(contents, "content_id"),
-        problems,
-    )
-    if problems:
-        raise ContractError(problems)
+    with _expect_none() as problems:
+        users, contents, sellers = _entities(tables.users, tables.contents, tables.sellers, problems)
+        impressions = _impressions(
+            tables.impressions,
+            tables.feedback,
+            tables.split,
+            _ids(users, "user_id"),
+            _ids(contents, "content_id"),
+            problems,
+        )
     return replace(tables, users=users, contents=contents, sellers=sellers, impressions=impressions)
 
 
@@ -313,41 +310,40 @@ def validate_entities(
     users: pd.DataFrame, contents: pd.DataFrame, sellers: pd.DataFrame | None
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame | None]:
     """`validate` for the tables of things, where the impressions come in parts; raises `ContractError`."""
-    problems: list[Problem] = []
-    tables = _entities(users, contents, sellers, problems)
-    if problems:
-        raise ContractError(problems)
-    return tables
+    with _expect_none() as problems:
+        return _entities(users, contents, sellers, problems)
 
 
 def validate_impressions(
     part: pd.DataFrame, *, feedback: Feedback, split: Split, user_ids: pd.Index, content_ids: pd.Index
 ) -> pd.DataFrame:
     """`validate` for one part of the impressions, against the known ids; raises `ContractError`."""
-    problems: list[Problem] = []
-    part = _impressions(part, feedback, split, user_ids, content_ids, problems)
-    if problems:
-        raise ContractError(problems)
-    return part
+    with _expect_none() as problems:
+        return _impressions(part, feedback, split, user_ids, content_ids, problems)
 
 
 def validate_references(part: pd.DataFrame, *, user_ids: pd.Index, content_ids: pd.Index) -> None:
     """Raise `ContractError` where a part of the impressions, valid once, refers to other ids than these."""
-    problems: list[Problem] = []
-    _resolve_ids(part, user_ids, content_ids, problems)
-    if problems:
-        raise ContractError(problems)
+    with _expect_none() as problems:
+        _resolve_ids(part, user_ids, content_ids, problems)
 
 
 def validate_moments(moments: pd.DataFrame, content_ids: pd.Index) -> pd.DataFrame:
     """`validate` for what was true of contents when, against the known ids; raises `ContractError`."""
+    with _expect_none() as problems:
+        moments = _check("moments", moments, problems)
+        for column in ("content_id", "showing"):
+            _resolve("moments", moments, column, content_ids, "contents", problems)
+    return moments
+
+
+@contextmanager
+def _expect_none() -> Iterator[list[Problem]]:
+    """A list for what is wrong; raises `ContractError` at the end of the block where there is something."""
     problems: list[Problem] = []
-    moments = _check("moments", moments, problems)
-    for column in ("content_id", "showing"):
-        _resolve("moments", moments, column, content_ids, "contents", problems)
+    yield problems
     if problems:
         raise ContractError(problems)
-    return moments
 
 
 def _entities(

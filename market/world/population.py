@@ -56,9 +56,7 @@ class Culture:
     payday: Floats  # [M] lift of buying around pay-day (logit)
     shopping: Floats  # [M] lift of buying on shopping days (logit)
     fatigue: Floats  # [M] how soon repetition tires (1 = usual)
-    foreign: (
-        Floats  # [M, L, L] cost of content in a language (last axis) to a speaker of another (logit, ≤ 0)
-    )
+    foreign: Floats  # [M, L, L] cost of content in a language (last axis) to who speaks another (logit, ≤ 0)
     languages: list[str]  # the L languages of the world
     power_per_usd: Floats  # [M] purchasing-power dollars that a US dollar buys
 
