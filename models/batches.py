@@ -463,6 +463,3 @@ class RetrievalBatches:
         query |= forget_ids(query, self.user_dropout, np.random.default_rng([self.seed, place]))
         x = query | self.data.content_arrays(self.content[rows])
         return x | {LOG_Q: self.log_q[rows, None]}, None
-
-
-__all__ = ["LOG_Q", "RankingBatches", "RetrievalBatches", "TrainingSet", "make_training_set"]

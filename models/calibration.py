@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
@@ -23,29 +23,16 @@ from market.profiles import profile
 from workflows.examples import VALID
 
 from .batches import RankingBatches, TrainingSet
+from .graphs import TINY, finished, logit_nodes, tensor
 from .members import Rankers
 from .ranker import RankerConfig, predict, task_labels
 
 import merlin.models.tf as mm  # isort: skip
 
-TINY = 1e-30
-"""Least probability and least doubt that a logit is taken of."""
 DOUBT = 50.0
 """Validation outcomes at which the world's own fit and what the ranker says count the same."""
 STEEPEST = 5.0
 """Slopes lie within exp(-5) and exp(5)."""
-
-
-def logit_nodes(probability: str, logit: str) -> list[onnx.NodeProto]:
-    """Nodes that make the logit of a probability in a graph with the constants "tiny" (`TINY`) and "one"."""
-    return [
-        helper.make_node("Max", [probability, "tiny"], ["chance"]),
-        helper.make_node("Log", ["chance"], ["log_chance"]),
-        helper.make_node("Sub", ["one", probability], ["rest"]),
-        helper.make_node("Max", ["rest", "tiny"], ["doubt"]),
-        helper.make_node("Log", ["doubt"], ["log_doubt"]),
-        helper.make_node("Sub", ["log_chance", "log_doubt"], [logit]),
-    ]
 
 
 @dataclass(frozen=True)
@@ -121,30 +108,21 @@ class Calibration:
             helper.make_node("Sum", ["scaled", "intercept", "by_price"], ["shifted"]),
             helper.make_node("Sigmoid", ["shifted"], ["probabilities"]),
         ]
-        for place, node in enumerate(nodes):
-            node.name = f"{node.op_type}_{place}"
-
-        def of(name: str, kind: int, *shape: str | int) -> onnx.ValueInfoProto:
-            return helper.make_tensor_value_info(name, kind, ("batch", *shape))
-
-        graph = helper.make_graph(
-            nodes,
+        return finished(
             "calibration",
+            nodes,
             [
-                of("uncalibrated", TensorProto.FLOAT, "candidates", tasks),
-                of("kind", TensorProto.INT64, "candidates"),
-                of("price_local", TensorProto.FLOAT, "candidates"),
-                of("market_index", TensorProto.INT64),
+                tensor("uncalibrated", TensorProto.FLOAT, "batch", "candidates", tasks),
+                tensor("kind", TensorProto.INT64, "batch", "candidates"),
+                tensor("price_local", TensorProto.FLOAT, "batch", "candidates"),
+                tensor("market_index", TensorProto.INT64, "batch"),
             ],
             [
-                of(name, TensorProto.FLOAT, "candidates", tasks)
+                tensor(name, TensorProto.FLOAT, "batch", "candidates", tasks)
                 for name in ("probabilities", "ranker_probabilities")
             ],
-            [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+            constants,
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-        onnx.checker.check_model(model)
-        return model
 
 
 @dataclass(frozen=True)

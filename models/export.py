@@ -14,10 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from market.statistics import PAIR_FEATURES
+from workflows.compiler.graph import OPSET
 from workflows.vectors import VectorSpace
 
-from .batches import PAIR_FEATURES, UNSEEN, followed_column, match_name
+from .batches import UNSEEN, followed_column, match_name
 from .blocks import table_of
+from .history import history_length
 from .members import Rankers, TwoTowers, mean_chance, members_of
 from .training import traced
 
@@ -26,8 +29,6 @@ import merlin.models.tf as mm  # isort: skip
 import tensorflow as tf  # isort: skip
 import tf2onnx  # isort: skip
 from merlin.schema import Schema, Tags  # isort: skip
-
-OPSET = 17
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Layout:
             query_numbers=numbers(query),
             content_ids=tuple(content.select_by_tag(Tags.CATEGORICAL).column_names),
             content_numbers=numbers(content),
-            history_length=int(query[lists[0]].shape.dims[1].max) if lists else 0,
+            history_length=history_length(query),
         )
 
     def pack_queries(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

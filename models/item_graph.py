@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from market.item_graph import ItemGraph, MarketGraphs
 from market.knobs import expect
 from workflows.examples import TRAIN, Examples
+from workflows.vectors import vector_columns
 
 
 @dataclass(frozen=True)
@@ -503,7 +504,7 @@ def likeness(contents: pd.DataFrame) -> np.ndarray | None:
     """Cosines of centred content vectors (columns `v_…`), summed over the columns, float32[N, N]; None where
     there are none."""
     total = None
-    for name in [name for name in contents.columns if name.startswith("v_")]:
+    for name in vector_columns(contents):
         known = contents[name].notna().to_numpy()
         vectors = np.stack(contents.loc[known, name].to_list()).astype(np.float32)
         vectors -= vectors.mean(axis=0)

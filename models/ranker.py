@@ -19,6 +19,7 @@ from workflows.features import Encoded, Features
 from .batches import FORGOTTEN, HISTORY, LOG_Q, RankingBatches, TrainingSet, match_name
 from .blocks import EmbeddingTable, InteractionDense, Lookup
 from .gates import PRIOR, Gates
+from .graphs import TINY
 from .heads import TaskHeads
 from .history import HistoryAttention, Items, history_length, history_schema
 from .members import Rankers, member_folders, train_members
@@ -35,8 +36,6 @@ from merlin.schema import ColumnSchema, Schema, Tags  # isort: skip
 TASKS = ("relevant", "click", "watch", "like", "follow", "long_view", "cart", "order", "negative")
 #: Validation positives that are ranked where only positives were logged, and the contents beside each.
 JUDGED, RIVALS = 1000, 199
-#: Least chance and doubt that a logarithm is taken of.
-TINY = 1e-30
 #: A training step's parts, see `TrainingLoop`; a GPU would only run the smaller kernels one after another.
 PARTS = 1 if tf.config.list_physical_devices("GPU") else 4
 #: Knobs of which a ranker's weights are made.

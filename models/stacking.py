@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from scipy.optimize import brentq, minimize
 from scipy.special import expit, logsumexp
 
 from market.knobs import expect
 from market.statistics import PAIR_FEATURES
 
-from .calibration import TINY, logit_nodes
+from .graphs import TINY, finished, logit_nodes, tensor
 
 FILE = "stacking.npy"
 #: What is weighed: the logit of the ranker; the item graph's affinity as a sum of edges and as its logarithm,
@@ -134,31 +134,20 @@ class Stacking:
             helper.make_node("Add", ["weighed", "constant"], ["score"]),
             helper.make_node("Sigmoid", ["score"], ["probabilities"]),
         ]
-        for number, node in enumerate(nodes):
-            node.name = f"{node.op_type}_{number}"
-
-        def of(name: str, kind: int, *shape: str | int) -> onnx.ValueInfoProto:
-            return helper.make_tensor_value_info(name, kind, shape)
-
-        graph = helper.make_graph(
-            nodes,
+        of_pairs = ("retrieval_score", "market_affinity", "low_rank_affinity", "conversion")
+        return finished(
             "stacking",
+            nodes,
             [
-                of("unstacked", TensorProto.FLOAT, "batch", "candidates", 1),
-                of("content_numbers", TensorProto.FLOAT, "batch", "candidates", content_numbers),
-                of("candidates", TensorProto.INT64, "batch", "candidates"),
-                of("recent", TensorProto.INT64, "batch", history_length),
-                of("retrieval_score", TensorProto.FLOAT, "batch", "candidates"),
-                of("market_affinity", TensorProto.FLOAT, "batch", "candidates"),
-                of("low_rank_affinity", TensorProto.FLOAT, "batch", "candidates"),
-                of("conversion", TensorProto.FLOAT, "batch", "candidates"),
+                tensor("unstacked", TensorProto.FLOAT, "batch", "candidates", 1),
+                tensor("content_numbers", TensorProto.FLOAT, "batch", "candidates", content_numbers),
+                tensor("candidates", TensorProto.INT64, "batch", "candidates"),
+                tensor("recent", TensorProto.INT64, "batch", history_length),
+                *(tensor(name, TensorProto.FLOAT, "batch", "candidates") for name in of_pairs),
             ],
-            [of("probabilities", TensorProto.FLOAT, "batch", "candidates", 1)],
-            [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+            [tensor("probabilities", TensorProto.FLOAT, "batch", "candidates", 1)],
+            constants,
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-        onnx.checker.check_model(model)
-        return model
 
 
 def signals(
