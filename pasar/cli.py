@@ -11,7 +11,7 @@ import signal
 import sys
 import time as clock
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,16 +33,23 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", help="Settings file; by default pasar.toml of this folder, where there is one."),
 ]
+OverwriteOption = Annotated[bool, typer.Option(help="Replace a data set that stands there.")]
+ProtocolArgument = Annotated[
+    str, typer.Argument(help="xmarket, taobao, tiktok, kuairand, gowalla, or dataset.")
+]
+ProtocolPath = Annotated[Path, typer.Option("--path", help="Folder of the public files, or of a data set.")]
+RequestsOption = Annotated[int, typer.Option(help="Held-out requests that are played.", min=1)]
+RowsOption = Annotated[Path | None, typer.Option("--json", help="Write the rows here.")]
+UrlOption = Annotated[str, typer.Option(help="gRPC address of the server.")]
 
 
 def _expected() -> tuple[type[Exception], ...]:
     """Errors written for people: their text is the message, a stack trace would hide it."""
     from ensemble.errors import RequestError
-    from ensemble.release import ReleaseError
     from ensemble.repository import RepositoryError
     from ensemble.server import ServerError
 
-    return (ValueError, OSError, RequestError, ReleaseError, RepositoryError, ServerError)
+    return (ValueError, OSError, RequestError, RepositoryError, ServerError)
 
 
 def _say_error(text: str) -> None:
@@ -88,7 +95,7 @@ def simulate(
     impressions: Annotated[
         int | None, typer.Option(help="Length of the log; by default as the settings say.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace a data set that stands there.")] = False,
+    overwrite: OverwriteOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Simulate a world and write its log as a data set."""
@@ -103,15 +110,12 @@ def simulate(
 
 
 def _simulate(config: Any, out: Path, overwrite: bool) -> Any:
-    from rich.progress import Progress
-
     from market.world import World
-    from pasar.show import console
+    from pasar.show import counting
 
-    with Progress(console=console) as bars:
-        task = bars.add_task("simulating", total=config.impressions)
+    with counting("simulating", config.impressions) as progress:
         dataset = World(config).write(
-            out, lambda rows: bars.update(task, completed=rows), overwrite=overwrite
+            out, lambda rows: progress(rows, config.impressions), overwrite=overwrite
         )
     _describe(dataset)
     return dataset
@@ -147,7 +151,7 @@ def make(
             "for validation) or given (by the column split)."
         ),
     ] = "time",
-    overwrite: Annotated[bool, typer.Option(help="Replace a data set that stands there.")] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Make a data set of your own tables, checked against the contract of market/tables.py."""
     from market.dataset import make_dataset
@@ -172,7 +176,7 @@ def import_(
         Path, typer.Option("--path", help="Folder with the files as their publisher ships them.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the new data set.")],
-    overwrite: Annotated[bool, typer.Option(help="Replace a data set that stands there.")] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Import a public data set."""
     from market.dataset import write_tables
@@ -203,17 +207,14 @@ def extend(
     until: Annotated[
         str | None, typer.Option(help="ISO 8601 moment that counts as now, UTC unless it says otherwise.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace a data set that stands there.")] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Add what came back since to a data set: impressions that were shown, with what came of them."""
-    from rich.progress import Progress
-
     from feedback.extend import extend
     from market.dataset import Dataset
-    from pasar.show import console, say, warn
+    from pasar.show import counting, say, warn
 
-    with Progress(console=console) as bars:
-        task = bars.add_task("joining")
+    with counting("joining") as progress:
         made, taken = extend(
             Dataset.open(data),
             log,
@@ -223,7 +224,7 @@ def extend(
             late_s=round(late_days * 86_400),
             until=_moment(until, "--until"),
             overwrite=overwrite,
-            progress=lambda done, of: bars.update(task, completed=done, total=of),
+            progress=progress,
         )
     _describe(made)
     said = f"added {taken.rows:,} impressions, {taken.moments:,} moments, {taken.people:,} users"
@@ -246,15 +247,13 @@ def forget(
     log: Annotated[
         Path | None, typer.Option("--log", help="Folder of a feedback log; they are taken out of it.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace a data set that stands there.")] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Take people out of a data set and a feedback log, for who asks to be forgotten."""
-    from rich.progress import Progress
-
     from feedback.forget import forget
     from feedback.log import FeedbackLog
     from market.dataset import Dataset
-    from pasar.show import console, say, warn
+    from pasar.show import counting, say, warn
 
     lines = users.read_text(encoding="utf-8-sig").split("\n") if users else []  # not at what ids may hold
     asked = {name for name in [*(user or ()), *lines] if name}
@@ -269,9 +268,8 @@ def forget(
         _describe(made)
         say(f"{len(found):,} users are not in it; {data} has them until you delete it")
     if kept is not None:
-        with Progress(console=console) as bars:
-            task = bars.add_task("forgetting")
-            there = kept.forget(asked, lambda done, of: bars.update(task, completed=done, total=of))
+        with counting("forgetting") as progress:
+            there = kept.forget(asked, progress)
         say(f"{log} tells nothing of {len(there):,} users any more")
         found |= there
     if strangers := sorted(asked - found):
@@ -338,6 +336,14 @@ def _play(world: Any, built: Any, seed: int) -> None:
     with console.status(f"playing {len(requests):,} requests"):
         rows = play(played, policies, requests, data_set=examples.name, seed=seed)
     console.print(played_table(rows, len(requests)))
+
+
+def _write_rows(file: Path | None, rows: Sequence[Any]) -> None:
+    """Write rows as JSON where a file is named for them."""
+    from evaluation.runs import write_rows
+
+    if file:
+        write_rows(file, rows)
 
 
 @app.command()
@@ -425,7 +431,6 @@ def gate(
     from ensemble.release import Release
     from evaluation.gates import faults
     from evaluation.gates import gate as compare
-    from evaluation.runs import write_rows
     from market.dataset import Dataset
     from pasar.settings import load
     from pasar.show import console, reporter, say
@@ -446,8 +451,7 @@ def gate(
             split=settings.build.split,
         )
         checks = compare(candidate, served, examples, settings.gate, seed=seed, step=report.step)
-    if json_file:
-        write_rows(json_file, checks)
+    _write_rows(json_file, checks)
     console.print(check_table(checks))
     if found := faults(checks):
         _say_error(f"{release} must not replace {against}: {'; '.join(found)}")
@@ -459,7 +463,7 @@ def gate(
 def reload(
     release: Annotated[Path, typer.Option("--release", help="Folder of the new release.")],
     run: Annotated[Path, typer.Option(help="The folder that `pasar serve` works in.")],
-    url: Annotated[str, typer.Option(help="gRPC address of the server.")] = "127.0.0.1:8001",
+    url: UrlOption = "127.0.0.1:8001",
     config: ConfigOption = None,
 ) -> None:
     """Move a running server to another release; a damaged one is refused and the running one stays."""
@@ -554,26 +558,21 @@ def readout(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
 ) -> None:
     """What slates were worth to people, release by release, and over the release that was served beside."""
-    from rich.progress import Progress
-
     from evaluation.readout import readout as read
-    from evaluation.runs import write_rows
     from feedback.log import FeedbackLog
-    from pasar.show import console, warn
+    from pasar.show import console, counting, warn
     from pasar.tables import readout_tables
 
     kept = FeedbackLog.open(log)
-    with Progress(console=console) as bars:
-        task = bars.add_task("reading")
+    with counting("reading") as progress:
         made = read(
             kept,
             since=0 if since is None else _moment(since, "--since"),
             until=_moment(until, "--until") - round(wait_hours * 3600),
             over=over,
-            progress=lambda done, of: bars.update(task, completed=done, total=of),
+            progress=progress,
         )
-    if json_file:
-        write_rows(json_file, made.figures)
+    _write_rows(json_file, made.figures)
     for table in readout_tables(made):
         console.print(table)
     for text in made.remarks():
@@ -631,7 +630,7 @@ def feed(
     ] = None,
     diversity: Annotated[float | None, typer.Option(help="0 (value alone) to 1 (difference alone).")] = None,
     seed: Annotated[int | None, typer.Option(help="Of what exploration draws.")] = None,
-    url: Annotated[str, typer.Option(help="gRPC address of the server.")] = "127.0.0.1:8001",
+    url: UrlOption = "127.0.0.1:8001",
     explain: Annotated[
         bool, typer.Option("--explain", help="Print what became of all candidates, stage by stage.")
     ] = False,
@@ -685,8 +684,8 @@ def _moment(text: str | None, option: str = "--time") -> int:
 
 @app.command()
 def evaluate(
-    protocol: Annotated[str, typer.Argument(help="xmarket, taobao, tiktok, kuairand, gowalla, or dataset.")],
-    path: Annotated[Path, typer.Option("--path", help="Folder of the public files, or of a data set.")],
+    protocol: ProtocolArgument,
+    path: ProtocolPath,
     market: Annotated[list[str] | None, typer.Option(help="Only this market; may be given again.")] = None,
     benchmark: Annotated[str | None, typer.Option(help="Only this one of the protocol's benchmarks.")] = None,
     alone: Annotated[bool, typer.Option("--alone", help="Learn each market from itself alone.")] = False,
@@ -700,13 +699,9 @@ def evaluate(
 ) -> None:
     """Judge baselines and the cascade by a benchmark's protocol, beside its published figures."""
     from evaluation.command import run_protocol
-    from evaluation.runs import Row, table, write_rows
+    from evaluation.runs import table
     from pasar.settings import load_build
     from pasar.show import reporter, say, warn
-
-    def keep(rows: list[Row]) -> None:
-        if json_file:
-            write_rows(json_file, rows)
 
     with reporter() as report:
         rows = run_protocol(
@@ -720,7 +715,7 @@ def evaluate(
             jobs=jobs,
             step=report.step,
             training=report.training,
-            keep=keep,
+            keep=lambda rows: _write_rows(json_file, rows),
             told=warn,
         )
     say(table(rows))
@@ -728,8 +723,8 @@ def evaluate(
 
 @app.command()
 def tune(
-    protocol: Annotated[str, typer.Argument(help="xmarket, taobao, tiktok, kuairand, gowalla, or dataset.")],
-    path: Annotated[Path, typer.Option("--path", help="Folder of the public files, or of a data set.")],
+    protocol: ProtocolArgument,
+    path: ProtocolPath,
     minutes: Annotated[float, typer.Option(help="No trial begins after them.", min=0)] = 30,
     only: Annotated[
         list[str] | None, typer.Option(help="Search this section's knobs; may be given again.")
@@ -814,14 +809,14 @@ def ablate(
     out: Annotated[Path, typer.Option("--out", help="Folder of the log and the releases.")] = Path(
         "runs/ablation"
     ),
-    requests: Annotated[int, typer.Option(help="Held-out requests that are played.", min=1)] = 4000,
+    requests: RequestsOption = 4000,
     validation: Annotated[
         bool, typer.Option("--validation", help="Play the validation days, on which choices are made.")
     ] = False,
     markets: Annotated[
         bool, typer.Option(help="Also build a release that is blind to markets, and one for each market.")
     ] = True,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
+    json_file: RowsOption = None,
     config: ConfigOption = None,
 ) -> None:
     """What each part of the cascade is worth in the simulated world, with confidence intervals."""
@@ -829,7 +824,6 @@ def ablate(
     from evaluation.ablations import FULL, ablate, blind_to_moments, without_moments
     from evaluation.adaptation import build_alone, build_blind, each_its_own
     from evaluation.closed_loop import Player, held_out_requests
-    from evaluation.runs import write_rows
     from market.world import World
     from pasar.settings import load
     from pasar.show import console, reporter
@@ -862,8 +856,7 @@ def ablate(
         others["one model a market"] = each_its_own(own, examples, world, asked.begin, seed=seed)
     with console.status(f"playing {len(asked):,} requests, once for each ablation"):
         rows = ablate(built.release, examples, world, asked, seed=seed, others=others)
-    if json_file:
-        write_rows(json_file, rows)
+    _write_rows(json_file, rows)
     days = "validation" if validation else "test"
     console.print(compared_table(f"{len(asked):,} requests of the {days} days", rows, FULL))
 
@@ -874,8 +867,8 @@ def cold_market(
     out: Annotated[Path, typer.Option("--out", help="Folder of the logs and the releases.")] = Path(
         "runs/cold-market"
     ),
-    requests: Annotated[int, typer.Option(help="Held-out requests that are played.", min=1)] = 4000,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
+    requests: RequestsOption = 4000,
+    json_file: RowsOption = None,
     config: ConfigOption = None,
 ) -> None:
     """What a market is worth that training never saw, beside itself with its log, in the simulated world."""
@@ -896,8 +889,8 @@ def loop(
     out: Annotated[Path, typer.Option("--out", help="Folder of the logs and the releases.")] = Path(
         "runs/loop"
     ),
-    requests: Annotated[int, typer.Option(help="Held-out requests that are played.", min=1)] = 4000,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
+    requests: RequestsOption = 4000,
+    json_file: RowsOption = None,
     config: ConfigOption = None,
 ) -> None:
     """What feedback is worth in the simulated world: a release serves, and learns from what came of it."""
@@ -915,7 +908,6 @@ def loop(
 
 def _judged(judge: Callable[..., list], json_file: Path | None, config: Path | None) -> list:
     """Rows of a judge that builds in the simulated world, written where they are asked for."""
-    from evaluation.runs import write_rows
     from pasar.settings import load
     from pasar.show import reporter
 
@@ -923,8 +915,7 @@ def _judged(judge: Callable[..., list], json_file: Path | None, config: Path | N
     with reporter() as report:
         told = {"seed": settings.build.seed, "progress": report.training, "step": report.step}
         rows = judge(settings.world, settings.build, **told)
-    if json_file:
-        write_rows(json_file, rows)
+    _write_rows(json_file, rows)
     return rows
 
 
@@ -934,15 +925,15 @@ def ablate_ranker(
         "runs/ablation-ranker"
     ),
     seed: Annotated[list[int] | None, typer.Option(help="May be given again; 1, 2 and 3 by default.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
+    json_file: RowsOption = None,
     config: ConfigOption = None,
 ) -> None:
     """What each part of the ranker is worth: validation AUCs in the simulated world, over seeds."""
     from ensemble.build import build_training_set
     from evaluation.ranker_ablations import ablate_ranker
-    from evaluation.runs import write_rows
     from pasar.settings import load
-    from pasar.show import console, reporter, rows_table
+    from pasar.show import console, reporter
+    from pasar.tables import rankers_table
 
     settings = load(config)
     dataset = _simulate(settings.world, out / "data", overwrite=True)
@@ -951,17 +942,8 @@ def ablate_ranker(
         report.step("rankers")
         seeds = seed or (1, 2, 3)
         rows = list(ablate_ranker(data, settings.build.ranker, seeds, report.training))
-    if json_file:
-        write_rows(json_file, rows)
-    found = {(row.system, row.metric): row for row in rows}
-    metrics = [metric for system, metric in found if system == rows[0].system and " over " not in metric]
-    table = []
-    for system in dict.fromkeys(row.system for row in rows):
-        more = found[system, "auc over plain"]
-        means = (f"{found[system, metric].value:.4f}" for metric in metrics)
-        table.append([system, *means, f"{more.value:+.4f} ({more.low:+.4f} to {more.high:+.4f})"])
-    title = f"Validation AUC by task, mean of {len(set(seeds))} seeds"
-    console.print(rows_table(title, ["ranker", *metrics, "auc over plain"], table))
+    _write_rows(json_file, rows)
+    console.print(rankers_table(rows, len(set(seeds))))
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -78,6 +78,18 @@ def reporter() -> Iterator[Reporter]:
         made = Reporter(bars)
         yield made
         bars.update(made.spinner, description="done", total=1, completed=1)
+
+
+@contextmanager
+def counting(name: str, total: int | None = None) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar while the block runs, which tells it how much of how much is done.
+
+    Args:
+        total: where it is known before.
+    """
+    with Progress(console=console) as bars:
+        task = bars.add_task(name, total=total)
+        yield lambda done, of: bars.update(task, completed=done, total=of)
 
 
 WIDE = 129

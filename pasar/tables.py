@@ -68,6 +68,19 @@ def compared_table(title: str, rows: Sequence[Row], base: str) -> Table:
     )
 
 
+def rankers_table(rows: Sequence[Row], seeds: int) -> Table:
+    """Validation AUCs of each variant of the ranker, means of so many seeds, the plain one first."""
+    found = {(row.system, row.metric): row for row in rows}
+    metrics = [metric for system, metric in found if system == rows[0].system and " over " not in metric]
+    table = []
+    for system in dict.fromkeys(row.system for row in rows):
+        more = found[system, "auc over plain"]
+        means = (f"{found[system, metric].value:.4f}" for metric in metrics)
+        table.append([system, *means, f"{more.value:+.4f} ({more.low:+.4f} to {more.high:+.4f})"])
+    title = f"Validation AUC by task, mean of {seeds} seeds"
+    return rows_table(title, ["ranker", *metrics, "auc over plain"], table)
+
+
 def check_table(checks: Sequence) -> Table:
     """What a gate found, a check a row."""
     from evaluation.gates import shown
