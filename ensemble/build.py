@@ -35,7 +35,7 @@ from models.stacking import StackingConfig
 from models.starts import FILE, Starts, after, from_nothing
 from models.training import Progress, quiet
 from models.two_tower import TwoTowerConfig, train_two_tower
-from workflows.examples import TEST, VALID, Examples, SplitConfig, build_examples, content_frame
+from workflows.examples import TEST, VALID, Examples, SplitConfig, build_examples
 from workflows.features import SPACES, FeatureConfig, fit_features
 from workflows.kept import ANEW, read_kept
 from workflows.vectors import VectorSpace, read_spaces
@@ -156,7 +156,7 @@ def _build_release(
         starts, spaces = after(work / _EARLIER), read_spaces(work / _EARLIER / "features" / SPACES)
     data = see(build_training_set(dataset, work, config, spaces=spaces, step=step))
     examples = data.examples
-    kinds = pd.Index(KINDS).get_indexer(content_frame(examples.contents)["kind"])
+    kinds = pd.Index(KINDS).get_indexer(examples.contents["kind"])
     learned = learned_tasks(examples, config.ranker.min_outcomes)
     if before is not None:
         expect_starts(data, config.ranker, work / "ranker", starts)

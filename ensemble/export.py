@@ -29,15 +29,9 @@ from models.two_tower import encode
 from models.unseen import known_markets, market_shares
 from supply.fatigue import FatigueConfig, tired_of
 from workflows.compile import feature_name, join
-from workflows.examples import (
-    TRAIN,
-    Examples,
-    content_frame,
-    language_codes,
-    user_frame,
-    whole_numbers,
-)
+from workflows.examples import TRAIN, Examples, whole_numbers
 from workflows.features import Encoded
+from workflows.frames import content_frame, language_codes, user_frame
 from workflows.habits import followed_sellers, shown
 from workflows.vectors import raw_vectors, vector_columns
 

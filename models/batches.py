@@ -12,8 +12,9 @@ from market.item_graph import ItemGraph, LowRank, MarketGraphs
 from market.moments import moment_features
 from market.offers import Offers
 from market.statistics import PAIR_FEATURES, EventCounts, pair_features
-from workflows.examples import TRAIN, Examples, language_codes, offers
+from workflows.examples import TRAIN, Examples
 from workflows.features import Features
+from workflows.frames import language_codes, offers
 
 from .item_graph import FittedGraph
 from .seasons import Seasons

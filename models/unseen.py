@@ -11,7 +11,8 @@ import tensorflow as tf
 from market.languages import base
 from market.neighbours import neighbour_shares, own_shares
 from market.profiles import profile
-from workflows.examples import TRAIN, Examples, content_frame
+from workflows.examples import TRAIN, Examples
+from workflows.frames import content_frame
 
 from .batches import UNSEEN, TrainingSet
 from .blocks import EmbeddingTable, table_of

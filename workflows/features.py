@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from market.knobs import expect
+from market.tables import SPLITS
 
 from . import runtime  # noqa: F401  (sets the environment before NVTabular is imported)
 
@@ -42,18 +43,9 @@ from .arrays import ArrayFiles
 from .bulk import BulkTransform
 from .cluster import ON_GPU, gpu_cluster
 from .compile import compile_workflow
-from .examples import (
-    HISTORIES,
-    SPLITS,
-    TRAIN,
-    Examples,
-    arrow_schema,
-    content_frame,
-    followed,
-    query_tables,
-    user_frame,
-)
+from .examples import HISTORIES, TRAIN, Examples
 from .fit import fit
+from .frames import arrow_schema, content_frame, followed, query_tables, user_frame
 from .vectors import VectorSpace, raw_vectors, space_of, vector_columns, write_spaces
 
 LOG = "log"

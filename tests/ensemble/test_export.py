@@ -31,7 +31,8 @@ from models.seasons import Seasons
 from models.two_tower import encode, train_two_tower
 from tests.ensemble.asking import requests
 from tests.workflows.raw import raw_arrays
-from workflows.examples import TEST, TRAIN, content_frame, query_tables, user_frame
+from workflows.examples import TEST, TRAIN
+from workflows.frames import content_frame, query_tables, user_frame
 
 pytestmark = pytest.mark.slow
 

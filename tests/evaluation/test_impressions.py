@@ -8,7 +8,8 @@ from evaluation import metrics, report
 from evaluation.replay import Replay, ranking_and_ranker
 from evaluation.report import offline_report
 from tests.workflows.raw import raw_arrays
-from workflows.examples import TEST, query_tables
+from workflows.examples import TEST
+from workflows.frames import query_tables
 
 pytestmark = pytest.mark.slow
 CLICK = "auc of click"

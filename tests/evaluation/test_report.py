@@ -12,7 +12,8 @@ from evaluation.replay import Replay
 from evaluation.report import METRICS, RAW, WEIGHTED, offline_report
 from market.statistics import PAIR_FEATURES
 from tests.workflows.raw import raw_arrays
-from workflows.examples import TEST, query_tables
+from workflows.examples import TEST
+from workflows.frames import query_tables
 
 pytestmark = pytest.mark.slow
 

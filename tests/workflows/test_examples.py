@@ -27,14 +27,10 @@ from workflows.examples import (
     assign_splits,
     build_examples,
     build_history,
-    content_frame,
-    followed,
-    offers,
-    query_tables,
     read_log,
     requests_of,
-    user_frame,
 )
+from workflows.frames import content_frame, followed, offers, query_tables, user_frame
 
 USERS, CONTENTS, LENGTH, SEEN = 4, 6, 3, 5
 quick = settings(max_examples=15)

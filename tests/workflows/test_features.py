@@ -19,15 +19,7 @@ import workflows.features
 from market.dataset import write_dataset
 from tests.workflows.encode import assert_same_encoding
 from workflows.compile import feature_name
-from workflows.examples import (
-    TEST,
-    TRAIN,
-    Examples,
-    build_examples,
-    content_frame,
-    followed,
-    query_tables,
-)
+from workflows.examples import TEST, TRAIN, Examples, build_examples
 from workflows.features import (
     LOG,
     Encoded,
@@ -38,6 +30,7 @@ from workflows.features import (
     raw_schema,
     vocabulary,
 )
+from workflows.frames import content_frame, followed, query_tables
 
 import nvtabular as nvt  # isort: skip
 from merlin.schema import ColumnSchema, Schema, Tags  # isort: skip
