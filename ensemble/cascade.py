@@ -10,7 +10,7 @@ import numpy as np
 
 from ensemble.blending import Blend
 from ensemble.counters import SlateTally, StrangerTally, Tally
-from ensemble.errors import Code, RequestError
+from ensemble.errors import invalid
 from ensemble.plan import Plan
 from ensemble.release import Release
 from ensemble.stages import stage
@@ -192,7 +192,7 @@ class Cascade:
             RequestError: as the server would answer.
         """
         if not len(request["user_id"]):
-            raise RequestError(Code.INVALID_ARGUMENT, NO_ROWS)
+            raise invalid(NO_ROWS)
         return self.up_to(self.steps[-1].name, request)
 
     def up_to(self, last: str, request: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from ensemble.channels import Channel
-from ensemble.errors import Code, RequestError
+from ensemble.errors import Code, RequestError, invalid
 from ensemble.explanation import Explanation
 from ensemble.network import open_channel
 from ensemble.rules import Reason
@@ -125,17 +125,14 @@ def pack(requests: Sequence[FeedRequest]) -> dict[str, np.ndarray]:
         every = [getattr(request, name) for request in requests]
         for number, value in enumerate(every):
             if not fits(value):
-                raise RequestError(
-                    Code.INVALID_ARGUMENT, f"'{name}' of request {number} is {value!r:.60}; send {wanted}"
-                )
+                raise invalid(f"'{name}' of request {number} is {value!r:.60}; send {wanted}")
         return every
 
     def lists(name: str) -> np.ndarray:
         for number, ids in enumerate(getattr(request, name) for request in requests):
             if isinstance(ids, str):
-                raise RequestError(
-                    Code.INVALID_ARGUMENT,
-                    f"'{name}' of request {number} is the text {ids[:60]!r}; send a list, [{ids[:60]!r}]",
+                raise invalid(
+                    f"'{name}' of request {number} is the text {ids[:60]!r}; send a list, [{ids[:60]!r}]"
                 )
         every = [list(ids) for ids in values(name, _is_list, "a list of text")]
         table = np.full((len(every), max(map(len, every), default=0)), "", STRING)
@@ -272,14 +269,12 @@ def infer_message(
 def _asking(asked: Mapping[str, np.ndarray], timeout_s: float | None) -> messages.ModelInferRequest:
     """The message of tensors that `check_inputs` passed."""
     if not len(asked["user_id"]):
-        raise RequestError(Code.INVALID_ARGUMENT, NO_ROWS)
+        raise invalid(NO_ROWS)
     try:
         message = _message(FEED, "request", write_requests(asked)[:, None])
     except UnicodeEncodeError as error:
         half = error.object[error.start : error.end]
-        raise RequestError(
-            Code.INVALID_ARGUMENT, f"a text of the request holds {half!r}, half a character; send whole ones"
-        ) from None
+        raise invalid(f"a text of the request holds {half!r}, half a character; send whole ones") from None
     if timeout_s is not None:
         message.parameters["timeout"].int64_param = int(_WAIT * 1e6 * timeout_s)
     return message
@@ -417,9 +412,8 @@ class FeedClient:
                     Code.UNAVAILABLE, "the server is too busy: the request waited in vain; ask less often"
                 ) from None
             if most := _TOO_MANY.search(said):
-                raise RequestError(
-                    Code.INVALID_ARGUMENT,
-                    f"the server takes {most[1]} requests at once; send fewer, or raise serve.max_batch",
+                raise invalid(
+                    f"the server takes {most[1]} requests at once; send fewer, or raise serve.max_batch"
                 ) from None
             if "has no available versions" in said:  # Triton calls a model unknown that is being loaded
                 raise RequestError(

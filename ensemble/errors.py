@@ -25,3 +25,8 @@ class RequestError(Exception):
         super().__init__(message)
         self.code = Code(code)
         self.message = message
+
+
+def invalid(message: str) -> RequestError:
+    """The error of a request that its sender has to change."""
+    return RequestError(Code.INVALID_ARGUMENT, message)

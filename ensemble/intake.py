@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from ensemble.errors import Code, RequestError
+from ensemble.errors import Code, RequestError, invalid
 from supply.events import Event, EventError, parse, parse_all
 
 
@@ -26,7 +26,7 @@ def taken_in(
     try:
         return [parse_all(row, now, what=what, parse=parse) for row in texts]
     except EventError as error:
-        raise RequestError(Code.INVALID_ARGUMENT, str(error)) from None
+        raise invalid(str(error)) from None
 
 
 def append_all(

@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 
 from ensemble.client import FeedClient, FeedRequest, Slate, event_texts, pack
-from ensemble.errors import Code, RequestError
+from ensemble.errors import RequestError, invalid
 from ensemble.intake import taken_in
 from ensemble.wire import NO_ROWS
 from feedback.records import parse
@@ -64,7 +64,7 @@ class SplitClient:
             RequestError: as `FeedClient.feed`, of the first server that refuses, with its address.
         """
         if not requests:
-            raise RequestError(Code.INVALID_ARGUMENT, NO_ROWS)
+            raise invalid(NO_ROWS)
         pack(requests)  # refuses what needs no server, by the numbers that the caller knows
         slates: list[Slate] = [Slate()] * len(requests)
         for client, rows in self._parts([request.user for request in requests]):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.errors import Code, RequestError
+from ensemble.errors import invalid
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -216,23 +216,21 @@ def check_inputs(specs: Sequence[TensorSpec], arrays: Arrays) -> dict[str, np.nd
             checked[spec.name] = np.empty((rows, 0), spec.dtype)
             continue
         if array is None:
-            raise _invalid(f"tensor '{spec.name}' is missing; send it as {spec}")
+            raise invalid(f"tensor '{spec.name}' is missing; send it as {spec}")
         if spec.dtype == STRING and array.dtype.kind in "OSU":
             array = _decode(spec.name, array)
         if array.dtype != spec.dtype:
-            raise _invalid(f"tensor '{spec.name}' has dtype {array.dtype}; send {spec}")
+            raise invalid(f"tensor '{spec.name}' has dtype {array.dtype}; send {spec}")
         if array.ndim == 0 or (array.shape[1:] != spec.shape and not _fits(array.shape[1:], spec.shape)):
-            raise _invalid(f"tensor '{spec.name}' has shape {list(array.shape)}; send {spec}")
+            raise invalid(f"tensor '{spec.name}' has shape {list(array.shape)}; send {spec}")
         rows = len(array) if rows is None else rows
         if len(array) != rows:
-            raise _invalid(
+            raise invalid(
                 f"tensor '{spec.name}' has {len(array)} rows, '{specs[0].name}' {rows}; send equal batches"
             )
         if spec.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
             row = int(np.argwhere(~finite)[0][0])
-            raise _invalid(
-                f"tensor '{spec.name}' holds a non-finite number at row {row}; send a finite float"
-            )
+            raise invalid(f"tensor '{spec.name}' holds a non-finite number at row {row}; send a finite float")
         checked[spec.name] = array
     return checked
 
@@ -247,13 +245,9 @@ def _decode(name: str, array: np.ndarray) -> np.ndarray:
         try:
             text[i] = item.decode() if isinstance(item, bytes) else item
         except UnicodeDecodeError:
-            raise _invalid(
+            raise invalid(
                 f"tensor '{name}' holds text that is not UTF-8 at row {row}; encode it as UTF-8"
             ) from None
         if not isinstance(text[i], str):
-            raise _invalid(f"tensor '{name}' holds {item!r:.60} at row {row}; send text")
+            raise invalid(f"tensor '{name}' holds {item!r:.60} at row {row}; send text")
     return text.reshape(array.shape)
-
-
-def _invalid(message: str) -> RequestError:
-    return RequestError(Code.INVALID_ARGUMENT, message)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.errors import Code, RequestError
+from ensemble.errors import Code, RequestError, invalid
 from ensemble.plan import Plan
 from ensemble.stages.user_state import REQUEST
 from ensemble.steps import STRING, TensorSpec
@@ -142,7 +142,7 @@ def _row(number: int, text: str) -> list[Any]:
         if "\\u" in text:
             json.dumps(said, ensure_ascii=False).encode()  # half a character may be escaped, but is no text
     except (ValueError, RecursionError) as error:
-        raise _invalid(f"request {number} is not JSON ({error}); send one object a row") from None
+        raise invalid(f"request {number} is not JSON ({error}); send one object a row") from None
     if not isinstance(said, dict) or (len(said) != _NEEDED and len(said.keys() - _OPTIONAL) != _NEEDED):
         raise _misfit(number, said)
     values = []
@@ -152,9 +152,9 @@ def _row(number: int, text: str) -> list[Any]:
         value: Any = said.get(name, _OPTIONAL.get(name))
         if not (isinstance(value, list) and all(map(fits, value)) if many else fits(value)):
             wanted = f"a list of {kind}" if many else kind
-            raise _invalid(f"'{name}' of request {number} is {str(value)[:60]!r}; send {wanted}")
+            raise invalid(f"'{name}' of request {number} is {str(value)[:60]!r}; send {wanted}")
         if many and len(value) > MOST_IDS:
-            raise _invalid(f"'{name}' of request {number} has {len(value):,} ids; send at most {MOST_IDS:,}")
+            raise invalid(f"'{name}' of request {number} has {len(value):,} ids; send at most {MOST_IDS:,}")
         values.append(value)
     return values
 
@@ -169,11 +169,7 @@ def _misfit(number: int, said: Any) -> RequestError:
         told += [f"lacks {', '.join(lacking)}"] if lacking else []
         told += [f"has {other[:60]!r}"] if other is not None else []
     why = f": it {' and '.join(told)}" if told else ""
-    return _invalid(
+    return invalid(
         f"request {number} is not an object of {', '.join(names)}{why}; send all of them, and "
         f"{' or '.join(_OPTIONAL)} where there are any"
     )
-
-
-def _invalid(message: str) -> RequestError:
-    return RequestError(Code.INVALID_ARGUMENT, message)
