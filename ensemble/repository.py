@@ -25,6 +25,7 @@ from ensemble.network import administrator, is_locked_out, read_key
 from ensemble.release import MANIFEST, Release
 from ensemble.steps import FEED, OnnxStep, Step, TensorSpec, check_wiring
 from ensemble.triton import OPTION, RELEASE
+from market.files import written
 from market.folders import held, link, unfinished
 
 CONFIG = "config.pbtxt"
@@ -294,17 +295,14 @@ def _set(config: pb.ModelConfig, **values: str) -> None:
 
 
 def _write_config(folder: Path, config: pb.ModelConfig) -> None:
-    folder.mkdir(exist_ok=True)
-    temporary = folder / f".{CONFIG}"
-    temporary.write_text(text_format.MessageToString(config), encoding="utf-8")
-    temporary.replace(folder / CONFIG)
+    with written(folder / CONFIG) as place:
+        place.write_text(text_format.MessageToString(config), encoding="utf-8")
 
 
 def _place(target: Path, release: Release, steps: Sequence[Step], version: int) -> None:
     """Put one version of every step in the repository, each folder complete or absent."""
-    first: dict[
-        str, Path
-    ] = {}  # where the release is on another disk, it is copied once and linked from there
+    # Where the release is on another disk, a file is copied once and linked from there.
+    first: dict[str, Path] = {}
     for step in steps:
         folder = target / step.name
         temporary = folder / f".{version}"

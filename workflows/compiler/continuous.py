@@ -99,7 +99,7 @@ def bucketized(site: Site, name: str) -> Column:
     """Bucketize: np.digitize, the number of boundaries at or below x; a missing value is above them all."""
     column, graph = site.numeric(name), site.graph
     bounds = np.asarray(site.op.boundaries(name))
-    np.digitize(0.0, bounds)
+    np.digitize(0.0, bounds)  # ValueError for boundaries out of order, as the Workflow itself would raise
     whole = column.dtype.kind in "iu" and bounds.dtype.kind in "iu"
     value = column.value if whole else graph.to_float(column, FLOAT64)
     value = graph.cast(value, INT64 if whole else FLOAT64)
