@@ -20,7 +20,7 @@ from ensemble.plan import Plan
 from ensemble.release import Release
 from evaluation import metrics
 from evaluation.replay import BATCH, Replay
-from evaluation.report import IMPRESSIONS_PER_QUERY, LEAST_OUTCOMES
+from evaluation.report import LEAST_OUTCOMES, draw_impressions
 from evaluation.runs import ALL
 from market.knobs import expect
 from models.ranker import task_labels
@@ -327,17 +327,14 @@ def _impressions(
     """Of a market's pairs whose contents both releases know: which of some each has probabilities for,
     bool[P], and where both have for all, AUC and calibration error of each task."""
     examples = replays[0].examples
-    pairs = examples.pairs
     outcomes = {task: int(np.count_nonzero(labels[task][rows])) for task in tasks if task in labels}
-    turn = random.permutation(len(examples.queries))
-    most = IMPRESSIONS_PER_QUERY * config.queries_per_market
-    rows = rows[np.argsort(turn[pairs.query[rows]], kind="stable")][:most]
+    rows = draw_impressions(examples, rows, config.queries_per_market, random)
     chances = [replay.scores(rows)["served"] for replay in replays] if len(rows) else []
     said = tuple(np.isfinite(made).all(axis=1) for made in chances) or (np.ones(0, bool),) * 2
     figures: list[tuple[str, _Pair]] = []
     if not all(one.all() for one in said):
         return said, figures
-    user = examples.queries.user[pairs.query[rows]]
+    user = examples.queries.user[examples.pairs.query[rows]]
     equal = np.full(len(rows), 1 / max(len(rows), 1))
     for task, count in outcomes.items():
         label = np.asarray(labels[task][rows], np.float32)

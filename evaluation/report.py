@@ -12,7 +12,7 @@ from evaluation.replay import SYSTEMS, Replay
 from evaluation.runs import Row
 from models.batches import TrainingSet
 from models.ranker import task_labels
-from workflows.examples import TEST
+from workflows.examples import TEST, Examples
 
 METRICS = ("recall@20", "ndcg@10")
 WEIGHTED = "recall@20 by propensity"
@@ -79,21 +79,34 @@ def offline_report(release: Release, data: TrainingSet, *, queries_per_market: i
                 people = len(np.unique(asked))
                 rows.append(Row(data.examples.name, market, system, name, *value, people, seed))
         if data.examples.feedback == "impressions":
-            count = IMPRESSIONS_PER_QUERY * queries_per_market
-            rows += _impression_rows(replay, data, known, place, count=count, seed=seed)
+            rows += _impression_rows(replay, data, known, place, queries_per_market, seed)
     return rows
 
 
+def draw_impressions(
+    examples: Examples, rows: np.ndarray, queries_per_market: int, random: np.random.Generator
+) -> np.ndarray:
+    """As many of a market's impressions as are judged beside so many queries, query by query in a drawn
+    order: of rows of `examples.pairs` int64[P], int64[min(P, N)]."""
+    turn = random.permutation(len(examples.queries))
+    most = IMPRESSIONS_PER_QUERY * queries_per_market
+    return rows[np.argsort(turn[examples.pairs.query[rows]], kind="stable")][:most]
+
+
 def _impression_rows(
-    replay: Replay, data: TrainingSet, known: Mapping[str, np.ndarray], market: int, *, count: int, seed: int
+    replay: Replay,
+    data: TrainingSet,
+    known: Mapping[str, np.ndarray],
+    market: int,
+    queries_per_market: int,
+    seed: int,
 ) -> Iterator[Row]:
-    """AUC among at most `count` held-out impressions of a market, drawn by query."""
+    """AUC and calibration error among held-out impressions of a market."""
     examples = data.examples
     pairs, queries = examples.pairs, examples.queries
     logged = np.flatnonzero(pairs.split == TEST)
     logged = logged[queries.market[pairs.query[logged]] == market]
-    turn = np.random.default_rng(seed).permutation(len(queries))
-    logged = logged[np.argsort(turn[pairs.query[logged]], kind="stable")][:count]
+    logged = draw_impressions(examples, logged, queries_per_market, np.random.default_rng(seed))
     tasks = replay.cascade.plan.tasks
     labels = {task: known[task][logged].astype(np.float32) for task in tasks}
     labels = {n: y for n, y in labels.items() if min(y.sum(), (1 - y).sum()) >= LEAST_OUTCOMES}
