@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -414,14 +414,43 @@ def _train_one(
             id_dropout=config.id_dropout,
         )
 
-    judged = rows[VALID]
+    state = train(
+        "ranker",
+        model,
+        losses,
+        batches,
+        _judge(data, labels, rows[VALID], logged[VALID], config, seed),
+        monitor="ndcg@20" if drawn else "auc",
+        epochs=config.epochs,
+        patience=config.patience,
+        folder=folder,
+        parts=PARTS,
+        begin=None if start is None else partial(start.give, data=data, made_of=made),
+        progress=progress,
+    )
+    keep(model, data, made, forgotten, folder)
+    fill_unseen(model, data, forgotten)
+    return model, state
+
+
+def _judge(
+    data: TrainingSet,
+    labels: dict[str, np.ndarray],
+    rows: np.ndarray,
+    logged: np.ndarray,
+    config: RankerConfig,
+    seed: int,
+) -> Callable[[mm.Model], dict[str, float]]:
+    """What tells how good a ranker is on validation rows: AUCs among what was shown, or, where the log has
+    what people wanted alone, nDCG@20 of `JUDGED` of these among `RIVALS` drawn ones."""
+    drawn = data.examples.feedback == "positives"
     if drawn:
-        judged = np.sort(np.random.default_rng(seed).permutation(judged)[:JUDGED])
+        rows = np.sort(np.random.default_rng(seed).permutation(rows)[:JUDGED])
     valid = RankingBatches(
         data,
-        judged,
+        rows,
         labels,
-        logged=None if drawn else logged[VALID],
+        logged=None if drawn else logged,
         batch_size=config.batch_size,
         negatives=RIVALS if drawn else 0,
         popular_negatives=0.4,
@@ -435,26 +464,10 @@ def _train_one(
             return {}
         predicted, truth = predict(model, valid)
         if drawn:
-            return {"ndcg@20": _ndcg(predicted[:, 0], valid.content, len(judged))}
-        return _aucs(predicted, truth, tasks)
+            return {"ndcg@20": _ndcg(predicted[:, 0], valid.content, len(rows))}
+        return _aucs(predicted, truth, tuple(labels))
 
-    state = train(
-        "ranker",
-        model,
-        losses,
-        batches,
-        validate,
-        monitor="ndcg@20" if drawn else "auc",
-        epochs=config.epochs,
-        patience=config.patience,
-        folder=folder,
-        parts=PARTS,
-        begin=None if start is None else partial(start.give, data=data, made_of=made),
-        progress=progress,
-    )
-    keep(model, data, made, forgotten, folder)
-    fill_unseen(model, data, forgotten)
-    return model, state
+    return validate
 
 
 def _aucs(predicted: np.ndarray, truth: np.ndarray, tasks: Sequence[str]) -> dict[str, float]:
