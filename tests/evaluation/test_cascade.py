@@ -92,9 +92,7 @@ def test_validation_rows_are_history_only_where_the_name_says_so(released, task)
     assert (told.score(users) != FullCascade(released).score(users)).any()
 
 
-def test_nothing_that_validation_rows_alone_say_is_known_without_them(
-    small_world_dataset, small_build, tmp_path
-):
+def test_nothing_that_validation_rows_alone_say_is_known_without_them(small_world_dataset, plain_config):
     """Of people who were shown in training, and did not want, what they wanted later."""
     tables = load_tables("dataset", small_world_dataset.path)
     log = tables.impressions.assign(follow=tables.impressions["click"])
@@ -103,9 +101,7 @@ def test_nothing_that_validation_rows_alone_say_is_known_without_them(
     log = pd.concat([in_vain, log], ignore_index=True)
     task = benchmarks(replace(tables, impressions=log))[0].task
     fatigue = FatigueConfig(window_h=24 * 7, content_shows=1)
-    released = Released(
-        replace(small_build.config, cascade=replace(small_build.config.cascade, fatigue=fatigue))
-    )
+    released = Released(replace(plain_config, cascade=replace(plain_config.cascade, fatigue=fatigue)))
     released.fit(task, 3, None)
 
     train, sold_by = task.train, pd.factorize(task.tables.contents["seller_id"], sort=True)[0]
