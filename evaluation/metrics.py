@@ -14,10 +14,12 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 NO_ITEM = -1  # fills the end of a list that is shorter than k
+CONFIDENCE = 0.95
 
 
 class Interval(NamedTuple):
-    """A mean (or a statistic) with the ends of its 95 % confidence interval."""
+    """A mean (or a statistic) with the ends of its confidence interval, of `CONFIDENCE` unless another is
+    asked for."""
 
     mean: float
     low: float
@@ -203,7 +205,7 @@ def _bins(probabilities: np.ndarray, bins: int) -> np.ndarray:
     return np.searchsorted(starts, rank, side="right") - 1
 
 
-def interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
+def interval(values: np.ndarray) -> Interval:
     """The mean of independent values with its t interval; the ends are NaN for a single value.
 
     Raises:
@@ -215,12 +217,12 @@ def interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
     mean = float(values.mean())
     if len(values) == 1:
         return Interval(mean, float("nan"), float("nan"))
-    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return Interval(mean, mean - float(half), mean + float(half))
 
 
 def clustered_interval(
-    estimate: float, influence: np.ndarray, cluster: np.ndarray, confidence: float = 0.95
+    estimate: float, influence: np.ndarray, cluster: np.ndarray, confidence: float = CONFIDENCE
 ) -> Interval:
     """The t interval of an estimate whose rows come in clusters, such as the requests of one person.
 
@@ -337,7 +339,6 @@ def bootstrap(
     *,
     seed: int,
     resamples: int = 200,
-    confidence: float = 0.95,
 ) -> Interval:
     """A statistic of all queries together with its percentile bootstrap interval, over clusters.
 
@@ -362,7 +363,7 @@ def bootstrap(
             continue
     if not values or len(queries) == 1:
         return Interval(statistic(labels, scores), float("nan"), float("nan"))
-    tail = (1 - confidence) / 2
+    tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return Interval(statistic(labels, scores), float(low), float(high))
 
