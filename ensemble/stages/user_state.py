@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.errors import Code, RequestError
+from ensemble.errors import Code, RequestError, invalid
 from ensemble.lookup import IdIndex, category_codes, spoken
 from ensemble.plan import Plan
 from ensemble.release import Release
@@ -156,9 +156,8 @@ class UserState:
         market_index = self._market_index(market)
         if (outside := (time < 0) | (time >= END_S)).any():
             first = int(np.flatnonzero(outside)[0])
-            raise RequestError(
-                Code.INVALID_ARGUMENT,
-                f"tensor 'time' holds {int(time[first])} at row {first}; send seconds from 1970 to 2099",
+            raise invalid(
+                f"tensor 'time' holds {int(time[first])} at row {first}; send seconds from 1970 to 2099"
             )
         row, rows = self.users(user_id), self.contents(np.concatenate([history, exclude, shown], axis=1))
         first, last = history.shape[1], history.shape[1] + exclude.shape[1]
@@ -237,8 +236,7 @@ class UserState:
             for request, place in np.argwhere(kinds != "").tolist():
                 kind = kinds[request, place]
                 if kind not in KINDS:
-                    raise RequestError(
-                        Code.INVALID_ARGUMENT,
+                    raise invalid(
                         f"tensor 'kinds' holds {kind[:60]!r} at row {request}; there are {', '.join(KINDS)}",
                     )
                 bits[request] |= 1 << KINDS.index(kind)

@@ -141,9 +141,9 @@ def test_what_a_stage_returns_is_checked(result, why):
 
 
 @contextmanager
-def echoing(code, limit_s):
+def echoing(code):
     """A process that holds a dead man's switch, runs `code`, and says what it is told."""
-    switch = f"from ensemble.triton import DeadMansSwitch; s = DeadMansSwitch(limit_s={limit_s})"
+    switch = "from ensemble.triton import DeadMansSwitch; s = DeadMansSwitch(limit_s=3)"
     program = f"{switch}; {code}; print('up', flush=True)"
     command = [sys.executable, "-c", f"{program}; print(input())"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -157,11 +157,11 @@ def echoing(code, limit_s):
     ids=["is ended before it says more", "is not once its switch is released"],
 )
 def test_a_process_that_stood_still(code, said, status):
-    with echoing(code, limit_s=1) as process:
+    with echoing(code) as process:
         process.send_signal(signal.SIGSTOP)
         process.stdin.write("answer\n")
         process.stdin.flush()
-        time.sleep(2)
+        time.sleep(4)
         process.send_signal(signal.SIGCONT)
         assert (process.stdout.read(), process.wait()) == (said, status)
 
@@ -169,6 +169,6 @@ def test_a_process_that_stood_still(code, said, status):
 def test_a_process_that_works_or_waits_goes_on():
     busy = "import time; end = time.monotonic() + 4; any(time.monotonic() > end for _ in iter(int, 1))"
     # The one waits for what it is told while the other works.
-    with echoing("...", limit_s=3) as waits, echoing(busy, limit_s=3) as works:
+    with echoing("...") as waits, echoing(busy) as works:
         for process in (waits, works):
             assert process.communicate("answer\n")[0] == "answer\n"
