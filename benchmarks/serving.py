@@ -122,6 +122,17 @@ def make_requests(release: Release, users: int, count: int, seed: int) -> list[R
     ]
 
 
+def wishes(release: Release, users: int) -> Iterator[tuple[str, Request]]:
+    """What requests may ask for, in words, and the tensors that say so."""
+    names, count = np.unique(release.array("text_category.npy"), return_counts=True)
+    for case, tensor, wish in (
+        ("live rooms alone", "kinds", "live"),
+        ("the largest category alone", "categories", str(names[count.argmax()])),
+        ("without that category", "exclude_categories", str(names[count.argmax()])),
+    ):
+        yield case, {tensor: np.full((users, 1), wish, object)}
+
+
 def check(cascade: Cascade, url: str, requests: Sequence[Request]) -> None:
     """Compare the server's replies with the cascade's in this process.
 
@@ -277,6 +288,17 @@ def ours(
             rate = PART * max(line.rate for line in lines if line.side == "server")
             arrived = [open_loop(lambda: prepared(url), sent, rate, seconds, cpu) for _ in range(turns)]
             add(told(f"at {PART:.0%} of the highest rate", "server", users, 64, arrived))
+            for case, said in wishes(release, users):
+                asked = [request | said for request in requests]
+                sent_with = [infer_message(request).SerializeToString() for request in asked]
+                with threadpool_limits(1):
+                    check(cascade, url, asked[:4])
+                sides: dict[str, list[Load]] = {"in process": [], "server": []}
+                for _ in range(turns):
+                    sides["in process"].append(in_process(cascade, asked, seconds))
+                    sides["server"].append(closed_loop(lambda: prepared(url), sent_with, 1, seconds, cpu))
+                for side, of in sides.items():
+                    add(told(f"one after another, {case}", side, users, 1, of))
             if users != OF_USERS:
                 continue
             rate *= TOO_MUCH / PART

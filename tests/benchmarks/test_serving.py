@@ -31,6 +31,17 @@ def test_requests_are_of_known_users_and_change_with_the_seed_alone(small_releas
     assert (slates != "").all()
 
 
+def test_what_requests_ask_for_is_there_and_makes_other_slates(small_release):
+    cascade, (request,) = Cascade(small_release), serving.make_requests(small_release, 8, 1, seed=3)
+    usual = cascade(request)["content_id"]
+    cases = dict(serving.wishes(small_release, 8))
+    assert len(cases) == 3
+    for said in cases.values():
+        made = cascade(request | said)["content_id"]
+        assert (made != "").any()
+        assert (made != usual).any()
+
+
 def test_a_message_written_before_says_what_the_client_would(small_release):
     [request] = serving.make_requests(small_release, 3, 1, seed=0)
     message = messages.ModelInferRequest.FromString(infer_message(request).SerializeToString())
