@@ -111,12 +111,10 @@ def simulate(
 
 def _simulate(config: Any, out: Path, overwrite: bool) -> Any:
     from market.world import World
-    from pasar.show import counting
+    from pasar.show import counted
 
-    with counting("simulating", config.impressions) as progress:
-        dataset = World(config).write(
-            out, lambda rows: progress(rows, config.impressions), overwrite=overwrite
-        )
+    with counted("simulating", config.impressions) as tell:
+        dataset = World(config).write(out, tell, overwrite=overwrite)
     _describe(dataset)
     return dataset
 
@@ -155,9 +153,9 @@ def make(
 ) -> None:
     """Make a data set of your own tables, checked against the contract of market/tables.py."""
     from market.dataset import make_dataset
-    from pasar.show import console
+    from pasar.show import working
 
-    with console.status(f"checking {tables}"):
+    with working(f"checking {tables}"):
         dataset = make_dataset(
             tables,
             out,
@@ -181,9 +179,9 @@ def import_(
     """Import a public data set."""
     from market.dataset import write_tables
     from market.importers import read
-    from pasar.show import console
+    from pasar.show import working
 
-    with console.status(f"reading {name}"):
+    with working(f"reading {name}"):
         dataset = write_tables(out, read(name, path), overwrite=overwrite)
     _describe(dataset)
 
@@ -212,9 +210,9 @@ def extend(
     """Add what came back since to a data set: impressions that were shown, with what came of them."""
     from feedback.extend import extend
     from market.dataset import Dataset
-    from pasar.show import counting, say, warn
+    from pasar.show import counted, say, warn
 
-    with counting("joining") as progress:
+    with counted("joining") as tell:
         made, taken = extend(
             Dataset.open(data),
             log,
@@ -224,7 +222,7 @@ def extend(
             late_s=round(late_days * 86_400),
             until=_moment(until, "--until"),
             overwrite=overwrite,
-            progress=progress,
+            progress=tell,
         )
     _describe(made)
     said = f"added {taken.rows:,} impressions, {taken.moments:,} moments, {taken.people:,} users"
@@ -253,7 +251,7 @@ def forget(
     from feedback.forget import forget
     from feedback.log import FeedbackLog
     from market.dataset import Dataset
-    from pasar.show import counting, say, warn
+    from pasar.show import counted, say, warn
 
     lines = users.read_text(encoding="utf-8-sig").split("\n") if users else []  # not at what ids may hold
     asked = {name for name in [*(user or ()), *lines] if name}
@@ -268,8 +266,8 @@ def forget(
         _describe(made)
         say(f"{len(found):,} users are not in it; {data} has them until you delete it")
     if kept is not None:
-        with counting("forgetting") as progress:
-            there = kept.forget(asked, progress)
+        with counted("forgetting") as tell:
+            there = kept.forget(asked, tell)
         say(f"{log} tells nothing of {len(there):,} users any more")
         found |= there
     if strangers := sorted(asked - found):
@@ -321,7 +319,7 @@ def _play(world: Any, built: Any, seed: int) -> None:
     """Judge a release by the truth of the world that its log came from."""
     from evaluation.closed_loop import Player, held_out_requests, play
     from market.world import World
-    from pasar.show import console
+    from pasar.show import console, working
     from pasar.tables import played_table
 
     examples = built.data.examples
@@ -333,7 +331,7 @@ def _play(world: Any, built: Any, seed: int) -> None:
         "two-tower": player.two_tower,
         "cascade": player.cascade_slate,
     }
-    with console.status(f"playing {len(requests):,} requests"):
+    with working(f"playing {len(requests):,} requests"):
         rows = play(played, policies, requests, data_set=examples.name, seed=seed)
     console.print(played_table(rows, len(requests)))
 
@@ -560,17 +558,17 @@ def readout(
     """What slates were worth to people, release by release, and over the release that was served beside."""
     from evaluation.readout import readout as read
     from feedback.log import FeedbackLog
-    from pasar.show import console, counting, warn
+    from pasar.show import console, counted, warn
     from pasar.tables import readout_tables
 
     kept = FeedbackLog.open(log)
-    with counting("reading") as progress:
+    with counted("reading") as tell:
         made = read(
             kept,
             since=0 if since is None else _moment(since, "--since"),
             until=_moment(until, "--until") - round(wait_hours * 3600),
             over=over,
-            progress=progress,
+            progress=tell,
         )
     _write_rows(json_file, made.figures)
     for table in readout_tables(made):
@@ -826,7 +824,7 @@ def ablate(
     from evaluation.closed_loop import Player, held_out_requests
     from market.world import World
     from pasar.settings import load
-    from pasar.show import console, reporter
+    from pasar.show import console, reporter, working
     from pasar.tables import compared_table
     from workflows.examples import TEST, VALID
 
@@ -854,7 +852,7 @@ def ablate(
         player = Player(blind.release, examples, world, asked.begin, seed=seed)
         others["no market adaptation"] = player.cascade_slate
         others["one model a market"] = each_its_own(own, examples, world, asked.begin, seed=seed)
-    with console.status(f"playing {len(asked):,} requests, once for each ablation"):
+    with working(f"playing {len(asked):,} requests, once for each ablation"):
         rows = ablate(built.release, examples, world, asked, seed=seed, others=others)
     _write_rows(json_file, rows)
     days = "validation" if validation else "test"

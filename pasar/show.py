@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
+from typing import Protocol
 
 from rich import box
 from rich.console import Console
@@ -41,8 +44,18 @@ def warn(text: str) -> None:
     errors.print(f"[yellow]warning:[/] {escape(text)}")
 
 
-class Reporter:
-    """Progress of a build: a line for each step, a bar for each training."""
+class Reporter(Protocol):
+    """Shows the progress of a build."""
+
+    def step(self, name: str) -> None:
+        """A step begins."""
+
+    def training(self, name: str, done: int, total: int, metrics: dict[str, float]) -> None:
+        """A batch or an epoch of a training is done."""
+
+
+class _Bars:
+    """In a terminal: a line that turns into the next step's, a bar for each training."""
 
     def __init__(self, bars: Progress) -> None:
         self.bars = bars
@@ -50,22 +63,54 @@ class Reporter:
         self.spinner = bars.add_task("", total=None, metrics="")
 
     def step(self, name: str) -> None:
-        """A step begins."""
         self.bars.update(self.spinner, description=name)
 
     def training(self, name: str, done: int, total: int, metrics: dict[str, float]) -> None:
-        """A batch or an epoch of a training is done."""
         if name not in self.tasks:
             self.tasks[name] = self.bars.add_task(name, total=total, metrics="")
         self.bars.update(self.tasks[name], completed=done, total=total)
         if metrics:
-            text = "  ".join(f"{key} {value:.4f}" for key, value in list(metrics.items())[:3])
-            self.bars.update(self.tasks[name], metrics=text)
+            self.bars.update(self.tasks[name], metrics=_metrics(metrics))
+
+
+QUIET_S = 60.0
+"""A log hears of a training when it ends, and before that so often (seconds)."""
+
+
+class _Lines:
+    """In a log, which shows nothing that moves: a line when a step begins and when a training has ended."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.monotonic()
+        self.ended = ""
+
+    def step(self, name: str) -> None:
+        self._say(name)
+
+    def training(self, name: str, done: int, total: int, metrics: dict[str, float]) -> None:
+        text = f"{name}: {done:,} of {total:,} batches  {_metrics(metrics)}".rstrip()
+        # A training that uses up all its epochs tells the last of them twice.
+        ends = done == total and "loss" not in metrics and text != self.ended
+        if ends or time.monotonic() - self.last >= QUIET_S:
+            self._say(text)
+        if ends:
+            self.ended = text
+
+    def _say(self, text: str) -> None:
+        self.last = time.monotonic()
+        say(f"{timedelta(seconds=int(self.last - self.start))}  {text}")
+
+
+def _metrics(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{key} {value:.4f}" for key, value in list(metrics.items())[:3])
 
 
 @contextmanager
 def reporter() -> Iterator[Reporter]:
-    """Show progress while the block runs."""
+    """Show progress while the block runs: bars in a terminal, else lines."""
+    if not console.is_interactive:
+        yield _Lines()
+        return
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -75,21 +120,34 @@ def reporter() -> Iterator[Reporter]:
         TextColumn("{task.fields[metrics]}"),
     )
     with Progress(*columns, console=console) as bars:
-        made = Reporter(bars)
+        made = _Bars(bars)
         yield made
         bars.update(made.spinner, description="done", total=1, completed=1)
 
 
 @contextmanager
-def counting(name: str, total: int | None = None) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar while the block runs, which tells it how much of how much is done.
+def working(text: str) -> Iterator[None]:
+    """Say what goes on while the block runs: a line that vanishes from a terminal and stays in a log."""
+    if not console.is_interactive:
+        say(text)
+        yield
+        return
+    with console.status(escape(text)):
+        yield
 
-    Args:
-        total: where it is known before.
+
+@contextmanager
+def counted(text: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+    """A bar while the block runs, and in a log a line as it begins and one as it ends.
+
+    Yields:
+        What to tell of how many are done and, where `total` was not known, of how many.
     """
+    if not console.is_interactive:
+        say(text)
     with Progress(console=console) as bars:
-        task = bars.add_task(name, total=total)
-        yield lambda done, of: bars.update(task, completed=done, total=of)
+        task = bars.add_task(escape(text), total=total)
+        yield lambda done, of=total: bars.update(task, completed=done, total=of)
 
 
 WIDE = 129
