@@ -47,7 +47,9 @@ def _python() -> Finding:
 
 def _memory() -> Finding:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return Finding("machine", f"{os.cpu_count()} cores, {total:.0f} GiB", "")
+    # Linux has the call, macOS has not. `taskset`, a container or a batch system may leave us a few alone.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Finding("machine", f"{cores} core{'s' * (cores != 1)}, {total:.0f} GiB", "")
 
 
 def _gpu() -> Finding:

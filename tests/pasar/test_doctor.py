@@ -25,6 +25,16 @@ def test_versions_are_those_that_are_installed(findings):
     assert findings["onnxruntime"].found == importlib.metadata.version("onnxruntime")
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux keeps a process to some cores")
+def test_the_cores_that_this_process_may_use_are_counted():
+    mine = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(mine)})
+        assert doctor._memory().found.startswith("1 core, ")
+    finally:
+        os.sched_setaffinity(0, mine)
+
+
 @pytest.mark.parametrize(("conda", "remedy"), [(False, "run `make setup`"), (True, "run `uv pip install ")])
 def test_a_package_of_another_version_is_told_with_the_pin(conda, remedy, monkeypatch, tmp_path):
     if conda:
