@@ -28,6 +28,7 @@ from market.tables import (
     Split,
     Tables,
     stored_schema,
+    validate,
     validate_entities,
     validate_impressions,
     validate_moments,
@@ -203,7 +204,13 @@ def write_dataset(
     path = Path(path)
     with written_whole(path, "wait for it or choose another folder") as folder:
         expect_free(path, overwrite)
-        users, contents, sellers = validate_entities(users, contents, sellers)
+        try:
+            users, contents, sellers = validate_entities(users, contents, sellers)
+        except ContractError:
+            first = next(iter(impressions), None)
+            if isinstance(first, pd.DataFrame):  # whoever mends tables wants to hear of all of them
+                validate(Tables(name, feedback, split, users, contents, first, sellers))
+            raise
         entities = {"users": users, "contents": contents} | ({} if sellers is None else {"sellers": sellers})
         for table, frame in entities.items():
             _write(folder / f"{table}.parquet", table, frame)
@@ -308,18 +315,31 @@ def make_dataset(
             raise DatasetError(
                 f"{tables / table}.parquet is missing; put users, contents and impressions there as Parquet."
             )
-    return write_dataset(
-        path,
-        name=name,
-        feedback=feedback,
-        split=split,
-        users=read_table(files["users"]),
-        contents=read_table(files["contents"]),
-        sellers=read_table(files["sellers"]) if "sellers" in files else None,
-        impressions=(read_table([file]) for file in files["impressions"]),
-        moments=(lambda: read_table(files["moments"])) if "moments" in files else None,
-        overwrite=overwrite,
-    )
+    reading = list[Path]()
+
+    def parts() -> Iterator[pd.DataFrame]:
+        for file in files["impressions"]:
+            reading.append(file)
+            yield read_table([file])
+
+    try:
+        return write_dataset(
+            path,
+            name=name,
+            feedback=feedback,
+            split=split,
+            users=read_table(files["users"]),
+            contents=read_table(files["contents"]),
+            sellers=read_table(files["sellers"]) if "sellers" in files else None,
+            impressions=parts(),
+            moments=(lambda: read_table(files["moments"])) if "moments" in files else None,
+            overwrite=overwrite,
+        )
+    except ContractError as error:
+        several = len(files["impressions"]) > 1
+        if several and {problem.table for problem in error.problems} == {"impressions"}:
+            raise ContractError(error.problems, reading[-1]) from None
+        raise
 
 
 def expect_outside(tables: Path, path: Path) -> None:
@@ -469,8 +489,11 @@ def _read(files: Sequence[Path], columns: Sequence[str] | None = None, remedy: s
     frame = table.to_pandas()
     for name in table.column_names:
         values = table[name]
-        if name.startswith("x_") and values.null_count and arrow.types.is_integer(values.type):
-            # Plain pandas would make floats of them: another kind of attribute, and not exact.
-            dtype = "UInt64" if arrow.types.is_uint64(values.type) else "Int64"
-            frame[name] = pd.array(values.to_pylist(), dtype)
+        if name.startswith("x_") and values.null_count:
+            # Plain pandas would make floats of whole numbers: another kind of attribute, and not exact.
+            if arrow.types.is_integer(values.type):
+                dtype = "UInt64" if arrow.types.is_uint64(values.type) else "Int64"
+                frame[name] = pd.array(values.to_pylist(), dtype)
+            elif arrow.types.is_boolean(values.type):
+                frame[name] = pd.array(values.to_pylist(), "boolean")
     return frame

@@ -61,7 +61,8 @@ class Rule:
 @dataclass(frozen=True)
 class Column:
     """One column of a contract. A column that is not `required` may be absent; of values that mean the same
-    `form` makes one, where there is such a thing."""
+    `form` makes one, where there is such a thing. `retype` says what to do where the type is wrong, if not
+    what is said of all columns of this `dtype`."""
 
     dtype: DType
     rule: Rule
@@ -69,6 +70,7 @@ class Column:
     nullable: bool = True
     unique: bool = False
     form: Callable[[Any], Any] | None = None
+    retype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,16 @@ class Problem:
 
 
 class ContractError(ValueError):
-    """Tables that break their contract; `problems` holds each one, and so does the text, a line apiece."""
+    """Tables that break their contract; `problems` holds each one, and so does the text, a line apiece.
 
-    def __init__(self, problems: Iterable[Problem]) -> None:
+    Args:
+        where: the file of a table of several, of which this is told.
+    """
+
+    def __init__(self, problems: Iterable[Problem], where: object = None) -> None:
         self.problems = list(problems)
-        super().__init__("\n".join(["the tables break their contract:", *(f"- {p}" for p in self.problems)]))
+        of = f"the tables break their contract{f' in {where}' if where else ''}:"
+        super().__init__("\n".join([of, *(f"- {p}" for p in self.problems)]))
 
 
 @dataclass(frozen=True)
@@ -270,7 +277,7 @@ def columns_of(table: str, frame: pd.DataFrame) -> dict[str, Column]:
 
     Extras are `x_<name>` on users and contents (text or whole numbers: a categorical attribute; float: a
     continuous one) and `v_<name>` on contents (vectors of one length); for the names see `_NAME`. Whole
-    numbers of which some are missing become text, digit by digit. Other columns are left out.
+    numbers and truths of which some are missing become text, digit by digit. Other columns are left out.
     """
     declared = {name: column for name, column in CONTRACT[table].items() if name in frame}
     extras = {}
@@ -362,6 +369,13 @@ def _entities(
             problems.append(
                 Problem("contents", "price", int(bare.sum()), example, "a price needs its `currency`.")
             )
+    times = contents.filter(["created_at", "ended_at"])
+    if len(times.columns) == 2 and all(map(is_numeric_dtype, times.dtypes)):
+        early = (times["ended_at"] < times["created_at"]).fillna(False)
+        if early.any():
+            ended, created = (int(times.loc[early, name].iloc[0]) for name in ("ended_at", "created_at"))
+            remedy = f"before its `created_at`, {created}; correct one of them, or leave the end null."
+            problems.append(Problem("contents", "ended_at", int(early.sum()), ended, remedy))
     return users, contents, sellers
 
 
@@ -414,9 +428,9 @@ def _check(table: str, frame: pd.DataFrame, problems: list[Problem]) -> pd.DataF
     for name in frame.columns:
         if isinstance(frame[name].dtype, pd.CategoricalDtype | pd.StringDtype):
             frame[name] = frame[name].astype(object)
-        elif str(name).startswith("x_") and is_integer_dtype(frame[name]) and frame[name].isna().any():
+        elif str(name).startswith("x_") and _counts(frame[name]) and frame[name].isna().any():
             # As a float it would be continuous, and numbers above 2^24 would be one; text may be null.
-            frame[name] = frame[name].astype("string").astype(object)
+            frame[name] = frame[name].astype("string").replace({"True": "1", "False": "0"}).astype(object)
     columns = columns_of(table, frame)
     if wrong := [name for name in columns if not _NAME.fullmatch(name)]:
         problems += [Problem(table, name, 0, None, _RENAME) for name in wrong]
@@ -445,7 +459,7 @@ def _pandera_column(column: Column) -> pandera.Column:
         return right
 
     checks = [
-        pandera.Check(typed.holds, error=typed.remedy, name="type"),
+        pandera.Check(typed.holds, error=column.retype or typed.remedy, name="type"),
         pandera.Check(rule, error=column.rule.remedy, name="rule"),
     ]
     return pandera.Column(
@@ -454,7 +468,7 @@ def _pandera_column(column: Column) -> pandera.Column:
 
 
 def _integers(values: pd.Series) -> pd.Series:
-    if is_integer_dtype(values) or is_bool_dtype(values):
+    if _counts(values):
         return pd.Series(True, index=values.index)
     if is_float_dtype(values):
         return values % 1 == 0
@@ -494,11 +508,20 @@ _TYPED: dict[DType, Rule] = {
 
 
 def _attribute(values: pd.Series) -> Column:
-    if is_integer_dtype(values) or is_bool_dtype(values):
+    if _counts(values):
         return Column("int64", _INTEGER, nullable=False)
     if is_float_dtype(values):
         return Column("float32", _FINITE)
-    return Column("str", _TEXT)
+    return Column("str", _TEXT, retype=_NO_ATTRIBUTE)
+
+
+def _counts(values: pd.Series) -> bool:
+    return is_integer_dtype(values) or is_bool_dtype(values)
+
+
+_NO_ATTRIBUTE = (
+    "of no kind that models read; make it text or whole numbers (a category) or floats (an amount)."
+)
 
 
 def _cast(values: pd.Series, column: Column) -> pd.Series:

@@ -378,6 +378,37 @@ def test_whole_numbers_of_which_some_are_missing_stay_an_exact_category(tmp_path
     assert made.users()["x_city"].tolist() == ["123456789", "123456790", None]
 
 
+@pytest.mark.parametrize("pandas", [False, True])
+def test_truths_of_which_some_are_missing_are_a_category(tmp_path, pandas):
+    vip = pd.array([True, None, False], "boolean")
+    table = arrow.Table.from_pandas(users().assign(x_vip=vip))
+    parquet.write_table(table if pandas else table.replace_schema_metadata(), tmp_path / "users.parquet")
+    contents().to_parquet(tmp_path / "contents.parquet")
+    part([5]).to_parquet(tmp_path / "impressions.parquet")
+    made = make_dataset(tmp_path, tmp_path / "d", name="mine", feedback="impressions", split="time")
+    assert made.users()["x_vip"].tolist() == ["1", None, "0"]
+
+
+def test_what_is_wrong_with_things_and_with_impressions_is_told_at_once(tmp_path):
+    users().assign(market="Polska").to_parquet(tmp_path / "users.parquet")
+    contents().assign(title="a").to_parquet(tmp_path / "contents.parquet")
+    part([5]).assign(click="yes").to_parquet(tmp_path / "impressions.parquet")
+    with pytest.raises(ContractError) as caught:
+        make_dataset(tmp_path, tmp_path / "d", name="mine", feedback="impressions", split="time")
+    named = [(problem.table, problem.column) for problem in caught.value.problems]
+    assert named == [("users", "market"), ("contents", "title"), ("impressions", "click")]
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize(("second", "why"), [(part([7]).assign(click=3), "click"), (part([4]), "time")])
+def test_the_file_of_several_in_which_impressions_are_wrong_is_named(tmp_path, second, why):
+    users().to_parquet(tmp_path / "users.parquet")
+    contents().to_parquet(tmp_path / "contents.parquet")
+    write_parts(tmp_path / "impressions", part([5, 6]), second)
+    with pytest.raises(ContractError, match=rf"in \S+/part-1.snappy.parquet:\n- impressions.{why} in"):
+        make_dataset(tmp_path, tmp_path / "d", name="mine", feedback="impressions", split="time")
+
+
 def test_a_column_that_pandas_kept_as_the_index_is_a_column(tmp_path):
     users().set_index("user_id").to_parquet(tmp_path / "users.parquet")
     contents().set_index("content_id", drop=False)[::-1].to_parquet(tmp_path / "contents.parquet")

@@ -136,6 +136,13 @@ def test_a_column_that_no_file_can_be_named_after_is_refused(column, values):
     assert "rename it, with at most 200 of A to Z" in problem.remedy
 
 
+@pytest.mark.parametrize("value", [Decimal("1.5"), pd.Timestamp("2026-01-01"), ["a", "b"]])
+def test_an_attribute_of_another_kind_is_told_what_to_become(value):
+    problem = only_problem_of(contents=contents().assign(x_weight=[value, value]))
+    assert (problem.column, problem.rows) == ("x_weight", 2)
+    assert "make it text or whole numbers (a category) or floats (an amount)" in problem.remedy
+
+
 def test_a_missing_column_is_named():
     problem = only_problem_of(contents=contents().drop(columns="kind"))
     assert (problem.table, problem.column) == ("contents", "kind")
@@ -270,6 +277,20 @@ def test_a_price_needs_a_currency():
     assert only_problem_of(contents=priced).rows == 1
     assert only_problem_of(contents=priced.assign(currency=[None, "IDR"])).column == "price"
     validate(tables(contents=priced.assign(currency=["IDR", None])))
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float64", "Int64"])
+def test_what_ended_before_it_was_created_is_refused(dtype):
+    created, ended = pd.array([200, 300], dtype), pd.array([199, 300], dtype)
+    problem = only_problem_of(contents=contents().assign(created_at=created, ended_at=ended))
+    assert (problem.column, problem.rows, problem.example) == ("ended_at", 1, 199)
+    assert problem.remedy.startswith("before its `created_at`, 200; ")
+    for missing in ("created_at", "ended_at"):
+        known = contents().assign(created_at=created, ended_at=ended)
+        known[missing] = pd.array([None, 300], "Int64")
+        validate(tables(contents=known))
+    problem = only_problem_of(contents=contents().assign(created_at=["200", "300"], ended_at=ended))
+    assert problem.column == "created_at"
 
 
 def test_impressions_without_any_outcome_are_refused():
