@@ -37,6 +37,7 @@ from ensemble.plan import Plan
 from ensemble.release import Release
 from ensemble.server import TritonServer
 from ensemble.serving import ServeConfig, serve_release
+from workflows.kept import code_of, sources
 
 Report = Callable[[str], None]
 Request = dict[str, np.ndarray]
@@ -55,6 +56,8 @@ TOO_MUCH, OF_USERS, PATIENCE_S = 3.0, 8, 1.0
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 #: Different requests of each size.
 POOL = 128
+#: Packages whose code makes a release: all that a build may import.
+MADE_BY = ("market", "supply", "feedback", "workflows", "models", "ensemble")
 #: Sizes of Merlin Systems' ensemble: models as ours; it ranks all that it retrieves.
 PEER: dict[str, Any] = {
     "users": 20_000,
@@ -77,22 +80,14 @@ def build(contents: int, seed: int, folder: Path, report: Report) -> Release:
 
     world = WorldConfig(contents=contents, impressions=IMPRESSIONS, seed=seed)
     config = BuildConfig(seed=seed, two_tower=TwoTowerConfig(epochs=1), ranker=RankerConfig(epochs=1))
-    digest = hashlib.sha256(json.dumps([asdict(world), asdict(config)], sort_keys=True).encode())
-    root = Path(__file__).resolve().parents[1]
-    for source in sources(root):
-        digest.update(source.read_bytes())
+    made_of = [asdict(world), asdict(config), code_of(sources(*MADE_BY))]
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode())
     place = folder / f"serving-{digest.hexdigest()[:12]}"
     if not (place / "release").is_dir():
         report(f"building a release of {contents:,} contents in {place}")
         with tempfile.TemporaryDirectory(prefix="pasar-serving-") as data:
             build_release(World(world).write(Path(data) / "data"), place, config)
     return Release.open(place / "release")
-
-
-def sources(root: Path) -> list[Path]:
-    """The code that a release is made by: all that a build may import."""
-    packages = ("market", "supply", "feedback", "workflows", "models", "ensemble")
-    return [source for package in packages for source in sorted((root / package).rglob("*.py"))]
 
 
 def make_requests(release: Release, users: int, count: int, seed: int) -> list[Request]:

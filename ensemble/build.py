@@ -37,12 +37,14 @@ from models.training import Progress, quiet
 from models.two_tower import TwoTowerConfig, train_two_tower
 from workflows.examples import TEST, VALID, Examples, SplitConfig, build_examples
 from workflows.features import SPACES, FeatureConfig, fit_features
-from workflows.kept import ANEW, read_kept
+from workflows.kept import ANEW, code_of, read_kept, sources
 from workflows.vectors import VectorSpace, read_spaces
 
 _MARK = "fingerprint"
 _EARLIER, _WHENCE = "earlier", "folder"
 """In a work folder: a copy of what the build goes on from, and in that, which folder it is of."""
+_KEPT_BY = ("market", "workflows", "models")
+"""Packages whose code makes, with this file's, what is kept in a work folder; they import no others."""
 _ELSEWHERE = "choose another folder to build in"
 
 READ_LAST = ("calibration", "stacking", "preranker", "cascade")
@@ -100,9 +102,9 @@ def build_release(
 ) -> Built:
     """Build a data set into the release `folder`/release.
 
-    A build that was killed goes on with the epoch it was in when it is started again with the same data set
-    and configuration; with others it starts anew, or behind the training where only sections of `READ_LAST`
-    differ. A release that stands there is replaced at the end, once the new one is complete.
+    A build that was killed goes on with the epoch it was in when it is started again with the same data set,
+    configuration and code; with others it starts anew, or behind the training where only sections of
+    `READ_LAST` differ. A release that stands there is replaced at the end, once the new one is complete.
 
     Args:
         before: folder of an earlier build, of a log that this one goes on: the ranker starts from what it was
@@ -330,9 +332,13 @@ def _expect_held_out(examples: Examples, split: SplitConfig) -> None:
 
 
 def fingerprint(dataset: Dataset, config: BuildConfig | None = None) -> str:
-    """Changes with any byte of the data set and, where there is a configuration, any knob but `READ_LAST`."""
-    knobs = config and {name: knob for name, knob in asdict(config).items() if name not in READ_LAST}
-    said = json.dumps([asdict(dataset.description), knobs], sort_keys=True)
+    """Changes with any byte of the data set and, where there is a configuration, any knob but `READ_LAST` and
+    any line of the code that makes what a build keeps in its work folder."""
+    made_with = None
+    if config is not None:
+        knobs = {name: knob for name, knob in asdict(config).items() if name not in READ_LAST}
+        made_with = [knobs, code_of([*sources(*_KEPT_BY), Path(__file__)])]
+    said = json.dumps([asdict(dataset.description), made_with], sort_keys=True)
     digest = hashlib.sha256(said.encode())
     for file in sorted(dataset.path.rglob("*.parquet")):
         with file.open("rb") as opened:

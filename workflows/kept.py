@@ -1,9 +1,11 @@
-"""Files of arrays that a build keeps for a later one to go on from: they appear whole, and damage is told."""
+"""What a build keeps for a later one: files of arrays, which appear whole and of which damage is told, and
+what tells whether the same code made them."""
 
 from __future__ import annotations
 
+import hashlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -13,6 +15,22 @@ from market.files import written
 
 ANEW = "build without an earlier one, which trains from the beginning"
 """What to do where there is nothing to go on from."""
+
+ROOT = Path(__file__).resolve().parents[1]
+"""Of the packages' source."""
+
+
+def sources(*packages: str) -> list[Path]:
+    """The files of code of packages of ours, in the same order everywhere."""
+    return [source for package in packages for source in sorted((ROOT / package).rglob("*.py"))]
+
+
+def code_of(files: Iterable[Path]) -> str:
+    """A sum of files of code: what another one made is made anew."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(b"%d " % file.stat().st_size + file.read_bytes())
+    return digest.hexdigest()
 
 
 def write_kept(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -120,7 +120,7 @@ def test_a_release_is_built_anew_when_any_code_that_makes_it_changes():
             place = root.joinpath(*imported.split("."))
             made_by += [place.with_suffix(".py"), place / "__init__.py"]
     assert root / "ensemble/distil.py" in found
-    assert found <= set(serving.sources(root))
+    assert found <= set(serving.sources(*serving.MADE_BY))
 
 
 def test_a_built_release_is_found_again_until_its_configuration_changes(small_release, tmp_path, monkeypatch):

@@ -10,12 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ensemble.build import build_release
+from ensemble.build import BuildConfig, build_release
 from ensemble.plan import Plan
 from market.dataset import write_dataset, write_like
 from market.folders import FolderInUse, only_user
 from market.statistics import DAY_S
 from models.starts import FILE
+from tests.market.test_dataset import part, write
+from workflows import kept
 from workflows.features import SPACES
 from workflows.vectors import read_spaces
 
@@ -148,8 +150,8 @@ class Stopped(Exception):
     """Somebody ended the build."""
 
 
-def begun(data, folder, config, before):
-    """Begin a build that goes on from another; it ends before it reads the log."""
+def begun(data, folder, config, before=None):
+    """Begin a build, which may go on from another; it ends before it reads the log."""
 
     def step(name):
         raise Stopped
@@ -157,6 +159,19 @@ def begun(data, folder, config, before):
     with pytest.raises(Stopped):
         build_release(data, folder, config, before=before, step=step)
     return folder / "work"
+
+
+def test_a_killed_build_is_taken_up_by_the_code_that_made_it_and_by_no_other(tmp_path, monkeypatch):
+    for package in ("market", "workflows", "models", "supply"):
+        shutil.copytree(kept.ROOT / package, tmp_path / "code" / package)
+    monkeypatch.setattr(kept, "ROOT", tmp_path / "code")
+    data, folder = write(tmp_path / "data", impressions=[part([5, 6])]), tmp_path / "build"
+    (begun(data, folder, BuildConfig()) / "trained").touch()
+    for package, stays in (("supply", True), ("models", False), ("workflows", False), ("market", False)):
+        with (tmp_path / "code" / package / "__init__.py").open("a") as code:
+            code.write("pass\n")
+        assert (begun(data, folder, BuildConfig()) / "trained").exists() == stays
+        (folder / "work" / "trained").touch()
 
 
 def test_an_earlier_build_is_read_once_and_read_again_where_it_is_another(small_build, later, tmp_path):
