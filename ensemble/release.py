@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Collection, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from market.folders import link
+from market.folders import drafted, link
 
 # 2: seasons among the features of a pair; 3: lists of the search in blocks of 32 codes, graphs of markets;
 # 4: low-rank affinities beside the item graph, conversions.
@@ -53,10 +52,11 @@ class ReleaseWriter:
         self._linked = dict[str, str]()
 
     def __enter__(self) -> ReleaseWriter:
-        if self.target.exists():
+        if os.path.lexists(self.target):
             raise ReleaseError(f"{self.target} exists already; a release never changes, choose a new folder")
         self.target.parent.mkdir(parents=True, exist_ok=True)
-        self._folder = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.", dir=self.target.parent))
+        self._draft = drafted(self.target)
+        self._folder = self._draft.__enter__()
         return self
 
     def path(self, file: str) -> Path:
@@ -104,7 +104,7 @@ class ReleaseWriter:
             if kind is None:
                 self._finish()
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._draft.__exit__(None, None, None)
 
     def _finish(self) -> None:
         files = {}
@@ -125,6 +125,8 @@ class ReleaseWriter:
         try:
             self._folder.rename(self.target)
         except OSError as error:
+            if not os.path.lexists(self.target):
+                raise
             raise ReleaseError(
                 f"{self.target} was made meanwhile; a release never changes, choose a new folder"
             ) from error

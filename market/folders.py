@@ -86,6 +86,38 @@ def written_whole(folder: Path, advice: str) -> Iterator[Path]:
                 work.rmdir()
 
 
+@contextmanager
+def drafted(folder: Path) -> Iterator[Path]:
+    """An empty folder to make what shall be `folder` in; it vanishes at the end, unless it was renamed.
+
+    Any number of processes may make one for the same `folder`. What a killed one left is deleted first: a
+    folder that nobody holds, which the system sees to however its maker ended.
+    """
+    for left in _left(folder, _DRAFT):
+        with contextlib.suppress(OSError), _flocked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            _delete(left)
+    with contextlib.ExitStack() as stack:
+        while True:
+            draft = _beside(folder, _DRAFT)
+            draft.mkdir()
+            stack.callback(shutil.rmtree, draft, ignore_errors=True)
+            with contextlib.suppress(OSError):  # of a disk without locks, on which nothing is tidied either
+                stack.enter_context(_flocked(draft, fcntl.LOCK_SH))
+            if draft.exists():  # it was not yet held, and taken for one that is left
+                break
+        yield draft
+
+
+@contextmanager
+def _flocked(folder: Path, how: int) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, how)
+        yield
+    finally:
+        os.close(handle)
+
+
 def link(source: Path, target: Path) -> None:
     """Make `target` the same file, or a copy of it where the disk links none."""
     try:
@@ -138,8 +170,9 @@ def moved_aside(folder: Path) -> list[Path]:
     return _left(folder, _OLD)
 
 
-_OLD, _GONE = "old", "gone"
-"""Ends of the names of what is whole and may come back, and of what is being made or deleted."""
+_OLD, _GONE, _DRAFT = "old", "gone", "draft"
+"""Ends of the names of what is whole and may come back, of what is being made or deleted by the only one at
+work there, and of what is being made by one of several."""
 
 
 def _beside(folder: Path, end: str) -> Path:

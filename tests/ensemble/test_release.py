@@ -1,5 +1,9 @@
+import errno
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +12,8 @@ from hypothesis import strategies as st
 
 from ensemble.release import FORMAT, MANIFEST, Release, ReleaseError, ReleaseWriter
 from tests.ensemble import toy
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +183,35 @@ def test_an_export_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt), ReleaseWriter(tmp_path / "r", name="x") as release:  # noqa: PT012
         release.json("a.json", 1)
         raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path):
+    program = (
+        "import os, signal, sys; from ensemble.release import ReleaseWriter\n"
+        "with ReleaseWriter(sys.argv[1], name='x') as release:\n"
+        "    release.json('a.json', 1); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "r")], cwd=ROOT, check=False)
+    assert len(list(tmp_path.iterdir())) == 1
+    with ReleaseWriter(tmp_path / "r", name="x") as release:
+        release.json("a.json", 1)
+    assert list(tmp_path.iterdir()) == [tmp_path / "r"]
+
+
+def test_a_link_that_leads_nowhere_is_no_free_place(tmp_path):
+    (tmp_path / "r").symlink_to(tmp_path / "gone")
+    with pytest.raises(ReleaseError, match="r exists already"), ReleaseWriter(tmp_path / "r", name="x"):
+        pass
+
+
+def test_a_disk_that_takes_no_release_is_not_taken_for_another_writer(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("ensemble.release.Path.rename", full)
+    with pytest.raises(OSError, match="No space left"), ReleaseWriter(tmp_path / "r", name="x") as release:
+        release.json("a.json", 1)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,5 +1,6 @@
 """Folders appear and go whole, whoever is killed when."""
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from market import folders
 from market.folders import (
     FolderInUse,
+    drafted,
     expect_own,
     moved_aside,
     only_user,
@@ -160,6 +162,56 @@ def test_who_writes_next_clears_up_what_a_killed_writer_left(tmp_path):
         assert names(fresh) == []
         assert (tmp_path / "a" / "mark").read_text() == "older"
     assert names(tmp_path) == ["a"]
+
+
+def test_a_draft_becomes_the_folder_or_vanishes(tmp_path):
+    with drafted(tmp_path / "a") as draft:
+        (draft / "mark").write_text("new")
+        draft.rename(tmp_path / "a")
+    with drafted(tmp_path / "a"):
+        pass
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a" / "mark").read_text() == "new"
+
+
+def test_a_draft_that_a_killed_process_left_is_deleted_and_one_that_is_at_work_stays(tmp_path):
+    (tmp_path / ".a.previous").mkdir()  # somebody's own
+    killed("with folders.drafted(a) as draft: (draft / 'part').touch(); die()", tmp_path / "a")
+    assert len(names(tmp_path)) == 2
+    with drafted(tmp_path / "a") as first:
+        assert names(tmp_path) == sorted([first.name, ".a.previous"])
+        with drafted(tmp_path / "a") as second, drafted(tmp_path / "b"):
+            assert first.is_dir()
+            assert second != first
+        assert first.is_dir()
+    assert names(tmp_path) == [".a.previous"]
+
+
+def test_a_draft_that_was_taken_for_one_that_is_left_is_made_again(tmp_path, monkeypatch):
+    flock, made = folders.fcntl.flock, []
+
+    def late(lock, how):
+        if not made:
+            made.extend(tmp_path.iterdir())
+            shutil.rmtree(made[0])
+        flock(lock, how)
+
+    monkeypatch.setattr(folders.fcntl, "flock", late)
+    with drafted(tmp_path / "a") as draft:
+        assert [draft] == list(tmp_path.iterdir()) != made
+    assert names(tmp_path) == []
+
+
+def test_a_draft_is_made_on_a_disk_without_locks_too_and_nothing_is_deleted_there(tmp_path, monkeypatch):
+    left = folder_of(tmp_path / ".a.17.draft", "")
+
+    def none(lock, how):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(folders.fcntl, "flock", none)
+    with drafted(tmp_path / "a") as draft:
+        assert draft.is_dir()
+    assert names(tmp_path) == [left.name]
 
 
 def test_a_lock_that_was_just_taken_away_holds_nothing(tmp_path, monkeypatch):
