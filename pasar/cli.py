@@ -79,6 +79,17 @@ def main() -> None:
         if os.environ.get("PASAR_TRACEBACK"):
             raise
         raise SystemExit(1) from None
+    except SystemExit as ended:
+        if isinstance(ended.code, int) and ended.code > 128:  # typer makes Ctrl-C such a code, too
+            with contextlib.suppress(OSError):  # of a terminal that has closed
+                _say_stopped(signal.Signals(ended.code - 128).name)
+        raise
+
+
+def _say_stopped(by: str) -> None:
+    from pasar.show import errors
+
+    errors.print(f"stopped by {by}; nothing is left half-written, a build or a search goes on when run again")
 
 
 @app.command()

@@ -792,11 +792,34 @@ def terminal():
 @pytest.mark.usefixtures("terminal")
 def test_a_command_that_is_terminated_or_loses_its_terminal_cleans_up(number):
     command = [sys.executable, "-c", ENDED % 60]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "running\n"
         process.send_signal(number)
         assert process.stdout.read() == "cleaned up\n"
+        assert process.stderr.read().startswith(f"stopped by {number.name}; nothing is left half-written")
     assert process.returncode == 128 + number
+
+
+def test_an_interrupted_command_says_so_in_one_line(pasar, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("market.dataset.make_dataset", interrupted)
+    code, _, err = pasar("data", "make", "--tables", tmp_path, "--out", tmp_path / "out")
+    assert code == 130
+    assert err.startswith("stopped by SIGINT; ")
+    assert err.count("\n") == 1
+
+
+def test_a_command_whose_terminal_is_gone_has_nowhere_to_say_so():
+    program = ENDED % 60
+    with open(os.devnull) as unwritable:
+        command = [sys.executable, "-c", program]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=unwritable, text=True) as process:
+            assert process.stdout.readline() == "running\n"
+            process.send_signal(signal.SIGTERM)
+            assert process.stdout.read() == "cleaned up\n"
+    assert process.returncode == 128 + signal.SIGTERM
 
 
 def test_a_command_that_shall_outlive_its_terminal_does():
