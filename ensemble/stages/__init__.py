@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,10 @@ def build(
     from ensemble.stages.events import Events
     from ensemble.stages.feedback import Feedback
 
-    kept, log = (None if folder is None else Path(folder) for folder in (state, feedback))
+    # Triton's Python takes names of files for ASCII whatever the locale says; as bytes they are the same.
+    kept, log = (
+        None if folder is None else Path(os.fsdecode(folder.encode())) for folder in (state, feedback)
+    )
     if name == Events.name:
         if kept is None:
             raise ValueError("events need a folder for the live state; give one")

@@ -1,8 +1,10 @@
 """The feedback step: what clients tell of their slates is in the log, or refused with its number."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +30,24 @@ def item(content: str, propensity: float = 1.0) -> Item:
 
 REQUEST = FeedRequest("u1", "ID", 1_773_619_073)
 SLATE = Slate((item("v1"), item("v2", 0.25), item("v3")))
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+"""Of a Python that takes names of files for ASCII, as the one within Triton does."""
+
+
+def test_a_log_in_a_folder_of_any_name_is_kept_by_the_python_within_triton(release, tmp_path):
+    program = (
+        "import json, os, sys; from ensemble.stages import build; from ensemble.release import Release\n"
+        "assert sys.getfilesystemencoding() == 'ascii'\n"
+        "made = Release.open(sys.argv[1])\n"
+        "for place in json.load(sys.stdin): build('events', made, state=place + '/s', feedback=place + '/l')"
+    )
+    folders = [str(tmp_path / name) for name in ("łódź 1", "用户")]
+    command, sent = [sys.executable, "-c", program, str(release.path)], json.dumps(folders)
+    subprocess.run(command, input=sent, env=os.environ | ASCII, text=True, check=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"łódź 1", "用户"}
+    assert all((Path(folder) / "s" / "journal").is_file() for folder in folders)
 
 
 def everything(folder) -> list[dict]:
