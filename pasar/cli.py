@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import time as clock
@@ -52,6 +54,25 @@ def _expected() -> tuple[type[Exception], ...]:
     return (ValueError, OSError, RequestError, RepositoryError, ServerError)
 
 
+_REMEDIES = {
+    errno.ENOSPC: "make room and run it again",
+    errno.EDQUOT: "make room and run it again",
+    errno.EACCES: "give a place that you may read and write",
+    errno.EPERM: "give a place that you may read and write",
+    errno.EROFS: "give a place that can be written to",
+}
+
+
+def _told(error: Exception) -> str:
+    """What is said of an error; of the system's own the file first, and what to do where that is plain."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    files = [str(file) for file in (error.filename, error.filename2) if file is not None]
+    remedy = _REMEDIES.get(error.errno or 0)
+    said = f"{' and '.join(files)}: {error.strerror}" if files else error.strerror
+    return f"{said}; {remedy}" if remedy and ";" not in error.strerror else said
+
+
 def _say_error(text: str) -> None:
     from rich.markup import escape
 
@@ -75,7 +96,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except _expected() as error:
-        _say_error(str(error))
+        _say_error(_told(error))
         if os.environ.get("PASAR_TRACEBACK"):
             raise
         raise SystemExit(1) from None
@@ -264,7 +285,7 @@ def forget(
     from market.dataset import Dataset
     from pasar.show import counted, say, warn
 
-    lines = users.read_text(encoding="utf-8-sig").split("\n") if users else []  # not at what ids may hold
+    lines = _lines(users) if users else []
     asked = {name for name in [*(user or ()), *lines] if name}
     if not asked:
         raise ValueError("nobody is named; give --user ID, or --users with a file of ids")
@@ -284,6 +305,15 @@ def forget(
     if strangers := sorted(asked - found):
         few = ", ".join(map(repr, strangers[:5])) + (", ..." if len(strangers) > 5 else "")
         warn(f"{len(strangers):,} of {len(asked):,} users were nowhere: {few}")
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a file of ids; they end with a line's end alone, and may hold what else ends lines."""
+    try:
+        return file.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{file} is not UTF-8 in line {line}; save it as UTF-8") from None
 
 
 @app.command()
@@ -379,7 +409,7 @@ def adjust(
             "new knobs, but what is worth much by them alone may not reach the ranker; `pasar build` teaches "
             "anew"
         )
-    move = f"pasar reload --release {out} --run RUN"
+    move = f"pasar reload --release {shlex.quote(str(out))} --run RUN"
     say(f"release {out} ({made.release.name}); `{move}` moves the server that works in RUN to it")
 
 
@@ -492,6 +522,8 @@ def reload(
     opened = Release.open(release)
     plan, repository = Plan.of(opened), run / "repository"
     Blend(opened)  # refuses weights under which nothing is worth showing
+    if not models(repository):
+        raise ValueError(f"no `pasar serve` works in {run}; give its --run, by default RELEASE/../serving")
     steps = served_steps(plan, one_process=Cascade.name in models(repository))
     beside = [step for step in (Events.step(), Feedback.step()) if step.name in models(repository)]
     version = add_version(

@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -168,6 +170,53 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(pasar, tmp_path):
     code, _, err = pasar("data", "simulate", "--out", tmp_path / "file" / "data", "--impressions", "100")
     assert code == 1
     one_line(err)
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "; make room and run it again"),
+        (errno.EACCES, "; give a place that you may read and write"),
+        (errno.EROFS, "; give a place that can be written to"),
+        (errno.ENOENT, ""),
+    ],
+)
+def test_what_the_system_refuses_is_told_by_the_file_and_with_what_to_do(
+    pasar, tmp_path, monkeypatch, number, remedy
+):
+    def refused(*_, **__):
+        raise OSError(number, os.strerror(number), str(tmp_path / "data"))
+
+    monkeypatch.setattr("market.dataset.make_dataset", refused)
+    code, _, err = pasar("data", "make", "--tables", tmp_path, "--out", tmp_path / "data")
+    assert code == 1
+    assert err == f"error: {tmp_path / 'data'}: {os.strerror(number)}{remedy}\n"
+
+
+def test_a_file_of_ids_that_is_no_utf_8_is_named_with_the_line(pasar, tmp_path):
+    (tmp_path / "ids.txt").write_bytes(b"ana\nb\xf6rn\n")
+    FeedbackLog(tmp_path / "log")
+    code, _, err = pasar("data", "forget", "--users", tmp_path / "ids.txt", "--log", tmp_path / "log")
+    assert code == 1
+    assert one_line(err) == f"error: {tmp_path / 'ids.txt'} is not UTF-8 in line 2; save it as UTF-8\n"
+
+
+def test_a_folder_in_which_no_server_works_is_named(pasar, tmp_path):
+    release = synthetic.release(tmp_path, 3).path
+    code, _, err = pasar("reload", "--release", release, "--run", tmp_path)
+    assert code == 1
+    assert f"no `pasar serve` works in {tmp_path}; give its --run" in one_line(err)
+
+
+def test_what_moves_a_server_can_be_pasted_into_a_shell(pasar, tmp_path, monkeypatch):
+    release, out = synthetic.release(tmp_path, 3), tmp_path / "my shop's"
+    config = Plan.of(release).config
+    knobs = dataclasses.replace(config, seller_cap=config.seller_cap + 1)
+    monkeypatch.setattr("pasar.settings.load_cascade", lambda path: knobs)
+    code, said, err = pasar("adjust", "--release", release.path, "--out", out)
+    assert (code, err) == (0, "")
+    command = shlex.split(said.rpartition("; `")[2].partition("`")[0])
+    assert command == ["pasar", "reload", "--release", str(out), "--run", "RUN"]
 
 
 def test_where_no_server_answers_feed_says_what_to_do(pasar):
