@@ -111,7 +111,8 @@ class CascadeConfig:
         seller_frequency: times a seller's contents may have been shown lately (exposures).
         slots: most or least places of a kind within the first places of a slate, such as
             { kind = "product", most = 1, within = 3 } or { kind = "live", least = 1, within = 5 }; without
-            `within`, of the whole slate. The least must fit into the places that are not for exploration.
+            `within`, of the whole slate. The least must fit into the places that are not for exploration, and
+            a slate must be able to keep all slots.
         explore: share of the places, the last ones, given to contents of uncertain value (0 to 0.5).
         explore_outcomes: a content wanted fewer times lately is of uncertain value (outcomes).
         weights: worth of a certain outcome, by task: US dollars; of cart and order, parts of the content's
@@ -228,6 +229,49 @@ class CascadeConfig:
                 f"may be {MOST_LIMITS} in all, so declare at most {len(slots) - limits + MOST_LIMITS} slots"
             )
         self.reserved()
+        if "slots" in self.rules:
+            self._check_slots()
+
+    def _check_slots(self) -> None:
+        """Refuse slots that no slate can keep all of, and those that say nothing that others do not."""
+        said = set[tuple[str, str, int]]()
+        for slot in self.slots:
+            within = slot.within or self.slate
+            if within > self.slate:
+                raise ValueError(
+                    f"cascade.slots: within {within} of {slot.kind} goes beyond the {self.slate} places of a "
+                    "slate; leave it out where all of them are meant"
+                )
+            for word in ("most", "least"):
+                if getattr(slot, word) is not None and (slot.kind, word, within) in said:
+                    raise ValueError(
+                        f"cascade.slots says twice how many {slot.kind} there are at {word} among the first "
+                        f"{within}; keep one of them"
+                    )
+                if getattr(slot, word) is not None:
+                    said.add((slot.kind, word, within))
+        #: By kind, how many of it may stand among the first places, of 1 place to all.
+        most = {kind: list(range(1, self.slate + 1)) for kind in KINDS}
+        for slot in self.slots:
+            if slot.most is not None:
+                own = most[slot.kind]
+                within = slot.within or self.slate
+                own[:within] = [min(count, slot.most) for count in own[:within]]
+        for kind, reserved in self.reserved().items():
+            for count, place in enumerate(reserved, 1):
+                if count > most[kind][place]:
+                    raise ValueError(
+                        f"cascade.slots ask for {count} {kind} among the first {place + 1}, where they allow "
+                        f"{most[kind][place]}; lower least, raise most, or declare what asks for {kind} later"
+                    )
+        for place in range(self.slate):
+            room = {kind: own[place] for kind, own in most.items()}
+            if sum(room.values()) <= place:
+                told = ", ".join(f"{count} {kind}" for kind, count in room.items())
+                raise ValueError(
+                    f"cascade.slots leave a place empty among the first {place + 1}: they allow {told}; "
+                    "raise the most of a kind, or leave it out"
+                )
 
     def weight(self, task: str, market: str, kind: str) -> float:
         """Worth of an outcome in a market, of a kind of content: of the narrowest declaration there is."""

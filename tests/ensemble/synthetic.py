@@ -58,7 +58,7 @@ def release(folder: Path, seed: int) -> Release:
         seller_cap=int(random.integers(1, 4)),
         category_cap=int(random.integers(1, 4)),
         weights=WEIGHTS,
-        **_with_least(_rules(np.random.default_rng([seed, 1]), slate), seed, slate),
+        **_sound(_with_least(_rules(np.random.default_rng([seed, 1]), slate), seed, slate), slate),
     )
     plan = Plan(
         markets=MARKETS,
@@ -197,6 +197,18 @@ def _with_least(rules: dict[str, Any], seed: int, slate: int) -> dict[str, Any]:
         most = least + 1 if random.random() < 0.3 else None
         slots.insert(int(random.integers(0, len(slots) + 1)), Slot(kind, most, within, least))
     return rules | {"slots": tuple(slots)}
+
+
+def _sound(rules: dict[str, Any], slate: int) -> dict[str, Any]:
+    """Rules without the slots that contradict those before them."""
+    kept: list[Slot] = []
+    for slot in rules["slots"]:
+        try:
+            CascadeConfig(slate=slate, explore=rules["explore"], slots=(*kept, slot))
+        except ValueError:
+            continue
+        kept.append(slot)
+    return rules | {"slots": tuple(kept)}
 
 
 class Worlds:

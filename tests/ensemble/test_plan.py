@@ -3,9 +3,10 @@
 import json
 import re
 from dataclasses import asdict, replace
+from itertools import permutations, product
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble.plan import FILE, QUOTAS, WEIGHTS, CascadeConfig, Plan, Slot
@@ -95,6 +96,35 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
             "cascade.slots has 12, which makes 16 limits with the other rules; there may be 15 in all, so "
             "declare at most 11 slots",
         ),
+        (
+            {"slots": ({"kind": "live", "most": 1, "within": 11},)},
+            "cascade.slots: within 11 of live goes beyond the 10 places of a slate; leave it out",
+        ),
+        (
+            {"slots": ({"kind": "live", "most": 1}, {"kind": "live", "most": 2, "within": 10})},
+            "cascade.slots says twice how many live there are at most among the first 10; keep one of them",
+        ),
+        (
+            {"slots": ({"kind": "live", "least": 1, "within": 3}, {"kind": "live", "least": 1, "within": 3})},
+            "cascade.slots says twice how many live there are at least among the first 3",
+        ),
+        (
+            {"slots": ({"kind": "live", "most": 0}, {"kind": "live", "least": 1, "within": 5})},
+            "cascade.slots ask for 1 live among the first 5, where they allow 0; lower least, raise most",
+        ),
+        (
+            {"slots": ({"kind": "live", "most": 1, "within": 4}, {"kind": "live", "least": 3, "within": 5})},
+            "cascade.slots ask for 2 live among the first 4, where they allow 1",
+        ),
+        (
+            {"slots": tuple({"kind": kind, "most": most} for kind, most in zip(KINDS, (4, 3, 2)))},
+            "cascade.slots leave a place empty among the first 10: they allow 4 video, 3 live, 2 product; "
+            "raise the most of a kind",
+        ),
+        (
+            {"slots": tuple({"kind": kind, "most": 0, "within": 1} for kind in KINDS)},
+            "cascade.slots leave a place empty among the first 1: they allow 0 video, 0 live, 0 product",
+        ),
     ],
 )
 def test_knobs_out_of_range_are_refused_by_name(knobs, named):
@@ -103,21 +133,28 @@ def test_knobs_out_of_range_are_refused_by_name(knobs, named):
 
 
 def test_as_many_slots_as_there_may_be_limits_are_taken_and_slots_without_their_rule_make_none():
-    slots = ({"kind": "live", "most": 1},)
-    assert len(CascadeConfig(slots=slots * 11).slots) == 11
-    assert len(CascadeConfig(slots=slots * 15, rules=("slots",)).slots) == 15
-    assert len(CascadeConfig(slots=slots * 16, rules=("dpp",)).slots) == 16
+    slots = [
+        {"kind": kind, "most": 1, "within": place} for kind in ("live", "product") for place in range(10)
+    ]
+    assert len(CascadeConfig(slots=slots[:11]).slots) == 11
+    assert len(CascadeConfig(slots=slots[:15], rules=("slots",)).slots) == 15
+    assert len(CascadeConfig(slots=slots[:1] * 16, rules=("dpp",)).slots) == 16
 
 
 def test_slots_that_ask_for_a_kind_make_one_limit_for_it():
-    most, least = {"kind": "live", "most": 1}, {"kind": "live", "least": 1}
-    assert len(CascadeConfig(slots=(most,) * 10 + (least,) * 3).slots) == 13
+    most = [{"kind": "live", "most": place, "within": place} for place in range(1, 11)]
+    least = [{"kind": "live", "least": 1, "within": place} for place in range(7, 10)]
+    assert len(CascadeConfig(slots=(*most, *least)).slots) == 13
     with pytest.raises(ValueError, match="makes 16 limits"):
-        CascadeConfig(slots=(most,) * 10 + (least, {"kind": "video", "least": 1}))
+        CascadeConfig(slots=(*most, least[0], {"kind": "video", "least": 1}))
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(KINDS), st.integers(1, 3), st.integers(0, 10)), max_size=4),
+    st.lists(
+        st.tuples(st.sampled_from(KINDS), st.integers(1, 3), st.integers(0, 10)),
+        max_size=4,
+        unique_by=lambda slot: (slot[0], slot[2] or 10),
+    ),
     st.sampled_from([0.0, 0.2]),
 )
 def test_reserved_places_are_enough_for_each_slot_and_refused_only_where_none_are(asked, explore):
@@ -141,6 +178,50 @@ def test_reserved_places_are_enough_for_each_slot_and_refused_only_where_none_ar
     assert set(every) <= set(range(free))
     for slot, end in zip(slots, ends):
         assert sum(place < end for place in places[slot.kind]) >= slot.least
+
+
+def kept(slate, slots, free):
+    """Whether a slate, a kind a place, keeps all slots; the least among the places that are not explored."""
+    return all(
+        slate[: slot.within or len(slate)].count(slot.kind)
+        <= (len(slate) if slot.most is None else slot.most)
+        and slate[: min(slot.within or len(slate), free)].count(slot.kind) >= (slot.least or 0)
+        for slot in slots
+    )
+
+
+@given(
+    st.integers(1, 5).flatmap(
+        lambda slate: st.tuples(
+            st.just(slate),
+            st.lists(
+                st.builds(
+                    lambda kind, word, count, within: Slot(
+                        kind, within=within, **{word: max(count, word == "least")}
+                    ),
+                    st.sampled_from(KINDS),
+                    st.sampled_from(["most", "least"]),
+                    st.integers(0, 3),
+                    st.integers(0, slate),
+                ),
+                max_size=4,
+                unique_by=lambda slot: (slot.kind, slot.within or slate, slot.least is None),
+            ),
+        )
+    ),
+    st.sampled_from([0.0, 0.2, 0.5]),
+)
+@settings(max_examples=400)
+def test_slots_are_taken_where_a_slate_can_keep_them_all_and_refused_where_none_can(asked, explore):
+    slate, slots = asked
+    free = slate - int(slate * explore)
+    taken = []
+    for order in permutations(slots):  # of kinds that contend the sooner declared has the sooner place
+        try:
+            taken.append(CascadeConfig(slate=slate, slots=order, explore=explore))
+        except ValueError as error:
+            assert "cascade.slots" in str(error)  # noqa: PT017
+    assert bool(taken) == any(kept(kinds, slots, free) for kinds in product(KINDS, repeat=slate))
 
 
 def test_what_a_slot_does_not_declare_is_not_written(tmp_path):
