@@ -68,7 +68,7 @@ class Limit:
 
     Attributes:
         group: int32[N], of every content of the release; -1 where the limit does not concern it.
-        most: int64[S], contents of a group among the places up to each one.
+        most: int64[S], contents of a group among the places up to each one, S where there may be any number.
         others: places of a slate that others than the group shall have, where that is what the limit is for.
     """
 

@@ -11,4 +11,5 @@ from ensemble.rules import Limit
 
 def category_cap(release: Release, config: CascadeConfig) -> list[Limit]:
     """Contents of one category share the cap `category_cap`; contents without a category have none."""
-    return [Limit(release.array("category_code.npy"), np.full(config.slate, config.category_cap))]
+    most = min(config.category_cap, config.slate)
+    return [Limit(release.array("category_code.npy"), np.full(config.slate, most))]

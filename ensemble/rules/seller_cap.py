@@ -11,4 +11,5 @@ from ensemble.rules import Limit
 
 def seller_cap(release: Release, config: CascadeConfig) -> list[Limit]:
     """Contents of one seller share the cap `seller_cap`; contents without a seller have none."""
-    return [Limit(release.array("seller_code.npy"), np.full(config.slate, config.seller_cap))]
+    most = min(config.seller_cap, config.slate)
+    return [Limit(release.array("seller_code.npy"), np.full(config.slate, most))]

@@ -22,7 +22,7 @@ def slots(release: Release, config: CascadeConfig) -> list[Limit]:
         of_kind = kind == KINDS.index(slot.kind)
         if slot.most is not None:
             within = place < (slot.within or slate)
-            limits.append(Limit(np.where(of_kind, 0, -1), np.where(within, slot.most, slate)))
+            limits.append(Limit(np.where(of_kind, 0, -1), np.where(within, min(slot.most, slate), slate)))
         if slot.least and (own := reserved.pop(slot.kind, [])):
             others = np.full(slate, slate)
             others[own] = own - np.arange(len(own))

@@ -144,8 +144,7 @@ class Reordering:
         self.groups = np.ascontiguousarray(groups, np.int32)
         # By place, so that a place's caps are one array [R, 1, 1].
         most = np.array([limit.most for limit in limits]).reshape(len(limits), config.slate)
-        # A cap as large as the slate never holds, however much larger it is.
-        self.most = np.ascontiguousarray(np.minimum(most.T, config.slate)[..., None, None], np.int16)
+        self.most = np.ascontiguousarray(most.T[..., None, None], np.int16)
 
     @staticmethod
     def step(plan: Plan) -> StageStep:

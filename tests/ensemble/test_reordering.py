@@ -658,6 +658,21 @@ def test_a_cap_is_kept_where_the_candidates_can_though_the_best_of_them_are_alik
     assert sum(alike) <= most
 
 
+@pytest.mark.parametrize("cap", [160_000_000_000_000_000, 2**63 - 1, 10**30])
+@pytest.mark.parametrize("knob", ["seller_cap", "category_cap", "slots"])
+def test_a_cap_that_is_meant_as_none_leaves_the_pool_as_it_is(worlds, tmp_path, knob, cap):
+    alike = {"seller_code": np.where(np.arange(100) < 70, 1, -1).astype(np.int32)}
+    alike |= {"category_code": alike["seller_code"], "kind_code": kinds(live=np.s_[:70])}
+    made = []
+    for most in (10, cap):
+        value = (Slot("live", most),) if knob == "slots" else most
+        free = {"seller_cap": 10, "category_cap": 10, knob: value}
+        release = hundred(worlds(4), tmp_path / str(most), **alike, **free)
+        made.append(timeless(Reordering(release)(**all_hundred(release))))
+    for name, array in made[0].items():
+        np.testing.assert_array_equal(array, made[1][name], name)
+
+
 def kinds(**rows):
     """Kinds of a hundred contents: those of rows, the others videos."""
     code = np.full(100, KINDS.index("video"), np.int8)
