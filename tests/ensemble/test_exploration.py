@@ -100,3 +100,53 @@ def test_where_groups_have_room_for_all_places_rivals_take_turns_by_value():
     allowed = np.array([[True, False, True, True, True, True]])
     groups = np.zeros((1, 1, 6), int)
     assert deal(allowed, groups, np.full((1, 1, 6), 2), 2).tolist() == [[0, -1, 1, 0, 1, 0]]
+
+
+@pytest.mark.parametrize("rivals", [2, RIVALS])
+def test_a_tenth_of_the_draws_falls_on_all_alike_however_much_better_one_is(rivals):
+    value = np.full((1, rivals), 1e-6, np.float32)
+    value[0, 0] = 100
+    chance = best_of(value, np.full_like(value, 1e6), np.ones(value.shape, bool))[0]
+    np.testing.assert_allclose(chance[1:], 0.1 / rivals, rtol=0.01)
+    assert chance[0] == pytest.approx(0.9 + 0.1 / rivals, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("groups", "room", "places"),
+    [
+        ([0, 0, 0], [1, 1, 1], [-1, -1, -1]),
+        ([-1, -1, -1, -1], [1, 1, 1, 1], [0, 1, 0, 1]),
+        ([0, 1, 0, 0], [2, 2, 2, 2], [0, 1, 0, 1]),
+        ([0, 1, 0, 0], [1, 1, 1, 1], [0, 1, 0, 0]),
+    ],
+    ids=["no rival for the second", "in no group", "room beside the best", "no room beside the best"],
+)
+def test_two_places_are_dealt_as_far_as_groups_have_room(groups, room, places):
+    allowed = np.ones((1, len(groups)), bool)
+    assert deal(allowed, np.array([[groups]]), np.array([[room]]), 2).tolist() == [places]
+
+
+def test_groups_that_have_room_for_one_place_compete_for_different_ones():
+    groups, room = [-1, -1, -1, 1, 2, 3], [9, 9, 9, 1, 1, 1]
+    dealt = deal(np.ones((1, 6), bool), np.array([[groups]]), np.array([[room]]), 3)
+    assert dealt.tolist() == [[0, 1, 2, 1, 2, 0]]
+
+
+def test_of_more_contents_than_may_compete_the_best_valued_do():
+    value = np.linspace(1, 0.9, 60, dtype=np.float32)[None].repeat(2000, axis=0)
+    wanted, place = np.zeros_like(value), np.tile(np.arange(60) % 2 - 1, (2000, 1))
+    draw = np.random.default_rng(4).random((2000, 1))
+    places, propensity = explore(value, wanted, place, draw)
+    best = np.arange(1, 60, 2)[:RIVALS]
+    assert set(places[:, 0]) == set(best)
+    chance = best_of(value[:1, best], wanted[:1, best], np.ones((1, RIVALS), bool))[0]
+    np.testing.assert_allclose(propensity[:, 0], chance[(places[:, 0] - 1) // 2], rtol=1e-6)
+
+
+def test_the_last_rival_has_what_rounding_leaves_of_the_draws():
+    value, wanted = rows("alike", count=200)
+    place = np.zeros(value.shape, int)
+    place[:, -3:] = -1
+    places, propensity = explore(value, wanted, place, np.full((200, 1), np.nextafter(1, 0)))
+    assert (places == RIVALS - 4).all()
+    assert (propensity > 0).all()
