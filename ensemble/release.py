@@ -286,16 +286,16 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(raw)
         version = manifest["format"]
-    except (ValueError, KeyError, TypeError) as error:
+        sound = _render({key: value for key, value in manifest.items() if key != "sha256"}) == raw
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ReleaseError(f"{path} is damaged; {_AGAIN}") from error
     if version != FORMAT and isinstance(version, int):
         raise ReleaseError(
             f"{path} has format {version}; this version reads format {FORMAT}, export the release with it"
         )
-    manifest.pop("sha256", None)
     kinds = {"name": str, "created": str, "files": dict, "info": dict}
     whole = all(isinstance(manifest.get(key), kind) for key, kind in kinds.items())
-    if not whole or _render(manifest) != raw or not all(map(_is_entry, manifest["files"].values())):
+    if not sound or not whole or not all(map(_is_entry, manifest["files"].values())):
         raise ReleaseError(f"{path} is damaged; {_AGAIN}")
     return manifest
 

@@ -111,7 +111,19 @@ def test_a_format_of_the_future_is_refused_with_what_to_do(copy):
 
 @pytest.mark.parametrize(
     "text",
-    ["[]", "{}", "null", f'{{"format": {FORMAT}}}', f'{{"format": {FORMAT}, "files": []}}', "\xff", ""],
+    [
+        "[]",
+        "{}",
+        "null",
+        f'{{"format": {FORMAT}}}',
+        f'{{"format": {FORMAT}, "files": []}}',
+        json.dumps(
+            {"format": FORMAT, "name": "", "created": "", "files": {}, "info": {"loss": float("nan")}}
+        ),
+        "[" * 100_000,
+        "\xff",
+        "",
+    ],
 )
 def test_a_manifest_that_is_none_is_refused(copy, text):
     (copy / MANIFEST).write_text(text, encoding="latin-1")
