@@ -32,4 +32,4 @@ def live(asked: MarketQueries, count: int) -> np.ndarray:
     weight = np.where(known, age / (age + PRIOR_S), 0)
     score = usual[:, None] + weight * (np.where(known, viewers, 0) - usual[:, None])
     place = nearest(np.where(open_, score, -np.inf), count)
-    return np.where(place >= 0, rooms[place], NONE) if len(rooms) else place
+    return np.where(place >= 0, rooms[place], NONE)
