@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ensemble.rules.exploration import RIVALS, UNIFORM, best_of, deal, explore
+from ensemble.rules.exploration import RIVALS, UNIFORM, best_of, deal, explore, uniform
 
 DRAWS = 40_000
 
@@ -150,3 +150,11 @@ def test_the_last_rival_has_what_rounding_leaves_of_the_draws():
     places, propensity = explore(value, wanted, place, np.full((200, 1), np.nextafter(1, 0)))
     assert (places == RIVALS - 4).all()
     assert (propensity > 0).all()
+
+
+def test_draws_are_those_of_splitmix64():
+    """Numbers of the authors' own code, which the generator's other ports are checked against as well."""
+    first = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    made = uniform(np.array([0, 1234567, -1]), 4)
+    assert made[1].tolist() == [(one >> 11) / 2**53 for one in first]
+    assert ((made >= 0) & (made < 1)).all()
