@@ -35,6 +35,13 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
         ({"slate": 0}, "cascade.slate is 0"),
         ({"seller_cap": 0}, "cascade.seller_cap is 0"),
         ({"category_cap": -1}, "cascade.category_cap is -1"),
+        ({"seller_frequency": 0}, "cascade.seller_frequency is 0"),
+        ({"content_frequency": 0}, "cascade.content_frequency is 0"),
+        ({"fresh_exposures": -1}, "cascade.fresh_exposures is -1"),
+        ({"trending_half_life_h": 0.0}, "cascade.trending_half_life_h is 0.0; it must be above 0"),
+        ({"trending_prior": 0.0}, "cascade.trending_prior is 0.0; it must be above 0"),
+        ({"category_share": 0.0}, "cascade.category_share is 0.0"),
+        ({"category_share": 1.01}, "cascade.category_share is 1.01"),
         ({"slate": 70}, "slate 70 <= pool 60"),
         ({"pool": 101}, "pool 101 <= candidates 100"),
         ({"candidates": 501}, "candidates 501 <= retrieved 500"),
@@ -61,6 +68,8 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
         ({"weights_for": {"live.ID": {}}}, "cascade.weights_for has 'live.ID'"),
         ({"weights_for": {"ID": {"buy": 1.0}}}, "cascade.weights_for.ID has 'buy'"),
         ({"price_usd": float("inf")}, "cascade.price_usd is inf"),
+        ({"price_usd": -0.01}, "cascade.price_usd is -0.01"),
+        ({"explore": -0.1}, "cascade.explore is -0.1"),
         ({"price_usd": 1e39}, "cascade.price_usd is 1e+39; it must be from 0 to 1"),
         ({"weights": {"order": 1e39}}, "cascade.weights.order is 1e+39; it must lie within 1e+09 of 0"),
         ({"rules": ("seller_cap", "luck")}, "cascade.rules has 'luck'; there are frequency_cap"),
@@ -70,6 +79,10 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
         ({"explore_outcomes": 0}, "cascade.explore_outcomes is 0"),
         ({"slots": ({"kind": "story", "most": 1},)}, "cascade.slots has kind 'story'"),
         ({"slots": ({"kind": "live", "most": -1},)}, "most -1 and within 0 of live must be at least 0"),
+        (
+            {"slots": ({"kind": "live", "most": 1, "within": -1},)},
+            "most 1 and within -1 of live must be at least 0",
+        ),
         ({"slots": ({"kind": "live"},)}, "cascade.slots says nothing of live; give most, least, or both"),
         ({"slots": ({"kind": "live", "least": 0},)}, "least 0 of live must be at least 1"),
         (
@@ -130,6 +143,25 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
 def test_knobs_out_of_range_are_refused_by_name(knobs, named):
     with pytest.raises(ValueError, match=re.escape(named)):
         CascadeConfig(**knobs)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"retrieved": 500, "candidates": 500, "pool": 500, "slate": 500},
+        {"retrieved": 1, "candidates": 1, "pool": 1, "slate": 1},
+        {"fresh_exposures": 0, "price_usd": 0.0, "category_share": 1.0},
+        {"weights": {"order": 1e9, "negative": -1e9}, "price_usd": 1e9},
+        {"explore": 0.0},
+        {"explore": 0.5},
+        {"slots": ({"kind": "live", "least": 2, "most": 2, "within": 10},)},
+        {"slots": ({"kind": "live", "most": 0, "within": 1},)},
+        {"slots": tuple({"kind": kind, "most": most} for kind, most in zip(KINDS, (5, 3, 2)))},
+    ],
+)
+def test_knobs_at_the_ends_of_their_ranges_are_taken(knobs):
+    config = CascadeConfig(**knobs)
+    assert replace(config) == config
 
 
 def test_as_many_slots_as_there_may_be_limits_are_taken_and_slots_without_their_rule_make_none():
@@ -260,6 +292,12 @@ def test_the_narrowest_declaration_of_a_weight_holds():
     )
     asked = [("GB", "video"), ("GB", "live"), ("ID", "video"), ("ID", "live")]
     assert [config.weight("click", market, kind) for market, kind in asked] == [1.0, 2.0, 3.0, 4.0]
+    assert (
+        replace(config, weights_for={"ID": {"click": 3.0}, "live": {"click": 2.0}}).weight(
+            "click", "ID", "live"
+        )
+        == 3.0
+    )
     assert config.weight("cart", "ID", "live") == 0.5
     assert config.weight("order", "ID", "live") == 0.0
     assert CascadeConfig(weights_for={"NL.live": {"click": 9.0}}).weight("click", "NL", "live") == 9.0
