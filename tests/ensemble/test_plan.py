@@ -164,6 +164,14 @@ def test_knobs_at_the_ends_of_their_ranges_are_taken(knobs):
     assert replace(config) == config
 
 
+@pytest.mark.parametrize(
+    ("explore", "slate", "places"), [(0.1, 10, 1), (0.29, 100, 29), (0.3, 5, 1), (0.19, 5, 0), (0.5, 1, 0)]
+)
+def test_a_share_to_explore_is_of_whole_places_whatever_its_product_rounds_to(explore, slate, places):
+    assert CascadeConfig(explore=explore, slate=slate, pool=100).explored == places
+    assert CascadeConfig(explore=explore, slate=slate, pool=100, rules=("dpp",)).explored == 0
+
+
 def test_as_many_slots_as_there_may_be_limits_are_taken_and_slots_without_their_rule_make_none():
     slots = [
         {"kind": kind, "most": 1, "within": place} for kind in ("live", "product") for place in range(10)

@@ -262,7 +262,7 @@ def test_a_slate_holds_distinct_items_of_the_pool_and_is_as_long_as_it_can_be(wo
         assert len(set(row.slate)) == len(row.slate) == min(config.slate, len(row.pool))
         assert set(row.slate) <= set(row.pool)
         assert (made["content_id"][number, len(row.slate) :] == "").all()
-        for name in ("slate_value", "slate_candidate_rank", "slate_propensity"):
+        for name in (name for name in made if name.startswith("slate_")):
             assert not made[name][number, len(row.slate) :].any(), name
 
 
@@ -790,6 +790,12 @@ def test_what_the_pool_did_not_take_is_told_its_own_reason(worlds, tmp_path):
     assert dropped["shown too often"] == 5
     assert dropped["seller shown too often"] == 3
     assert sum(dropped.values()) == 90
+
+
+def test_one_exposure_alone_counts(worlds, tmp_path):
+    release = hundred(worlds(4), tmp_path / "one", content_frequency=1)
+    assert 0 in slate_of(Reordering(release)(**all_hundred(release)))
+    assert 0 not in slate_of(Reordering(release)(**all_hundred(release, [0])))
 
 
 def test_an_item_tells_each_rule_that_kept_contents_of_higher_value_from_its_place(worlds, tmp_path):
