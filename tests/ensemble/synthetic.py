@@ -153,7 +153,7 @@ def release(folder: Path, seed: int) -> Release:
             )
         }
     path = folder / f"world-{seed}"
-    with ReleaseWriter(path, name=path.name) as made:
+    with ReleaseWriter(path, name=path.name, info={"seed": seed}) as made:
         made.json(FILE, plan.to_json())
         vectors = arrays["content_vectors"]
         write_indexes(made, [MarketIndex.build(vectors[here], vectors[:0], k=1) for here in available])

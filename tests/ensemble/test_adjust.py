@@ -14,7 +14,7 @@ from ensemble.adjust import BUILT, FREE, INFO, TAUGHT, AdjustError, adjust
 from ensemble.blending import Blend
 from ensemble.cascade import served_steps
 from ensemble.plan import FILE, WEIGHTS, CascadeConfig, Plan, Slot
-from ensemble.release import MANIFEST, Release, ReleaseError
+from ensemble.release import MANIFEST, Release, ReleaseError, ReleaseWriter
 from ensemble.repository import FEED, read_config, write_repository
 from ensemble.stages.reordering import Reordering
 from ensemble.stages.retrieval import Retrieval
@@ -120,8 +120,11 @@ def test_a_knob_that_needs_a_build_is_refused_by_name_and_nothing_is_written(wor
     # Sizes contain one another, so that one may grow the others have to.
     sizes = ("slate", "pool", "candidates", "retrieved")
     names = sizes[sizes.index(knob) :] if knob in sizes else (knob,)
-    with pytest.raises(AdjustError, match=rf"{knob}\b.* cannot change without `pasar build`: .*{knob} is "):
+    with pytest.raises(
+        AdjustError, match=rf"{knob}\b.* cannot change without `pasar build`: .*{knob} is "
+    ) as told:
         adjust(world.path, tmp_path / "made", other(knobs, *names, "seller_cap"))
+    assert "seller_cap" not in str(told.value), "that one may change"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -156,6 +159,7 @@ def test_the_manifest_says_what_it_was_made_of_and_what_was_changed(world, knobs
     assert first.changed["weights_for.GB.click"] == (None, 3.0)
     assert set(first.since_taught) == set(first.changed) - {"seller_cap"}
     [told] = first.release.info[INFO]
+    assert first.release.info == world.info | {INFO: [told]}
     assert told["changed"] == {knob: list(pair) for knob, pair in first.changed.items()}
     manifest = (world.path / MANIFEST).read_bytes()
     assert told["of"] == {
@@ -169,11 +173,48 @@ def test_releases_of_other_knobs_have_other_names_and_the_served_feed_says_its_o
     first = adjust(world.path, tmp_path / "a", other(knobs, "seller_cap")).release
     second = adjust(first.path, tmp_path / "b", other(knobs, "seller_cap", "explore")).release
     assert len({world.name, first.name, second.name}) == 3
-    assert first.name.split("+")[0] == second.name.split("+")[0] == world.name
+    assert first.name.split("+")[:-1] == second.name.split("+")[:-1] == [world.name]
     plan = Plan.of(second)
     steps = served_steps(plan, one_process=True)
     write_repository(tmp_path / "repository", second.path, steps, WIRE_REQUEST, wire_reply(plan))
     assert read_config(tmp_path / "repository", FEED).parameters["release"].string_value == second.name
+
+
+def test_a_name_tells_models_apart_and_not_the_order_in_which_knobs_are_declared(world, knobs, tmp_path):
+    with ReleaseWriter(tmp_path / "other", name=world.name) as other_models:
+        other_models.link(world, but={"content_numbers.npy"})
+        other_models.array("content_numbers.npy", world.array("content_numbers.npy") + 1)
+    weights = {"GB": {"click": 3.0}, "BR": {"click": 2.0}}
+    names = [
+        adjust(source, tmp_path / made, replace(knobs, weights_for=declared)).release.name
+        for made, source, declared in (
+            ("a", world.path, weights),
+            ("b", world.path, dict(reversed(weights.items()))),
+            ("c", tmp_path / "other", weights),
+        )
+    ]
+    assert names[0] == names[1] != names[2]
+
+
+@pytest.mark.parametrize(
+    ("reads", "knob", "stacked"),
+    [
+        (("retrieval_score",), "quotas", True),
+        (("retrieval_score",), "fresh_exposures", True),
+        (("retrieval_score",), "price_usd", False),
+        (("candidates",), "quotas", False),
+    ],
+)
+def test_a_stacking_learned_among_what_the_quotas_brought_and_its_lesson_grows_old_too(
+    world, knobs, tmp_path, reads, knob, stacked
+):
+    with ReleaseWriter(tmp_path / "source", name="source") as source:
+        source.link(world, but={FILE})
+        source.json(FILE, replace(Plan.of(world), ranking_reads=reads).to_json())
+    first = adjust(tmp_path / "source", tmp_path / "a", other(knobs, knob))
+    again = adjust(first.release.path, tmp_path / "b", other(knobs, knob, "seller_cap"))
+    learners = ("the pre-ranker", "the stacking") if stacked else ("the pre-ranker",)
+    assert first.learners == again.learners == learners
 
 
 def test_a_lesson_is_old_until_its_knobs_are_back_however_often_others_change(world, knobs, tmp_path):
