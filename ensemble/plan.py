@@ -281,7 +281,8 @@ class CascadeConfig:
         return weight
 
     def without_effect(self, tasks: Sequence[str], markets: Sequence[str], sold: np.ndarray) -> list[str]:
-        """What `weights_for` declares for a market, a kind or an outcome that there is not, a text for each.
+        """What `weights_for` and `slots` declare for a market, a kind or an outcome that there is not, or
+        without the rule that reads it, a text for each.
 
         Args:
             tasks, markets, sold: as `expect_worth` takes them.
@@ -303,6 +304,14 @@ class CascadeConfig:
                 f"{name}.{task} has no effect: the ranker learned {', '.join(tasks)} alone"
                 for task in weights
                 if task not in tasks
+            ]
+        if self.slots and "slots" not in self.rules:
+            texts.append("cascade.slots has no effect: cascade.rules does not have slots")
+        else:
+            texts += [
+                f"cascade.slots has no effect for {kind}: no {kind} is sold anywhere"
+                for kind in dict.fromkeys(slot.kind for slot in self.slots)
+                if not sold[:, KINDS.index(kind)].any()
             ]
         return texts
 

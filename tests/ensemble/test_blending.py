@@ -5,7 +5,7 @@ import pytest
 
 from ensemble import build
 from ensemble.blending import Blend, kinds_sold, without_effect
-from ensemble.plan import FILE, CascadeConfig
+from ensemble.plan import FILE, CascadeConfig, Slot
 from ensemble.release import Release, ReleaseWriter
 from market.kinds import KINDS
 from tests.ensemble import synthetic
@@ -61,8 +61,19 @@ def test_weights_for_what_there_is_not_are_told(scope, weights, told):
     assert config.without_effect(("click", "order"), ("GB", "ID"), sold) == told
 
 
+def test_slots_for_a_kind_that_is_not_sold_or_without_their_rule_are_told():
+    sold = np.array([[True, False, False], [True, True, False]])
+    slots = (Slot("product", most=1), Slot("live", least=1), Slot("product", least=1, within=5))
+    told = "cascade.slots has no effect for product: no product is sold anywhere"
+    config = CascadeConfig(slots=slots)
+    assert config.without_effect(("click",), ("GB", "ID"), sold) == [told]
+    config = CascadeConfig(slots=slots, rules=("dpp",))
+    told = "cascade.slots has no effect: cascade.rules does not have slots"
+    assert config.without_effect(("click",), ("GB", "ID"), sold) == [told]
+
+
 def test_weights_without_effect_are_those_of_a_release(tmp_path):
-    release = synthetic.release(tmp_path, 3)
+    release = synthetic.release(tmp_path, 5)
     assert without_effect(release) == []
     with ReleaseWriter(tmp_path / "other", name="other") as made:
         made.copy(release)

@@ -329,6 +329,16 @@ def test_what_the_weights_of_an_older_release_leave_out_counts_nothing(tmp_path)
     assert {task: weight for task, weight in weights.items() if weight} == {"click": 0.5}
 
 
+def test_an_older_release_learned_until_the_end_of_its_log(tmp_path):
+    now = synthetic.release(tmp_path, 1)
+    with ReleaseWriter(tmp_path / "older", name="older") as older:
+        older.copy(now)
+        body = now.json(FILE)
+        del body["learned_until"]
+        older.json(FILE, body)
+    assert Plan.of(Release.open(tmp_path / "older")).learned_until == synthetic.END
+
+
 def test_kinds_are_those_of_the_contract():
     assert KINDS is tables.KINDS is rules.KINDS is population.KINDS
 
