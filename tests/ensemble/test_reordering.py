@@ -792,6 +792,38 @@ def test_what_the_pool_did_not_take_is_told_its_own_reason(worlds, tmp_path):
     assert sum(dropped.values()) == 90
 
 
+def test_where_nothing_but_its_share_of_the_pool_kept_a_content_out_that_is_the_reason(worlds, tmp_path):
+    """The pool holds eight rooms for a slot that yields to another, and nothing holds the ninth back."""
+    code, slots = kinds(live=np.s_[:50], product=np.s_[50:90]), (Slot("product", 0, 5), Slot("live", 1, 3))
+    release = hundred(worlds(4), tmp_path / "share", pool=10, kind_code=code, slots=slots)
+    request = all_hundred(release)
+    request["diversity"][:] = 0
+    made = Reordering(release)(**request)
+    assert slate_of(made) == [*range(8), 50, 51]
+    assert made["slate_reason"][0].tolist() == [Reason.VALUE] * 8 + [Reason.SLOTS] * 2
+
+
+def test_a_slot_of_no_places_is_no_reason_for_another_kind(worlds, tmp_path):
+    seller = np.where(np.arange(100) < 50, 0, np.arange(100)).astype(np.int32)
+    rules = (*LIMITS[::-1], "exploration")
+    release = hundred(
+        worlds(4), tmp_path / "none", pool=10, seller_code=seller, rules=rules, slots=(Slot("live", 0),)
+    )
+    made = Reordering(release)(**all_hundred(release))
+    assert slate_of(made) == [0, 1, *range(50, 58)]
+    assert made["slate_reason"][0].tolist() == [Reason.VALUE] * 2 + [Reason.SELLER_CAP] * 8
+
+
+def test_contents_of_higher_value_that_variety_kept_from_a_place_were_too_like_those_above(worlds, tmp_path):
+    vectors = np.eye(synthetic.DIM, dtype=np.float32)[(np.arange(100) == 2).astype(int)]
+    release = hundred(worlds(4), tmp_path / "like", content_vectors=vectors)
+    made = Reordering(release)(**all_hundred(release) | {"diversity": np.full(1, 0.5, np.float32)})
+    told = Explanation.of(made["explanation"][0, 0]).items
+    assert slate_of(made)[:3] == [0, 2, 1]
+    assert made["slate_reason"][0, 1] == Reason.DIVERSITY
+    assert [item.rules for item in told[:3]] == [(), (Reason.DIVERSITY.lost,), ()]
+
+
 def test_one_exposure_alone_counts(worlds, tmp_path):
     release = hundred(worlds(4), tmp_path / "one", content_frequency=1)
     assert 0 in slate_of(Reordering(release)(**all_hundred(release)))

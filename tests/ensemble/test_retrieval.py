@@ -22,7 +22,7 @@ from market.moments import moment_features
 from market.offers import Offers
 from market.statistics import pair_features
 from tests.ensemble import synthetic
-from tests.ensemble.channels.asking import NEVER, NOW, shelf
+from tests.ensemble.channels.asking import NEVER, NOW, asked, shelf
 
 SEEDS = st.integers(0, 15)
 
@@ -422,6 +422,16 @@ def test_distinct_codes_are_all_that_a_row_has_and_no_more_than_the_most_of_one(
     found = distinct(codes)
     assert [set(row) for row in found.tolist()] == [set(row) for row in codes.tolist()]
     assert found.shape[1] == max((len(set(row)) for row in codes.tolist()), default=0)
+
+
+def test_some_of_the_requests_of_a_market_ask_for_what_they_asked_among_all():
+    every = asked(shelf(4), recent=[[0], [1], [2]], seen=[[1], [2], [3]], followed=[[4], [5], [6]])
+    every = replace(every, time=np.arange(3), query_vector=np.eye(3), spared=np.arange(3)[:, None])
+    for reads in (None, np.arange(3)[:, None] + 7):
+        some = replace(every, reads=reads).of(np.array([0, 2]))
+        for name in ("query_vector", "time", "recent", "seen", "followed", "spared"):
+            np.testing.assert_array_equal(getattr(some, name), getattr(every, name)[[0, 2]], name)
+        assert reads is None if some.reads is None else (some.reads == reads[[0, 2]]).all()
 
 
 def test_what_is_withheld_is_open_from_the_second_in_which_it_opens_until_that_in_which_it_ends():

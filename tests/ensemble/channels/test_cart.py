@@ -22,5 +22,9 @@ def test_what_has_ended_or_tires_is_left_out():
     assert cart(asked(of, recent=[[0, 1, 2]], tired=[[1]]), 9).tolist() == [[1]]
 
 
+def test_what_opens_in_this_second_may_be_shown_and_what_opens_in_the_next_may_not():
+    assert cart(asked(shelf(3, opens=[1, NOW, NOW + 1]), recent=[[0, 1, 2]]), 9).tolist() == [[1, 0]]
+
+
 def test_who_wanted_nothing_gets_nothing():
     assert not cart(asked(shelf(3), recent=[[-1, -1]]), 5).size

@@ -61,6 +61,15 @@ def test_a_room_that_opens_anew_comes_first_though_of_another_only_viewers_are_t
     assert live(asked(of), 3).tolist() == [[2, 0, 1]]
 
 
+def test_rooms_that_opened_in_the_same_second_keep_the_order_of_the_table_whatever_opens_beside_them():
+    of = rooms([np.nan] * 40, [OLD] * 40)
+    assert live(asked(of), 40).tolist() == [[*range(40)]]
+    of.update(np.array([5]), np.array([NOW]), of.ends[[5]], np.full(1, np.nan))
+    assert live(asked(of), 40).tolist() == [[5, *range(5), *range(6, 40)]]
+    of.update(np.array([5]), np.array([OLD]), of.ends[[5]], np.full(1, np.nan))
+    assert live(asked(of), 40).tolist() == [[*range(40)]]
+
+
 def test_each_request_is_compared_with_the_rooms_open_to_it():
     of = rooms([100, 4, 3], [OLD, OLD, NOW - 1])
     both = live(asked(of, seen=[[0], [-1]]), 3)
