@@ -770,6 +770,27 @@ def test_a_slot_yields_to_a_rule_that_is_declared_before_it(worlds, tmp_path):
         assert told.reason == why
 
 
+def test_a_slot_given_up_is_told_why_though_its_kind_comes_further_down(worlds, tmp_path):
+    release = hundred(
+        worlds(4), tmp_path / "down", kind_code=kinds(live=[5]), slots=(Slot("live", least=1, within=3),)
+    )
+    shown = [content for content in range(5, 100) for _ in range(2)]
+    made = Reordering(release)(**all_hundred(release, shown) | {"diversity": np.zeros(1, np.float32)})
+    assert slate_of(made) == [*range(10)]
+    (told,) = Explanation.of(made["explanation"][0, 0]).given_up
+    assert told.reason == "shown too often"
+
+
+@pytest.mark.parametrize("diversity", [0.0, 1.0])
+def test_contents_of_equal_value_stand_in_the_order_of_the_table(worlds, tmp_path, diversity):
+    release = hundred(
+        worlds(4), tmp_path / "equal", content_vectors=np.ones((100, synthetic.DIM), np.float32)
+    )
+    request = all_hundred(release) | {"diversity": np.full(1, diversity, np.float32)}
+    request["probabilities"][:] = 0
+    assert slate_of(Reordering(release)(**request)) == [*range(10)]
+
+
 def test_a_seller_and_a_category_beyond_their_share_leave_the_pool_what_keeps_both_caps(worlds, tmp_path):
     seller = np.where(np.arange(100) < 40, 0, np.arange(100)).astype(np.int32)
     category = np.where(np.arange(100) < 85, 0, 1 + np.arange(100) % 3).astype(np.int32)
@@ -850,6 +871,17 @@ def test_where_all_were_shown_too_often_the_pool_left_out_those_shown_more_for_t
     shown = [content for content in range(100) for _ in range(3 if content < 40 else 2)]
     told = Explanation.of(Reordering(release)(**all_hundred(release, shown))["explanation"][0, 0])
     assert told.stages[-1].dropped["shown too often"] == 40
+
+
+def test_where_all_were_shown_too_often_those_of_the_pool_shown_more_are_left_out_for_that(worlds, tmp_path):
+    release = hundred(worlds(4), tmp_path / "within", seller_frequency=99, pool=100)
+    shown = [content for content in range(100) for _ in range(3 if content < 20 else 2)]
+    made = Reordering(release)(**all_hundred(release, shown))
+    told = Explanation.of(made["explanation"][0, 0])
+    assert set(slate_of(made)) <= set(range(20, 100))
+    reasons = {other.content: other.reason for other in told.others}
+    assert {reasons[f"content-{content}"] for content in range(20)} == {Reason.FREQUENCY_CAP.lost}
+    assert all(item.rules[0] == Reason.FREQUENCY_CAP.text for item in told.items)
 
 
 def test_an_item_below_contents_that_the_pool_left_out_does_not_have_the_highest_value(worlds, tmp_path):
