@@ -618,6 +618,16 @@ def test_where_all_were_shown_too_often_all_take_turns(worlds, tmp_path, sellers
     assert {shown.count(content) for content in range(100)} <= {5, 6, 7}
 
 
+def test_who_was_shown_all_too_often_gets_the_least_shown_beside_others_who_were_not(worlds, tmp_path):
+    release = hundred(worlds(4), tmp_path / "beside", seller_frequency=999)
+    shown = [content for content in range(100) for _ in range(3 if content < 75 else 2)]
+    worn, rested = all_hundred(release, shown), all_hundred(release, [-1] * len(shown))
+    both = {name: np.concatenate([array, rested[name]]) for name, array in worn.items()}
+    alone = slate_of(Reordering(release)(**worn))
+    assert min(alone) >= 75
+    assert slate_of(Reordering(release)(**both)) == alone
+
+
 def test_where_a_stricter_cap_leaves_only_what_was_shown_too_often_the_least_shown_goes_first(
     worlds, tmp_path
 ):
