@@ -434,6 +434,45 @@ def test_some_of_the_requests_of_a_market_ask_for_what_they_asked_among_all():
         assert reads is None if some.reads is None else (some.reads == reads[[0, 2]]).all()
 
 
+def test_where_the_first_channel_fills_the_places_others_are_asked_for_their_quotas_alone(worlds, tmp_path):
+    release = worlds(3)
+    plan = Plan.of(release)
+    sizes = {"retrieved": 4, "candidates": 4, "pool": 1, "slate": 1, "slots": ()}
+    quotas = dict.fromkeys(plan.config.quotas, 0) | {"two_tower": 2, "trending": 1}
+    with ReleaseWriter(tmp_path / "few", name="few") as other:
+        other.copy(release)
+        other.json(FILE, replace(plan, config=replace(plan.config, **sizes, quotas=quotas)).to_json())
+    made = Retrieval(Release.open(tmp_path / "few")).retrieve(**ask(release, 1, 40))
+    full = (made["candidates"] >= 0).all(axis=1)
+    assert full.sum() > 10
+    assert ((made["channel"][full] & Channel.TRENDING > 0).sum(axis=1) == 1).all()
+
+
+def test_the_funnel_counts_what_a_request_may_not_get_by_the_first_reason_that_holds(worlds):
+    release = worlds(5)
+    request, counted = ask(release, 3, 60), np.zeros(4)
+    funnel = Retrieval(release)(**request, explain=np.ones(60, bool))["funnel"]
+    for row in range(60):
+        seen, reads, excluded, tired, market, time = (
+            request[name][row].tolist()
+            for name in ("seen", "reads", "excluded_sellers", "tired_sellers", "market_index", "time")
+        )
+        left = [
+            len(eligible(release, market, time, hidden, sellers, reads=said))
+            for hidden, sellers, said in (
+                ((), (), ()),
+                (seen, (), ()),
+                (seen, excluded, ()),
+                (seen, excluded + tired, ()),
+                (seen, excluded + tired, reads),
+            )
+        ]
+        first = FUNNEL.index("seen or excluded")
+        assert funnel[row, first : first + 4].tolist() == (-np.diff(left)).tolist()
+        counted += -np.diff(left)
+    assert counted.all()
+
+
 def test_what_is_withheld_is_open_from_the_second_in_which_it_opens_until_that_in_which_it_ends():
     of, nobody = shelf(3, opens=[NOW, 1, 1], ends=[NEVER, NOW + 1, NOW]), np.full((1, 0), -1)
     assert of.withheld(np.array([NOW]), np.array([[0, 1, 2]]), nobody, nobody, ANYTHING) == [2, 0, 0, 0, 0]
