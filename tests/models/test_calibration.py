@@ -148,6 +148,23 @@ def test_a_task_without_outcomes_stays_as_the_ranker_says():
     np.testing.assert_array_equal(calibration.price, 0)
 
 
+def test_a_task_whose_every_row_has_the_outcome_stays_as_the_ranker_says():
+    probabilities, labels, *where = logged(np.array([100] * 5))
+    calibration = fit(probabilities, labels * 0 + 1, *where)
+    np.testing.assert_array_equal(calibration.slope, 1)
+    np.testing.assert_array_equal(calibration.intercept, 0)
+
+
+def test_an_outcome_and_its_want_are_calibrated_alike():
+    """What informs is the rarer of both, whichever is called the outcome."""
+    probabilities, labels, *where = logged(np.array([300, 200, 4_000, 30, 0]), by_price=-0.5)
+    assert labels.mean() < 0.3
+    given, turned = fit(probabilities, labels, *where), fit(1 - probabilities, 1 - labels, *where)
+    np.testing.assert_allclose(turned.slope, given.slope, rtol=1e-3)
+    np.testing.assert_allclose(turned.price, -given.price, atol=1e-3)
+    np.testing.assert_allclose(turned.intercept, -given.intercept, atol=2e-3)
+
+
 def test_a_kind_that_was_never_shown_gets_the_mean_and_one_unknown_in_a_market_its_regions():
     probabilities, labels, market, kind, price = logged(np.array([40_000] * 5), by_kind=(0, 0.8, -0.4))
     kept = (market != 1) | (kind != 4)
