@@ -810,6 +810,51 @@ def test_a_seller_and_a_category_beyond_their_share_leave_the_pool_what_keeps_bo
     assert sum(content < 85 for content in slate) <= 6
 
 
+def pool_of(made):
+    """Contents of the pool of one explained request, ascending."""
+    told = Explanation.of(made["explanation"][0, 0])
+    return sorted(int(one.content.removeprefix("content-")) for one in (*told.items, *told.others))
+
+
+def test_what_is_past_a_stricter_share_takes_no_room_of_the_next_one(worlds, tmp_path):
+    seller = np.where(np.arange(100) < 20, 0, np.arange(100)).astype(np.int32)
+    release = hundred(
+        worlds(4),
+        tmp_path / "shares",
+        seller_code=seller,
+        category_code=np.where(np.arange(100) < 60, 0, -1).astype(np.int32),
+        kind_code=kinds(live=np.s_[60:]),
+        slots=(Slot("live", 1),),
+    )
+    # 12 of the seller, 36 of the category, 6 rooms; then rooms, since slots are declared last.
+    assert pool_of(Reordering(release)(**all_hundred(release))) == [
+        *range(12),
+        *range(20, 44),
+        *range(60, 84),
+    ]
+
+
+def test_what_is_tired_takes_no_room_of_its_seller_s_share(worlds, tmp_path):
+    seller = np.where(np.arange(100) < 30, 0, np.arange(100)).astype(np.int32)
+    release = hundred(worlds(4), tmp_path / "tired", seller_code=seller, seller_frequency=99)
+    shown = [content for content in range(20) for _ in range(2)]
+    assert pool_of(Reordering(release)(**all_hundred(release, shown))) == [*range(20, 80)]
+
+
+def test_contents_without_a_seller_have_no_share_of_the_pool(worlds, tmp_path):
+    seller = np.where(np.arange(100) < 80, -1, 1).astype(np.int32)
+    release = hundred(worlds(4), tmp_path / "without", seller_code=seller)
+    assert pool_of(Reordering(release)(**all_hundred(release))) == [*range(60)]
+
+
+def test_slots_that_ask_for_one_kind_make_one_limit_beside_those_for_the_most(worlds, tmp_path):
+    most = [Slot("live", place, place) for place in range(1, 11)]
+    least = [Slot("live", least=1, within=place) for place in range(7, 10)]
+    stage = Reordering(hundred(worlds(4), tmp_path / "limits", slots=(*most, *least)))
+    assert stage.why.count(Reason.SLOTS) == 11
+    assert stage.bits.tolist() == [1 << bit for bit in range(13)]
+
+
 def test_what_the_pool_did_not_take_is_told_its_own_reason(worlds, tmp_path):
     seller = np.where(np.arange(100) < 30, 0, np.arange(100)).astype(np.int32)
     seller[96:] = 96
