@@ -847,6 +847,12 @@ def test_contents_without_a_seller_have_no_share_of_the_pool(worlds, tmp_path):
     assert pool_of(Reordering(release)(**all_hundred(release))) == [*range(60)]
 
 
+def test_a_kind_that_slots_ask_for_has_as_large_a_part_of_the_pool_as_it_has_places(worlds, tmp_path):
+    slots, code = (Slot("live", least=3),), kinds(live=np.s_[70:])
+    release = hundred(worlds(4), tmp_path / "part", slots=slots, kind_code=code)
+    assert pool_of(Reordering(release)(**all_hundred(release))) == [*range(42), *range(70, 88)]
+
+
 def test_slots_that_ask_for_one_kind_make_one_limit_beside_those_for_the_most(worlds, tmp_path):
     most = [Slot("live", place, place) for place in range(1, 11)]
     least = [Slot("live", least=1, within=place) for place in range(7, 10)]

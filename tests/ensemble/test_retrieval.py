@@ -396,6 +396,20 @@ def test_a_share_that_is_less_than_a_content_lets_one_of_each_category_go_first(
     assert stage.let_through(candidates, worth)[0, :4].tolist() == [0, 1, 2, 3]
 
 
+def test_candidates_of_equal_score_go_through_in_the_order_in_which_they_were_found(worlds, tmp_path):
+    release = worlds(3)
+    plan, contents = Plan.of(release), len(release.array("created_at.npy"))
+    config = replace(plan.config, slots=())
+    with ReleaseWriter(tmp_path / "equal", name="equal") as other:
+        other.copy(release)
+        other.json(FILE, replace(plan, config=config).to_json())
+        other.array("category_code.npy", np.full(contents, -1, np.int32))
+    candidates = np.random.default_rng(1).permutation(contents)[None]
+    best = Retrieval(Release.open(tmp_path / "equal")).let_through(candidates, np.zeros((1, contents)))
+    assert contents > 32
+    assert best.tolist() == [[*range(min(contents, config.candidates))]]
+
+
 def test_a_language_that_is_said_over_and_over_is_read_once(worlds):
     """Ten thousand in one request took a batch of 64 with 500 candidates each five seconds and a gigabyte."""
 
