@@ -11,7 +11,7 @@ import numpy as np
 
 from ensemble.blending import Blend
 from ensemble.channels import NONE
-from ensemble.errors import Code, RequestError
+from ensemble.errors import invalid
 from ensemble.explanation import FUNNEL, explanation_text
 from ensemble.plan import DIVERSITIES, LIMITS, CascadeConfig, Plan
 from ensemble.release import Release
@@ -212,10 +212,7 @@ class Reordering:
         """
         if diversity.min() < 0 or diversity.max() > 1:
             row = int(np.flatnonzero((diversity < 0) | (diversity > 1))[0])
-            raise RequestError(
-                Code.INVALID_ARGUMENT,
-                f"tensor 'diversity' holds {float(diversity[row])} at row {row}; send 0 to 1",
-            )
+            raise invalid(f"tensor 'diversity' holds {float(diversity[row])} at row {row}; send 0 to 1")
         began = monotonic_ns()
         # Ranking takes a while, and a room may have ended meanwhile.
         self.eligibility.refresh()
