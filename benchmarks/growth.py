@@ -56,6 +56,17 @@ class Grown:
     resident: int
     anonymous: int
 
+    def cells(self) -> dict[str, str]:
+        return {
+            "contents": f"{self.contents:,}",
+            "impressions": f"{self.impressions:,}",
+            "part": self.part,
+            "wall time": seconds(self.wall),
+            "CPU time": seconds(self.cpu),
+            "resident": f"{self.resident / GIB:.2f} GiB",
+            "without mapped files": f"{self.anonymous / GIB:.2f} GiB",
+        }
+
 
 class Meter:
     """Watches this process: time and highest memory by part."""
@@ -177,20 +188,6 @@ def summed(contents: int, impressions: int, parts: list[dict[str, Any]]) -> list
         max(step.anonymous for step in steps),
     )
     return [*lines, build]
-
-
-def table(results: list[Grown]) -> str:
-    """The results as a Markdown table, a line a part."""
-    lines = [
-        "| contents | impressions | part | wall time | CPU time | resident | without mapped files |",
-        "|---:|---:|---|---:|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {r.contents:,} | {r.impressions:,} | {r.part} | {seconds(r.wall)} | {seconds(r.cpu)} | "
-        f"{r.resident / GIB:.2f} GiB | {r.anonymous / GIB:.2f} GiB |"
-        for r in results
-    ]
-    return "\n".join(lines)
 
 
 def plot(results: list[Grown], file: Path) -> None:

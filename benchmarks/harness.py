@@ -24,11 +24,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from market.files import as_json, write_json
 
 PEERS = Path(__file__).parent / "peers"
+
+CALLED = ("case", "load", "part", "side")
+"""Columns of a table that say what was measured; all others are numbers."""
 
 ANSWERS = "PASAR_ANSWERS"
 """Environment variable of a peer: number of the open file that its answers go to."""
@@ -62,6 +65,13 @@ class Spread:
         return cls(statistics.median(values), min(values), max(values))
 
 
+class Line(Protocol):
+    """One line of a table."""
+
+    def cells(self) -> dict[str, str]:
+        """What stands in it, by the heads of its columns."""
+
+
 @dataclass(frozen=True)
 class Result:
     """One line of a table: a case done by one side.
@@ -85,6 +95,18 @@ class Result:
     cpu: Spread
     times_ours: float
     times_ours_wall: float
+
+    def cells(self) -> dict[str, str]:
+        spread = f"{seconds(self.cpu.median)} ({seconds(self.cpu.least)} to {seconds(self.cpu.greatest)})"
+        return {
+            "case": self.case,
+            "rows": f"{self.rows:,}",
+            "side": self.side,
+            "CPU time (least to greatest)": spread,
+            "wall time": seconds(self.wall.median),
+            "CPU, times ours": f"{self.times_ours:.3g}",
+            "runs": f"{self.runs}",
+        }
 
 
 @dataclass(frozen=True)
@@ -111,6 +133,18 @@ class Served:
     p99: float
     rate: float
     cpu: float
+
+    def cells(self) -> dict[str, str]:
+        return {
+            "load": self.case,
+            "users": f"{self.users}",
+            "clients": f"{self.clients}",
+            "side": self.side,
+            "p50": seconds(self.p50),
+            "p99": seconds(self.p99),
+            "requests/s": f"{self.rate:,.0f}",
+            "CPU a request": seconds(self.cpu),
+        }
 
 
 def timed(work: Callable[[], object], *, at_least: float = 0.2) -> Side:
@@ -212,38 +246,13 @@ def seconds(value: float) -> str:
     return f"{value * 1e6:.2g} µs"
 
 
-def table(results: Sequence[Result] | Sequence[Served]) -> str:
-    """The results as a Markdown table."""
-    if isinstance(results[0], Served):
-        return _served_table([r for r in results if isinstance(r, Served)])
-    return _work_table([r for r in results if isinstance(r, Result)])
-
-
-def _served_table(results: Sequence[Served]) -> str:
-    lines = [
-        "| load | users | clients | side | p50 | p99 | requests/s | CPU a request |",
-        "|---|---:|---:|---|---:|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {r.case} | {r.users} | {r.clients} | {r.side} | {seconds(r.p50)} | {seconds(r.p99)} | "
-        f"{r.rate:,.0f} | {seconds(r.cpu)} |"
-        for r in results
-    ]
-    return "\n".join(lines)
-
-
-def _work_table(results: Sequence[Result]) -> str:
-    lines = [
-        "| case | rows | side | CPU time (least to greatest) | wall time | CPU, times ours | runs |",
-        "|---|---:|---|---:|---:|---:|---:|",
-    ]
-    for r in results:
-        spread = f"{seconds(r.cpu.median)} ({seconds(r.cpu.least)} to {seconds(r.cpu.greatest)})"
-        lines.append(
-            f"| {r.case} | {r.rows:,} | {r.side} | {spread} | {seconds(r.wall.median)} | "
-            f"{r.times_ours:.3g} | {r.runs} |"
-        )
-    return "\n".join(lines)
+def table(results: Sequence[Line]) -> str:
+    """The results as a Markdown table, a line each; what they are called stands left, and numbers right."""
+    cells = [result.cells() for result in results]
+    sides = "".join("---|" if name in CALLED else "---:|" for name in cells[0])
+    lines = (" | ".join(line) for line in (cells[0], *(one.values() for one in cells)))
+    head, *rest = (f"| {line} |" for line in lines)
+    return "\n".join([head, f"|{sides}", *rest])
 
 
 def machine() -> dict[str, Any]:

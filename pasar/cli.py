@@ -842,7 +842,7 @@ def bench(
     results = module.run(
         **size, repeats=repeats, seed=seed, file=json_file, report=lambda line: typer.echo(line, err=True)
     )
-    typer.echo(getattr(module, "table", table)(results))
+    typer.echo(table(results))
 
 
 @app.command()

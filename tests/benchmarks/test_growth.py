@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks import growth
-from benchmarks.growth import Grown, Meter, memory, plot, summed, table
-from benchmarks.harness import BenchmarkError
+from benchmarks.growth import Grown, Meter, memory, plot, summed
+from benchmarks.harness import BenchmarkError, table
 
 
 def test_a_meter_tells_the_highest_memory_of_each_part_apart(monkeypatch: pytest.MonkeyPatch) -> None:
