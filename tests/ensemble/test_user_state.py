@@ -1,6 +1,7 @@
 """A user's state is what was stored and what the session adds; the moment is the market's own."""
 
 import datetime
+from dataclasses import replace
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -9,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble.errors import Code, RequestError
+from ensemble.plan import FILE, Plan
+from ensemble.release import Release, ReleaseWriter
 from ensemble.stages.user_state import NULL_INTEGER, UserState
 from market.profiles import profile
 from tests.ensemble import synthetic
@@ -70,6 +73,21 @@ def test_the_session_follows_the_stored_history_and_the_newest_stay(worlds, seed
         tired = zip(release.array("user_tired_contents.npy")[row].tolist(), until[row].tolist())
         hidden |= {content for content, end in tired if content >= 0 and end > synthetic.START}
     assert {place for place in made["seen"].tolist() if place >= 0} == hidden
+
+
+def test_what_contents_of_a_long_history_lack_is_left_out_and_the_others_keep_their_order(world, tmp_path):
+    with ReleaseWriter(tmp_path / "long", name="long") as other:
+        other.copy(world)
+        other.json(FILE, replace(Plan.of(world), history_length=60).to_json())
+    rows = np.random.default_rng(0).integers(0, len(world.array("text_content_id.npy")), 60)
+    session, sellers = (
+        world.array(f"text_{name}.npy")[rows].tolist() for name in ("content_id", "seller_id")
+    )
+    made = ask(UserState(Release.open(tmp_path / "long")), history=session)
+    known = [seller for seller in sellers if seller]
+    assert 20 < len(known) < 60
+    assert made["raw_hist_content_id"].tolist() == session
+    assert made["raw_hist_seller_id"].tolist() == known + [""] * (60 - len(known))
 
 
 def test_all_of_a_long_session_counts_as_seen(world):
@@ -209,3 +227,36 @@ def test_languages_that_no_content_is_in_change_nothing(world):
     assert made["reads"].tolist() == [-1, -1]
     for name in set(usual) - {"reads", "clock"}:
         np.testing.assert_array_equal(made[name], usual[name], name)
+
+
+def test_a_season_is_that_of_the_users_latest_event_and_of_now_where_the_session_or_nothing_tells(
+    world, tmp_path
+):
+    users, content = world.array("user_id.npy"), str(world.array("text_content_id.npy")[0])
+    with ReleaseWriter(tmp_path / "seasons", name="seasons") as other:
+        other.copy(world)
+        other.json(FILE, replace(Plan.of(world), season_s=3600).to_json())
+        other.array("user_since.npy", synthetic.START - 9 * np.arange(len(users))[::-1])
+    stage, now = UserState(Release.open(tmp_path / "seasons")), synthetic.START - 5
+    assert ask(stage, str(users[-2]), time=now)["since"] == synthetic.START - 9
+    assert ask(stage, str(users[-1]), time=now)["since"] == now, "not after the request"
+    assert ask(stage, str(users[-2]), time=now, history=[content])["since"] == now
+    assert ask(stage, str(users[-2]), time=now, history=["unknown"])["since"] == synthetic.START - 9
+    assert ask(stage, "nobody", time=now)["since"] == now
+
+
+@pytest.mark.parametrize(
+    ("said", "text"), [("pt-BR", "pt-BR"), ("pt_br", "pt-BR"), ("pt-PT", "pt-PT"), ("pt-AO", "pt-PT")]
+)
+def test_a_dialect_is_the_users_own_where_users_speak_it_and_else_the_first_of_its_language(
+    world, tmp_path, said, text
+):
+    spoken = np.array(["en", "pt-PT", "pt-BR"])
+    users = np.arange(len(world.array("user_id.npy"))) % 3
+    assert set(users) == {0, 1, 2}
+    with ReleaseWriter(tmp_path / "dialects", name="dialects") as other:
+        other.copy(world)
+        other.array("user_language.npy", users.astype(np.int32))
+        other.array("attribute_language.npy", spoken[users])
+    stage = UserState(Release.open(tmp_path / "dialects"))
+    assert ask(stage, languages=[said])["raw_language"] == text
