@@ -89,6 +89,21 @@ def test_the_kinds_that_a_market_sells_are_those_of_its_contents():
     assert sold.tolist() == [[True, False, True], [True, False, False]]
 
 
+def test_what_is_free_costs_nothing_and_what_has_no_price_the_usual_one(tmp_path):
+    sound = synthetic.release(tmp_path, 3)
+    price = np.full(len(sound.array("price_usd.npy")), 3, np.float32)
+    price[:2] = 0, np.nan
+    with ReleaseWriter(tmp_path / "free", name="free") as made:
+        made.copy(sound)
+        made.array("price_usd.npy", price)
+        body = sound.json(FILE)
+        body["config"] |= {"weights_for": {}, "price_usd": 10.0}
+        made.json(FILE, body)
+    ordered = np.array([[[0, 1, 0]]] * 3, np.float32).reshape(1, 3, 3)
+    worth = Blend(Release.open(tmp_path / "free"))(ordered, np.array([[0, 1, 2]]), np.array([0]))
+    assert worth.tolist() == [[0, 10 * synthetic.WEIGHTS["order"], 3 * synthetic.WEIGHTS["order"]]]
+
+
 def test_a_release_in_which_nothing_has_worth_is_not_loaded(tmp_path):
     sound = synthetic.release(tmp_path, 3)
     Blend(sound)
