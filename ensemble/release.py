@@ -190,7 +190,7 @@ class Release:
         """The array of a *.npy file, read-only and mapped unless `mmap` is False."""
         path = self._find(file, ".npy")
         header = _npy_header(path)
-        if not mmap or 0 in header.shape:  # an empty file cannot be mapped
+        if not mmap:
             return np.load(path, allow_pickle=False)
         array = np.memmap(path, header.dtype, "r", header.bytes, header.shape, header.order)
         return array.view(np.ndarray)  # each indexing of a np.memmap costs microseconds in Python
