@@ -1,5 +1,6 @@
 import errno
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ensemble.release import FORMAT, MANIFEST, Release, ReleaseError, ReleaseWriter
+from ensemble.release import FORMAT, MANIFEST, Release, ReleaseError, ReleaseWriter, _render
 from tests.ensemble import toy
 
 ROOT = Path(__file__).parents[2]
@@ -180,6 +181,67 @@ def test_a_broken_file_is_refused_when_written(tmp_path):
         with pytest.raises(ReleaseError, match=file), ReleaseWriter(tmp_path / "r", name="x") as release:
             release.path(file).write_bytes(b"")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_array_with_more_or_less_behind_its_header_is_refused_when_written(tmp_path):
+    for change in (lambda raw: raw[:-1], lambda raw: raw + b"0"):
+        with (  # noqa: PT012
+            pytest.raises(ReleaseError, match=r"a\.npy is not a readable \.npy file"),
+            ReleaseWriter(tmp_path / "r", name="x") as release,
+        ):
+            release.array("a.npy", np.arange(3))
+            release.path("a.npy").write_bytes(change(release.path("a.npy").read_bytes()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_array_whose_columns_lie_together_is_read_back(tmp_path):
+    array = np.asfortranarray(np.arange(6).reshape(2, 3))
+    with ReleaseWriter(tmp_path / "r", name="x") as release:
+        release.array("a.npy", array)
+    np.testing.assert_array_equal(Release.open(tmp_path / "r").array("a.npy"), array)
+
+
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        ({"../outside.npy": {"bytes": 1, "sha256": ""}}, "'../outside.npy' cannot be in a release"),
+        ({"code.py": {"bytes": 1, "sha256": ""}}, "'code.py' cannot be in a release"),
+        ({"a.npy": {"bytes": "1", "sha256": ""}}, "manifest.json is damaged"),
+        ({"a.npy": {"bytes": 1}}, "manifest.json is damaged"),
+        ({"a.npy": 1}, "manifest.json is damaged"),
+    ],
+)
+def test_a_manifest_of_another_make_with_its_own_sum_is_refused(tmp_path, files, why):
+    body = {"format": FORMAT, "name": "", "created": "", "files": files, "info": {}}
+    (tmp_path / MANIFEST).write_bytes(_render(body))
+    with pytest.raises(ReleaseError, match=re.escape(why)):
+        Release.open(tmp_path)
+
+
+def test_others_than_the_owner_may_read_a_release(tmp_path):
+    with ReleaseWriter(tmp_path / "r", name="x") as release:
+        release.json("a.json", 1)
+    assert (tmp_path / "r").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_release_that_another_made_meanwhile_stays(copy, folder, tmp_path):
+    with (  # noqa: PT012
+        pytest.raises(ReleaseError, match="was made meanwhile"),
+        ReleaseWriter(tmp_path / "r", name="x") as release,
+    ):
+        release.json("a.json", 1)
+        shutil.copytree(copy, tmp_path / "r")
+    assert Release.open(tmp_path / "r").sums == Release.open(folder).sums
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "r"]
+
+
+def test_a_place_in_a_release_is_known_by_whatever_way_it_is_named(copy, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(copy)
+    monkeypatch.chdir(copy)
+    for release, place in ((copy, tmp_path / "link"), (tmp_path / "link", copy), (copy, Path("."))):
+        with pytest.raises(ReleaseError, match="lies in the release"):
+            Release.open(release).expect_outside(place / "made", "choose another folder")
+    Release.open(copy).expect_outside(tmp_path / "copy2", "choose another folder")
 
 
 def test_numbers_that_json_cannot_hold_are_refused(tmp_path):
