@@ -128,6 +128,7 @@ def _content(path: Path | None) -> tuple[dict[str, Any], str]:
 def _read(kind: Any, values: Mapping[str, Any], path: str, section: str) -> Any:
     """One dataclass from a table of the file, nested tables included."""
     _refuse_unknown_within(kind, values, path, section)
+    _refuse_truths(kind, values, path, section)
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
@@ -144,6 +145,16 @@ def _refuse_unknown_within(kind: Any, values: Any, path: str, section: str) -> N
     elif typing.get_origin(kind) is tuple and isinstance(values, list):
         for value in values:
             _refuse_unknown_within(typing.get_args(kind)[0], value, path, section)
+
+
+def _refuse_truths(kind: Any, values: Mapping[str, Any], path: str, section: str) -> None:
+    """Refuse true and false as numbers, which pydantic takes for 1 and 0."""
+    for name, hint in typing.get_type_hints(kind).items():
+        value = values.get(name)
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(hint):
+            _refuse_truths(hint, value, path, f"{section}.{name}")
+        elif isinstance(value, bool) and hint in (int, float):
+            raise SettingsError(f"{path}: [{section}] {name} is {_toml(value)}; write a number")
 
 
 def _problem(error: Any) -> str:

@@ -123,6 +123,11 @@ def test_a_byte_order_mark_is_no_part_of_the_first_section(tmp_path):
             "[build.cascade]\nslots = [{ kind = 'live', most = 1, witin = 3 }]",
             "[build.cascade.slots] 'witin' is no knob; did you mean 'within'?",
         ),
+        ("[build]\nseed = true", "[build] seed is true; write a number"),
+        (
+            "[build.cascade.fatigue]\nwindow_h = false",
+            "[build.cascade.fatigue] window_h is false; write a num",
+        ),
         ("serve = 3", "'serve' is 3; write it as a section, [serve]"),
         ("[serve", "is not valid TOML"),
     ],
