@@ -14,7 +14,8 @@ from pathlib import Path
 
 
 class FolderInUse(OSError):
-    """A folder in which another process works, or that holds something of another kind; the text says so."""
+    """A folder in which another process works, that holds something of another kind, or that is a link to
+    nothing; the text says so."""
 
 
 @contextmanager
@@ -42,9 +43,15 @@ def only_user(folder: Path, advice: str) -> Iterator[None]:
     Args:
         advice: what to do instead, the end of the message of `FolderInUse`.
     """
+    _expect_no_dead_link(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder, FolderInUse(f"another process works in {folder}; {advice}")):
         yield
+
+
+def _expect_no_dead_link(folder: Path) -> None:
+    if folder.is_symlink() and not folder.exists():
+        raise FolderInUse(f"{folder} is a link that leads nowhere; delete it, or make what it leads to")
 
 
 def expect_own(folder: Path, mark: str, advice: str) -> None:
@@ -69,6 +76,7 @@ def written_whole(folder: Path, advice: str) -> Iterator[Path]:
     Args:
         advice: as for `only_user`.
     """
+    _expect_no_dead_link(folder)
     work = folder.parent / f".{folder.name}.writing"
     fresh = work / f"{folder.name}.new"
     work.mkdir(parents=True, exist_ok=True)

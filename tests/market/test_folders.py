@@ -121,6 +121,17 @@ def test_of_a_link_to_a_folder_the_link_is_replaced_and_nothing_else(tmp_path, k
     assert [(tmp_path / name / "mark").read_text() for name in ("a", "theirs")] == ["new", "old"]
 
 
+@pytest.mark.parametrize("make", [written_whole, only_user])
+def test_a_link_that_leads_nowhere_is_refused_before_anything_is_done(tmp_path, make):
+    (tmp_path / "a").symlink_to(tmp_path / "gone")
+    with (
+        pytest.raises(FolderInUse, match="a is a link that leads nowhere; delete it"),
+        make(tmp_path / "a", ""),
+    ):
+        raise AssertionError("it was held")
+    assert names(tmp_path) == ["a"]
+
+
 def test_a_name_may_hold_what_patterns_are_made_of(tmp_path):
     folder_of(tmp_path / ".a[b]*.17.old", "old")
     tidy(tmp_path / "a[b]*")
