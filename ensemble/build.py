@@ -116,10 +116,13 @@ def build_release(
 
     Raises:
         FolderInUse: another build works in `folder` or `before`, or what it would replace is no build's.
-        ValueError: the log teaches nothing, or nothing new, or nothing of it can be held out, or under
-            `config.cascade.weights` nothing is of worth in a market; or `before` is no build that this one
-            can go on from. Nothing is trained then.
+        ValueError: `folder` lies in the data set, which may be replaced as a whole; or the log teaches
+            nothing, or nothing new, or nothing of it can be held out, or under `config.cascade.weights`
+            nothing is of worth in a market; or `before` is no build that this one can go on from. Nothing is
+            trained then.
     """
+    if dataset.path.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise ValueError(f"{folder} lies in the data set {dataset.path}, which never changes; {_ELSEWHERE}")
     if before is not None:
         if before.resolve() == folder.resolve():
             raise ValueError(f"{folder} cannot be built from itself; {_ELSEWHERE}")

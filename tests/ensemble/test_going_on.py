@@ -161,6 +161,16 @@ def begun(data, folder, config, before=None):
     return folder / "work"
 
 
+@pytest.mark.parametrize("place", [".", "build", "../link"])
+def test_nothing_is_built_in_a_data_set_which_is_replaced_as_a_whole(tmp_path, place):
+    data = write(tmp_path / "data", impressions=[part([5, 6])])
+    (tmp_path / "link").symlink_to(data.path)
+    before = {path.name for path in data.path.iterdir()}
+    with pytest.raises(ValueError, match=r"lies in the data set \S+/data, which never changes; choose"):
+        build_release(data, data.path / place, BuildConfig())
+    assert {path.name for path in data.path.iterdir()} == before
+
+
 def test_a_killed_build_is_taken_up_by_the_code_that_made_it_and_by_no_other(tmp_path, monkeypatch):
     for package in ("market", "workflows", "models", "supply"):
         shutil.copytree(kept.ROOT / package, tmp_path / "code" / package)
