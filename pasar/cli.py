@@ -490,8 +490,8 @@ def gate(
             split=settings.build.split,
         )
         checks = compare(candidate, served, examples, settings.gate, seed=seed, step=report.step)
-    _write_rows(json_file, checks)
     console.print(check_table(checks))
+    _write_rows(json_file, checks)
     if found := faults(checks):
         _say_error(f"{release} must not replace {against}: {'; '.join(found)}")
         raise typer.Exit(REFUSED)
@@ -613,9 +613,9 @@ def readout(
             over=over,
             progress=tell,
         )
-    _write_rows(json_file, made.figures)
     for table in readout_tables(made):
         console.print(table)
+    _write_rows(json_file, made.figures)
     for text in made.remarks():
         warn(text)
 
@@ -897,9 +897,9 @@ def ablate(
         others["one model a market"] = each_its_own(own, examples, world, asked.begin, seed=seed)
     with working(f"playing {len(asked):,} requests, once for each ablation"):
         rows = ablate(built.release, examples, world, asked, seed=seed, others=others)
-    _write_rows(json_file, rows)
     days = "validation" if validation else "test"
     console.print(compared_table(f"{len(asked):,} requests of the {days} days", rows, FULL))
+    _write_rows(json_file, rows)
 
 
 @app.command("cold-market")
@@ -920,9 +920,10 @@ def cold_market(
     def judge(world: Any, build: Any, **told: Any) -> list:
         return cold_market(world, market, build, out, requests=requests, **told)
 
-    rows = _judged(judge, json_file, config)
+    rows = _judged(judge, config)
     played = max(row.users for row in rows)
     console.print(compared_table(f"{market}, {played:,} users on the test days", rows, rows[0].system))
+    _write_rows(json_file, rows)
 
 
 @app.command()
@@ -942,22 +943,21 @@ def loop(
     def judge(world: Any, build: Any, **told: Any) -> list:
         return feedback_loop(world, build, out, requests=requests, **told)
 
-    rows = _judged(judge, json_file, config)
+    rows = _judged(judge, config)
     played = max(row.users for row in rows)
     console.print(compared_table(f"{played:,} users on the test days", rows, rows[0].system))
+    _write_rows(json_file, rows)
 
 
-def _judged(judge: Callable[..., list], json_file: Path | None, config: Path | None) -> list:
-    """Rows of a judge that builds in the simulated world, written where they are asked for."""
+def _judged(judge: Callable[..., list], config: Path | None) -> list:
+    """Rows of a judge that builds in the simulated world."""
     from pasar.settings import load
     from pasar.show import reporter
 
     settings = load(config)
     with reporter() as report:
         told = {"seed": settings.build.seed, "progress": report.training, "step": report.step}
-        rows = judge(settings.world, settings.build, **told)
-    _write_rows(json_file, rows)
-    return rows
+        return judge(settings.world, settings.build, **told)
 
 
 @app.command("ablate-ranker")
@@ -983,8 +983,8 @@ def ablate_ranker(
         report.step("rankers")
         seeds = seed or (1, 2, 3)
         rows = list(ablate_ranker(data, settings.build.ranker, seeds, report.training))
-    _write_rows(json_file, rows)
     console.print(rankers_table(rows, len(set(seeds))))
+    _write_rows(json_file, rows)
 
 
 @app.command()

@@ -758,6 +758,9 @@ def test_a_log_tells_what_one_release_was_worth_over_another(pasar, tmp_path):
     figures = json.loads((tmp_path / "figures.json").read_text())["rows"]
     of = {(f["market"], f["over"], f["figure"]): f["value"] for f in figures if f["release"] == "nightly-2"}
     assert of["ID", "nightly-1", "watch_s"] == of["all", "nightly-1", "watch_s"] == pytest.approx(4)
+    code, out, err = pasar(*command, "--json", file / "figures.json")  # no folder
+    assert code == 1
+    assert "Means over requests" in out  # it is not lost with the file
     code, _, err = pasar(*command, "--wait-hours", 48)
     assert code == 1
     assert "no slate was told of from 1970-01-01 00:00+00:00 until 1969-12-31 02:01" in one_line(err)
