@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from market.files import as_json, write_json
+from market.machine import cores
 
 PEERS = Path(__file__).parent / "peers"
 
@@ -257,14 +258,13 @@ def table(results: Sequence[Line]) -> str:
 
 def machine() -> dict[str, Any]:
     """What the benchmark ran on, and how busy others kept it (load: runnable processes, 1 minute mean)."""
-    # Not every system has the file and the call; serving alone asks for one that has.
+    # Not every system has the file; serving alone asks for one that has.
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "processor": models[0] if models else platform.processor() or platform.machine(),
-        "cores": cores,
+        "cores": cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -37,7 +37,7 @@ from ensemble.plan import Plan
 from ensemble.release import Release
 from ensemble.server import TritonServer
 from ensemble.serving import ServeConfig, serve_release
-from workflows.kept import code_of, sources
+from workflows.kept import MADE_BY, code_of, sources
 
 Report = Callable[[str], None]
 Request = dict[str, np.ndarray]
@@ -56,8 +56,6 @@ TOO_MUCH, OF_USERS, PATIENCE_S = 3.0, 8, 1.0
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 #: Different requests of each size.
 POOL = 128
-#: Packages whose code makes a release: all that a build may import.
-MADE_BY = ("market", "supply", "feedback", "workflows", "models", "ensemble")
 #: Sizes of Merlin Systems' ensemble: models as ours; it ranks all that it retrieves.
 PEER: dict[str, Any] = {
     "users": 20_000,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from ensemble.wire import WIRE_REQUEST, wire_reply
 from feedback.log import FeedbackLog, expect_apart
 from market.folders import expect_own, only_user, remove, tidy
 from market.knobs import expect
+from market.machine import cores
 from supply.journal import JOURNAL, Journal
 from supply.rules import Rules
 
@@ -114,7 +114,7 @@ def serve_release(
     if feedback is not None:
         FeedbackLog(feedback).expect_writable()
         options["feedback"] = str(feedback.resolve())
-    cores = len(os.sched_getaffinity(0)) if settings.one_process else 1
+    processes = cores() if settings.one_process else 1
     with only_user(run, elsewhere):
         tidy(repository)
         expect_own(repository, f"*/{CONFIG}", elsewhere)
@@ -128,7 +128,7 @@ def serve_release(
             max_batch=settings.max_batch,
             delay_us=settings.delay_us,
             queue_ms=settings.queue_ms,
-            instances=settings.instances or cores,
+            instances=settings.instances or processes,
             threads=settings.threads,
             beside=[step for step, has in ((Events.step(), state), (Feedback.step(), feedback)) if has],
             options=options,

@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ensemble.build import BuildConfig
 from evaluation.cascade import FullCascade, Released
 from evaluation.tasks import Benchmark, Labelled
+from workflows.kept import MADE_BY, code_of, sources
 
 #: Knobs of a build that are searched, by section and name, and where. The ends lie about a factor of three
 #: around the defaults, and beyond what `data_sets.toml` sets.
@@ -74,7 +75,7 @@ def tune(
     told: Callable[[Trial], None] = lambda trial: None,
     training: Callable[..., None] | None = None,
 ) -> list[Trial]:
-    """Trials of this search and of those before it of the same benchmark and `build`, the best first.
+    """Trials of this search and of those before it of the same benchmark, `build` and code, the best first.
 
     Knobs with which a release cannot be built or judged, for its training diverges, are told and tried no
     more; where those of `build` itself cannot, nothing can be searched around them.
@@ -177,9 +178,10 @@ def _end_with_a_whole_line(journal: Path) -> None:
 
 
 def _fingerprint(benchmark: Benchmark, build: BuildConfig) -> str:
-    """Changes with any row that a system sees of the benchmark, with what its exams ask, and with any knob of
-    the build."""
-    digest = hashlib.sha256(json.dumps(asdict(build), sort_keys=True).encode())
+    """Changes with any row that a system sees of the benchmark, with what its exams ask, with any knob of the
+    build and with any line of the code that builds and judges."""
+    said = [asdict(build), code_of(sources(*MADE_BY, "evaluation"))]
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     tables = benchmark.task.tables
     for table in (tables.users, tables.contents, tables.sellers, tables.impressions):
         if table is not None:

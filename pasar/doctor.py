@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from market.machine import cores
+
 PATIENCE_S = 20.0
 """Seconds that `nvidia-smi` has to answer."""
 DRIVER = 535
@@ -47,9 +49,8 @@ def _python() -> Finding:
 
 def _memory() -> Finding:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    # Linux has the call, macOS has not. `taskset`, a container or a batch system may leave us a few alone.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Finding("machine", f"{cores} core{'s' * (cores != 1)}, {total:.0f} GiB", "")
+    own = cores()
+    return Finding("machine", f"{own} core{'s' * (own != 1)}, {total:.0f} GiB", "")
 
 
 def _gpu() -> Finding:

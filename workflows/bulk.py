@@ -6,7 +6,6 @@ graph computes on their places in the vocabulary. Both come from one compiler, s
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import onnxruntime
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from market.machine import cores
 from workflows import compile as compiler
 from workflows.compiler.elements import ElementGraph
 from workflows.compiler.graph import NULL_INTEGER, STRING
@@ -79,7 +79,7 @@ class BulkTransform:
             ValueError: the table lacks a column or has it in another type.
         """
         arrays = {self._outputs[output]: values for output, values in self._runner.run(table).items()}
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             arrays |= zip(self._lists, pool.map(lambda made: made(table), self._lists.values()))
         arrays |= {name: _texts(table, raw) for name, raw in self._texts.items()}
         return {name: arrays[name] for name in self._names}
@@ -104,7 +104,7 @@ class Runner:
             self._session = onnxruntime.InferenceSession(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             self._vocabularies = dict(zip(vocabularies, pool.map(Vocabulary, vocabularies.values())))
 
     def run(self, table: pa.Table) -> dict[str, np.ndarray]:
@@ -112,7 +112,7 @@ class Runner:
         if self._session is None:
             return {}
         specs = self._session.get_inputs()
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             columns = dict(zip([s.name for s in specs], pool.map(lambda s: self._column(table, s), specs)))
         parts: dict[str, list[np.ndarray]] = {name: [] for name in self._outputs}
         for start in range(0, max(table.num_rows, 1), ROWS):

@@ -7,7 +7,6 @@ in memory at a time, and all that is kept of it are its different keys and its m
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,8 @@ from merlin.dag.executors import clear_stats
 from merlin.schema import ColumnSchema, Schema
 from nvtabular import ops
 from nvtabular.ops.categorify import NULL_OFFSET, OOV_OFFSET, PAD_OFFSET
+
+from market.machine import cores
 
 from .bulk import Elements, Runner, elements, scalars, sliced
 from .compile import UnsupportedOperator, read_column
@@ -83,7 +84,7 @@ def fit(workflow: nvt.Workflow, tables: Iterable[pa.Table], schema: Schema | Non
             node: {name: _STATISTICS[type(node.op)]() for name in inputs.columns[node]} for node in ready
         }
         # Each column is counted for itself, by libraries that let go of Python's lock.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             for table in _some(tables):
                 added = [
                     pool.submit(found[node][name].add, values)

@@ -18,6 +18,8 @@ ANEW = "build without an earlier one, which trains from the beginning"
 
 ROOT = Path(__file__).resolve().parents[1]
 """Of the packages' source."""
+MADE_BY = ("market", "supply", "feedback", "workflows", "models", "ensemble")
+"""Packages whose code makes a release: all that a build may import."""
 
 
 def sources(*packages: str) -> list[Path]:

@@ -174,6 +174,17 @@ def test_another_data_set_exam_or_configuration_has_trials_of_its_own(
         assert len(tune(benchmark, build, tmp_path / "journal", **three_trials)) == 3
 
 
+@pytest.mark.parametrize("package", ["models", "evaluation"])
+def test_trials_of_other_code_are_not_counted(validation, tmp_path, near, three_trials, monkeypatch, package):
+    tune(validation, BuildConfig(), tmp_path / "journal", **three_trials)
+    code = tmp_path / "code" / package / "new.py"
+    code.parent.mkdir(parents=True)
+    code.write_text("pass\n")
+    monkeypatch.setattr(tuning, "sources", lambda *packages: [code] if package in packages else [])
+    assert len(tune(validation, BuildConfig(), tmp_path / "journal", **three_trials)) == 3
+    assert len(tune(validation, BuildConfig(), tmp_path / "journal", **three_trials)) == 6
+
+
 SETS = ("xmarket", "taobao", "tiktok", "kuairand", "gowalla")
 
 
