@@ -76,8 +76,7 @@ class Shelf:
         place: int64[N], where each content stands in `rows`; n where it is not sold here.
         opens, ends: int64[n], from when to when each may be shown (s since the epoch).
         index: of their vectors, by place.
-        by_popularity: int64[n], places in `rows`, most wanted first.
-        by_trend: int64[n], the same by `market.statistics.trend`.
+        by_trend: int64[n], places in `rows`, most wanted first by `market.statistics.trend`.
         turn: int64[n], how many contents are newer than each, of equal age those before it.
         fresh: int64[*], places of little exposed contents of known age, newest first; see `running`.
         rooms: int64[*], places of live rooms; `running` has them newest first.
@@ -117,7 +116,7 @@ class Shelf:
         self.place = np.full(len(available), len(self.rows))
         self.place[self.rows] = np.arange(len(self.rows))
         self.opens, self.ends = opens[self.rows], ends[self.rows]
-        self.by_popularity = np.argsort(-popularity[self.rows], kind="stable")
+        self._popularity = popularity
         self.by_trend = np.argsort(-trend[self.rows], kind="stable")
         newest = np.argsort(-self.opens, kind="stable")
         self.turn = np.argsort(newest)
@@ -135,6 +134,11 @@ class Shelf:
         first = np.searchsorted(self.language[by_language], np.arange(int(language.max(initial=-1)) + 2))
         #: Places of what is in each language; the last, of unknown ones, is empty.
         self._in_language = [*(by_language[start:end] for start, end in pairwise(first)), by_language[:0]]
+
+    @cached_property
+    def by_popularity(self) -> np.ndarray:
+        """int64[n], places in `rows`, most wanted first; no request reads it."""
+        return np.argsort(-self._popularity[self.rows], kind="stable")
 
     def update(self, rows: np.ndarray, opens: np.ndarray, ends: np.ndarray, viewers: np.ndarray) -> None:
         """Take over the state of contents `rows` int64[*]; arrays of that length."""
