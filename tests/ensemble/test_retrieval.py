@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ensemble.channels import ANYTHING, Channel, first_eligible, nearest
+from ensemble.channels import ANYTHING, Channel, Wishes, first_eligible, nearest
 from ensemble.explanation import FUNNEL
 from ensemble.plan import FILE, Plan, Slot
 from ensemble.preranking import PreRanker
@@ -441,11 +441,14 @@ def test_distinct_codes_are_all_that_a_row_has_and_no_more_than_the_most_of_one(
 def test_some_of_the_requests_of_a_market_ask_for_what_they_asked_among_all():
     every = asked(shelf(4), recent=[[0], [1], [2]], seen=[[1], [2], [3]], followed=[[4], [5], [6]])
     every = replace(every, time=np.arange(3), query_vector=np.eye(3), spared=np.arange(3)[:, None])
-    for reads in (None, np.arange(3)[:, None] + 7):
-        some = replace(every, reads=reads).of(np.array([0, 2]))
+    every_wish = Wishes(np.arange(3), *(np.arange(3)[:, None] + begin for begin in (3, 7, 11)))
+    for wishes in (Wishes(), every_wish):
+        some = replace(every, wishes=wishes).of(np.array([0, 2]))
         for name in ("query_vector", "time", "recent", "seen", "followed", "spared"):
             np.testing.assert_array_equal(getattr(some, name), getattr(every, name)[[0, 2]], name)
-        assert reads is None if some.reads is None else (some.reads == reads[[0, 2]]).all()
+        for name, said in vars(wishes).items():
+            got = getattr(some.wishes, name)
+            assert got is None if said is None else (got == said[[0, 2]]).all()
 
 
 def test_where_the_first_channel_fills_the_places_others_are_asked_for_their_quotas_alone(worlds, tmp_path):
@@ -464,25 +467,28 @@ def test_where_the_first_channel_fills_the_places_others_are_asked_for_their_quo
 
 def test_the_funnel_counts_what_a_request_may_not_get_by_the_first_reason_that_holds(worlds):
     release = worlds(5)
-    request, counted = ask(release, 3, 60), np.zeros(4)
+    request, counted = ask(release, 3, 60), np.zeros(5)
     funnel = Retrieval(release)(**request, explain=np.ones(60, bool))["funnel"]
     for row in range(60):
-        seen, reads, excluded, tired, market, time = (
+        seen, excluded, tired, market, time = (
             request[name][row].tolist()
-            for name in ("seen", "reads", "excluded_sellers", "tired_sellers", "market_index", "time")
+            for name in ("seen", "excluded_sellers", "tired_sellers", "market_index", "time")
         )
+        wishes = wished(request, row)
+        in_all = wishes | {"reads": []}
         left = [
-            len(eligible(release, market, time, hidden, sellers, reads=said))
+            len(eligible(release, market, time, hidden, sellers, **said))
             for hidden, sellers, said in (
-                ((), (), ()),
-                (seen, (), ()),
-                (seen, excluded, ()),
-                (seen, excluded + tired, ()),
-                (seen, excluded + tired, reads),
+                ((), (), {}),
+                (seen, (), {}),
+                (seen, (), in_all),
+                (seen, excluded, in_all),
+                (seen, excluded + tired, in_all),
+                (seen, excluded + tired, wishes),
             )
         ]
         first = FUNNEL.index("seen or excluded")
-        assert funnel[row, first : first + 4].tolist() == (-np.diff(left)).tolist()
+        assert funnel[row, first : first + 5].tolist() == (-np.diff(left)).tolist()
         counted += -np.diff(left)
     assert counted.all()
 
