@@ -209,7 +209,7 @@ def test_a_folder_in_which_no_server_works_is_named(pasar, tmp_path):
 
 
 def test_what_moves_a_server_can_be_pasted_into_a_shell(pasar, tmp_path, monkeypatch):
-    release, out = synthetic.release(tmp_path, 3), tmp_path / "my shop's"
+    release, out = synthetic.release(tmp_path, 5), tmp_path / "my shop's"
     config = Plan.of(release).config
     knobs = dataclasses.replace(config, seller_cap=config.seller_cap + 1)
     monkeypatch.setattr("pasar.settings.load_cascade", lambda path: knobs)
