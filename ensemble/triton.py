@@ -6,6 +6,7 @@ nothing of what it returns, so both are checked here, and a caller never sees mo
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import importlib
 import json
@@ -17,7 +18,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -192,9 +193,6 @@ class Meter:
         every_s: seconds between two turns. To tell a series something takes some 40 µs.
     """
 
-    #: Triton takes a series away, from all processes that add to it, when one of them collects its own.
-    _held: ClassVar[list[Meter]] = []
-
     def __init__(
         self,
         family: Any,
@@ -203,7 +201,6 @@ class Meter:
         version: str = "",
         every_s: float = 5.0,
     ) -> None:
-        self._held.append(self)
         self._family, self._tallies = family, tallies
         self._families, self._series = dict[str, Any](), dict[tuple[str, tuple[str, ...]], Any]()
         self._made = None
@@ -240,11 +237,22 @@ class Meter:
     def _one(self, of: Counter, labels: tuple[str, ...], kind: Any) -> Any:
         """A series; it begins with 0."""
         if of.name not in self._families:
-            self._families[of.name] = self._family(name=of.name, description=of.text, kind=kind)
+            made = self._family(name=of.name, description=of.text, kind=kind)
+            self._families[of.name] = _for_ever(made)
         if (of.name, labels) not in self._series:
             made = self._families[of.name].Metric(labels=dict(zip(of.labels, labels)))
-            self._series[of.name, labels] = made
+            self._series[of.name, labels] = _for_ever(made)
         return self._series[of.name, labels]
+
+
+def _for_ever(metric: Any) -> Any:
+    """The same, which Python never lets go of, not even when the process ends.
+
+    Triton takes a series away, from all processes that add to it, when one of them lets go of its own. And a
+    process that does so as it ends, when what connects it to Triton is gone, ends with a fault.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(metric))
+    return metric
 
 
 class StageModel:

@@ -2,6 +2,8 @@
 
 import math
 import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -269,6 +271,35 @@ def test_a_meter_tells_in_turns():
     assert told.wait(60)
     meter.release()
     assert prometheus.series[REFUSED.name, ("code", "INTERNAL"), ("step", "pick")] == 1
+
+
+def test_no_series_is_let_go_of_when_the_meter_is_or_the_process_ends():
+    """Triton's Python backend ends with a fault where one is."""
+    program = """
+import gc, os
+from types import SimpleNamespace
+from ensemble.counters import refusal_tally
+from ensemble.triton import Meter
+
+class Noticed:
+    def __init__(self, **told): pass
+    def __del__(self): os.write(1, type(self).__name__.encode() + b" is let go of\\n")
+    def set(self, value): pass
+
+class Family(Noticed):
+    COUNTER, GAUGE = "counter", "gauge"
+    def Metric(self, labels): return Noticed()
+
+Noticed()
+release = SimpleNamespace(name="nightly", created="2026-03-02T00:00:00+00:00")
+meter = Meter(Family, [refusal_tally("pick")], release, "1")
+meter.release()
+assert len(meter._series) > 1
+del meter
+gc.collect()
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (said.returncode, said.stdout) == (0, "Noticed is let go of\n"), said.stderr
 
 
 def test_names_are_prometheus_names_and_the_docs_have_each():
