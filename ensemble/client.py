@@ -86,8 +86,7 @@ class Item:
 
     Attributes:
         content: id.
-        channels: retrieval channels that found it; all but the first look no further than their quotas where
-            that fills all places.
+        channels: retrieval channels that found it; all but the first look no further than their quotas.
         candidate_rank: place among the candidates as pre-ranking left them, from 1.
         retrieval_score: cosine of query and content.
         probabilities: of the ranker, by task.

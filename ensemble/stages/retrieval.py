@@ -342,7 +342,8 @@ class Retrieval:
             )
             found, bits = self._found(asked, size, first=True)
             short = np.flatnonzero(found[:, -1] == NONE)
-            if len(short):
+            # Where there is less than is asked for the two-tower brings all of it, and nobody has more.
+            if len(short) and Channel.TWO_TOWER not in self.channels:
                 again = asked if len(short) == len(here) else asked.of(short)
                 found[short], bits[short] = self._found(again, size)
             known = found >= 0

@@ -22,7 +22,7 @@ from ensemble.wire import WIRE_REQUEST, wire_reply
 from supply.fatigue import FatigueConfig
 from tests.ensemble import synthetic
 
-SEED = 3  # of a world with a pre-ranker
+SEED = 7  # of a world with a pre-ranker and a quota for fresh contents
 
 OTHER = {
     "category_share": 0.9,
