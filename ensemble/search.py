@@ -18,11 +18,13 @@ from dataclasses import asdict, dataclass, replace
 import faiss
 import numpy as np
 
-from ensemble.channels import nearest
+from ensemble.channels import NONE, nearest
 from ensemble.release import Release, ReleaseError, ReleaseWriter
 
 FILE = "search.json"
 
+#: To find eligible contents and to score each by itself costs as much as so many side by side.
+SCATTERED = 3
 #: Markets of at most so many contents are searched exactly: there it is as fast.
 EXACT_UP_TO = 8_000
 #: Fewer queries than this are no evidence of a recall; the market is searched exactly.
@@ -233,10 +235,18 @@ class MarketIndex:
             places int64[b, min(k, n)], best first, equal ones by place; where fewer are eligible, -1 fills
             the end.
         """
-        scores = self.scores(queries)
-        if eligible is not None:
-            scores = np.where(eligible, scores, np.float32(-np.inf))
-        return nearest(scores, k)
+        if eligible is None:
+            return nearest(self.scores(queries), k)
+        found = np.full((len(queries), min(k, len(self))), NONE)
+        few = eligible.sum(axis=1) * SCATTERED < len(self)
+        if not few.all():
+            scores = np.where(eligible[~few], self.scores(queries[~few]), np.float32(-np.inf))
+            found[~few] = nearest(scores, k)
+        for row in np.flatnonzero(few).tolist():
+            places = np.flatnonzero(eligible[row])
+            own = nearest(self.products(queries[row : row + 1], places[None]), k)[0]
+            found[row, : len(own)] = places[own]
+        return found
 
     def _scanned(self, scan: _Scan, queries: np.ndarray, k: int, refine: float) -> np.ndarray:
         """The best of the scan by scores made anew: places int64[b, k], best first.

@@ -77,7 +77,7 @@ def test_exact_search_is_brute_force_with_equal_scores_by_place(
     # Small whole numbers: products are exact and often equal.
     vectors = random.integers(-1, 2, (contents, 3)).astype(np.float32)
     asked = random.integers(-1, 2, (queries, 3)).astype(np.float32)
-    eligible = random.random((queries, contents)) < random.random() if filtered else None
+    eligible = random.random((queries, contents)) < random.random((queries, 1)) if filtered else None
     index = MarketIndex.build(vectors, asked, k=k)
     places = index.exact(asked, k, eligible)
     expected, best = by_brute_force(vectors, asked, k, eligible)
