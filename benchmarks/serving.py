@@ -32,7 +32,7 @@ from benchmarks.harness import seconds as seconds_text
 from benchmarks.load import Load, Send, closed_loop, group_cpu, open_loop
 from ensemble.cascade import Cascade
 from ensemble.client import DIVERSITY, FeedClient, infer_message
-from ensemble.network import way_to
+from ensemble.network import open_channel
 from ensemble.plan import Plan
 from ensemble.release import Release
 from ensemble.server import TritonServer
@@ -158,7 +158,7 @@ def prepared(url: str) -> Iterator[Send]:
     Clients share the machine with the server here, and one that writes and reads in Python takes half a
     core for a thousand requests a second. Triton's own load generator sends such messages too.
     """
-    with grpc.insecure_channel(url, options=way_to(url)) as channel:
+    with open_channel(url, []) as channel:
         grpc.channel_ready_future(channel).result(60)
         ask = channel.unary_unary(INFER)
         yield lambda message: ask(message, timeout=60)
@@ -175,7 +175,7 @@ def overload(url: str, sent: Sequence[bytes], rate: float, seconds: float, cpu: 
             latency.append(time.perf_counter() - due)
         ended.release()
 
-    with grpc.insecure_channel(url, options=way_to(url)) as channel:
+    with open_channel(url, []) as channel:
         grpc.channel_ready_future(channel).result(60)
         ask = channel.unary_unary(INFER)
         start, used = time.perf_counter(), cpu()

@@ -37,12 +37,17 @@ class IdIndex:
         return found
 
 
+def _named(release: Release, codes: str, texts: str) -> list[tuple[str, int]]:
+    """What each code from 0 on in one array of a release is called in another, by code."""
+    code = release.array(codes)
+    known = np.flatnonzero(code >= 0)
+    distinct, first = np.unique(code[known], return_index=True)
+    return list(zip(release.array(texts)[known[first]].tolist(), distinct.tolist()))
+
+
 def category_codes(release: Release) -> dict[str, int]:
     """The codes of the categories of a release's contents, by their names."""
-    code = release.array("category_code.npy")
-    known = np.flatnonzero(code >= 0)
-    codes, first = np.unique(code[known], return_index=True)
-    return dict(zip(release.array("text_category.npy")[known[first]].tolist(), codes.tolist()))
+    return dict(_named(release, "category_code.npy", "text_category.npy"))
 
 
 def spoken(release: Release) -> tuple[dict[str, int], np.ndarray]:
@@ -52,11 +57,8 @@ def spoken(release: Release) -> tuple[dict[str, int], np.ndarray]:
         The code of each, by its name; the code of each content's language, int32[N], -1 where unknown.
     """
     code = release.array("language_code.npy")
-    known = np.flatnonzero(code >= 0)
-    codes, first = np.unique(code[known], return_index=True)
-    texts = release.array("text_content_language.npy")[known[first]].tolist()
     names: dict[str, int] = {}
     stands = np.full(int(code.max(initial=-1)) + 2, -1, np.int32)
-    for own, text in zip(codes.tolist(), texts):
+    for text, own in _named(release, "language_code.npy", "text_content_language.npy"):
         stands[own] = names.setdefault(base(text), own)
     return names, stands[code]

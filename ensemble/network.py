@@ -13,6 +13,8 @@ import tritonclient.grpc as triton
 from tritonclient.grpc import InferenceServerClientPlugin
 from tritonclient.utils import InferenceServerException
 
+from market.files import written
+
 DIRECT = [("grpc.enable_http_proxy", 0)]
 """Options of a gRPC channel that asks no proxy."""
 TLS = "grpcs://"
@@ -66,12 +68,9 @@ def draw_key(repository: Path) -> str:
     Where nothing can be written it is nobody's, as nobody can change what is served there.
     """
     drawn = secrets.token_hex(16)
-    temporary = repository / f"{KEY}.new"
-    with contextlib.suppress(OSError):
-        temporary.unlink(missing_ok=True)
-        temporary.touch(0o600)
-        temporary.write_text(drawn)
-        temporary.replace(repository / KEY)
+    with contextlib.suppress(OSError), written(repository / KEY) as place:
+        place.touch(0o600)
+        place.write_text(drawn)
     return drawn
 
 

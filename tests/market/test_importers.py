@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.sparse import coo_matrix, save_npz
 
-from market.dataset import write_dataset
+from market.dataset import write_tables
 from market.importers import IMPORTERS, ImportProblem, read
 from market.importers.reading import integers, read_text
 from market.outcomes import OUTCOMES
@@ -380,15 +380,7 @@ WRITERS = {"gowalla": gowalla, "kuairand": kuairand, "taobao": taobao, "tiktok":
 def test_what_is_imported_can_be_stored_and_read_again(tmp_path, name):
     (tmp_path / "raw").mkdir()
     tables = read(name, WRITERS[name](tmp_path / "raw"))
-    stored = write_dataset(
-        tmp_path / "stored",
-        name=tables.name,
-        feedback=tables.feedback,
-        split=tables.split,
-        users=tables.users,
-        contents=tables.contents,
-        impressions=[tables.impressions],
-    )
+    stored = write_tables(tmp_path / "stored", tables)
     assert len(stored.impressions()) == len(tables.impressions)
     assert stored.contents()["content_id"].tolist() == tables.contents["content_id"].tolist()
     assert stored.markets == sorted(set(tables.users["market"]))
