@@ -18,6 +18,7 @@ from ensemble.distil import with_preranker, with_stacking
 from ensemble.export import item_graphs, write_release
 from ensemble.plan import CascadeConfig
 from ensemble.release import MANIFEST, Release
+from ensemble.worth import with_worth
 from market.dataset import Dataset
 from market.folders import FolderInUse, expect_own, held, only_user, replace, tidy, unfinished
 from market.kinds import KINDS
@@ -175,7 +176,7 @@ def _build_release(
     step("release")
     drafts = work / "drafts"
     shutil.rmtree(drafts, ignore_errors=True)
-    drafted, stacked, fresh = (drafts / name for name in ("draft", "stacked", "release"))
+    drafted, asked, fresh = (drafts / name for name in ("draft", "asked", "release"))
     info = {
         "data_set": dataset.name,
         "seed": config.seed,
@@ -196,7 +197,10 @@ def _build_release(
     )
     if examples.feedback == "positives":
         step("stacking")
-        draft = with_stacking(draft, stacked, data, two_tower, config.stacking, config.seed)
+        draft = with_stacking(draft, asked, data, two_tower, config.stacking, config.seed)
+    else:
+        step("worth")
+        draft = with_worth(draft, asked, data, two_tower, config.seed)
     served = None
     if examples.drawn:
         # They were only drawn to know when to stop, so what is served knows all of them.

@@ -203,15 +203,26 @@ def _ranked(
         query_vectors: float32[B, D], of these queries.
         seen: int64[B, S], contents not to be shown to each, -1 fills.
     """
+    made = queries_of(data, rows, query_vectors) | {"seen": seen}
+    made |= cascade.retrieval.retrieve(**cascade.read("retrieval", made))
+    made = cascade.retrieval.read_last(made, made["market_index"], made["recent"])
+    return made | cascade.apply("ranking", made)
+
+
+def queries_of(data: TrainingSet, rows: np.ndarray, query_vectors: np.ndarray) -> dict[str, np.ndarray]:
+    """The cascade's tensors after the query step, but for what was seen, of logged queries int64[B].
+
+    Args:
+        query_vectors: float32[B, D], of these queries.
+    """
     examples, encoded = data.examples, data.features.query
     layout = Layout.of(encoded.schema, data.features.content.schema)
     made = layout.pack_queries({name: array[rows] for name, array in encoded.arrays.items()})
-    made |= {
+    return made | {
         "query_vector": query_vectors,
         "market_index": examples.queries.market[rows].astype(np.int64),
         "time": np.maximum(examples.queries.time[rows], 0),
         "recent": examples.queries.history[rows].astype(np.int64),
-        "seen": seen,
         # What a release says of users is of the end of the log, which these queries do not know.
         "followed": np.full((len(rows), 0), -1),
         "tired_sellers": np.full((len(rows), 0), -1),
@@ -224,9 +235,6 @@ def _ranked(
         "explain": np.zeros(len(rows), bool),
         "since": examples.queries.time[rows] if data.seasons is None else data.seasons.since[rows],
     }
-    made |= cascade.retrieval.retrieve(**cascade.read("retrieval", made))
-    made = cascade.retrieval.read_last(made, made["market_index"], made["recent"])
-    return made | cascade.apply("ranking", made)
 
 
 def ranked(

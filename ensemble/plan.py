@@ -36,13 +36,14 @@ WEIGHTS = {
 
 #: Default quota of every retrieval channel, where so many are retrieved.
 QUOTAS = {
-    "two_tower": 160,
+    "two_tower": 60,
     "item_graph": 120,
     "trending": 60,
     "fresh": 80,
     "live": 40,
     "followed": 20,
     "cart": 20,
+    "worth": 100,
 }
 
 

@@ -24,7 +24,7 @@ from market.folders import drafted, link
 
 # 2: seasons among the features of a pair; 3: lists of the search in blocks of 32 codes, graphs of markets;
 # 4: low-rank affinities beside the item graph, conversions.
-FORMAT = 4
+FORMAT = 5
 MANIFEST = "manifest.json"
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(onnx|npy|json)")
 _AGAIN = "copy the release again from where it was written, or write a new one"

@@ -34,7 +34,7 @@ class PreRankerConfig:
     epochs: int = 12
     batch_size: int = 32
     learning_rate: float = 3e-3
-    sharpness: float = 3.0
+    sharpness: float = 2.0
 
     def __post_init__(self) -> None:
         expect(self, "preranker", "queries dim hidden epochs batch_size", least=1)

@@ -37,6 +37,7 @@ class Channel(IntFlag):
     LIVE = 16
     FOLLOWED = 32
     CART = 64
+    WORTH = 128
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Shelf:
         opens, ends: int64[n], from when to when each may be shown (s since the epoch).
         index: of their vectors, by place.
         by_trend: int64[n], places in `rows`, most wanted first by `market.statistics.trend`.
+        by_worth: int64[*], places of contents of known worth here, the highest first.
         turn: int64[n], how many contents are newer than each, of equal age those before it.
         fresh: int64[*], places of little exposed contents of known age, newest first; see `running`.
         rooms: int64[*], places of live rooms; `running` has them newest first.
@@ -96,6 +98,7 @@ class Shelf:
         ends: np.ndarray,
         popularity: np.ndarray,
         trend: np.ndarray,
+        worth: np.ndarray,
         fresh: np.ndarray,
         seller: np.ndarray,
         kind: np.ndarray,
@@ -108,6 +111,7 @@ class Shelf:
             index: of the vectors of the contents sold here, by place.
             opens, ends: int64[N].
             popularity, trend: float32[N], how much each is wanted in this market.
+            worth: float32[N], its mean value to people of this market (USD), NaN where unknown.
             kind: int[N], places in `market.kinds.KINDS`.
             seller, category, language: int[N], codes from 0 on, -1 where unknown.
         """
@@ -118,6 +122,8 @@ class Shelf:
         self.opens, self.ends = opens[self.rows], ends[self.rows]
         self._popularity = popularity
         self.by_trend = np.argsort(-trend[self.rows], kind="stable")
+        known = np.flatnonzero(~np.isnan(worth[self.rows]))
+        self.by_worth = known[np.argsort(-worth[self.rows[known]], kind="stable")]
         newest = np.argsort(-self.opens, kind="stable")
         self.turn = np.argsort(newest)
         self.fresh = newest[(fresh[self.rows] & (self.opens > 0))[newest]]

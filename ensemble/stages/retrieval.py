@@ -15,6 +15,7 @@ from ensemble.channels.item_graph import item_graph
 from ensemble.channels.live import live
 from ensemble.channels.trending import trending
 from ensemble.channels.two_tower import two_tower
+from ensemble.channels.worth import worth
 from ensemble.explanation import FUNNEL
 from ensemble.lookup import spoken
 from ensemble.plan import Plan
@@ -39,6 +40,7 @@ CHANNELS: dict[Channel, Source] = {
     Channel.LIVE: live,
     Channel.FOLLOWED: followed_sellers,
     Channel.CART: cart,
+    Channel.WORTH: worth,
 }
 """Every channel, in the order in which they are merged."""
 
@@ -55,6 +57,7 @@ class Retrieval:
         popularity, self.created_at = release.array("popularity.npy"), release.array("created_at.npy")
         available = release.array("available.npy")
         trend, few = release.array("trend.npy"), self.plan.config.fresh_exposures
+        value = release.array("worth.npy")
         exposures, language = release.array("exposures.npy"), spoken(release)[1]
         kind, category = release.array("kind_code.npy"), release.array("category_code.npy")
         self.shelves = [
@@ -67,6 +70,7 @@ class Retrieval:
                 ends=self.eligibility.ends,
                 popularity=popularity[m],
                 trend=trend[m],
+                worth=value[m],
                 fresh=exposures[m] <= few,
                 seller=release.array("seller_code.npy"),
                 kind=kind,

@@ -46,7 +46,9 @@ def release(folder: Path, seed: int) -> Release:
     pool = slate + int(random.integers(0, 20))
     candidates = pool + int(random.integers(0, 20))
     retrieved = candidates + int(random.integers(0, 20))
-    quotas = {name: int(random.integers(0, retrieved)) for name in QUOTAS}
+    quotas = {name: int(random.integers(0, retrieved)) for name in QUOTAS if name != "worth"}
+    of_worth = np.random.default_rng([seed, 3])
+    quotas["worth"] = int(of_worth.integers(0, retrieved))
     most = max(sum(quotas.values()), retrieved)
     config = CascadeConfig(
         retrieved=retrieved,
@@ -75,6 +77,8 @@ def release(folder: Path, seed: int) -> Release:
         config=config,
     )
     others = np.random.default_rng([seed, 2])
+    worth = of_worth.integers(-1, 4, (len(MARKETS), contents)).astype(np.float32)
+    worth[worth < 0] = np.nan
     available = random.random((len(MARKETS), contents)) < 0.7
     available[0] &= seed > 0
     opens = random.integers(START, END, contents)
@@ -94,6 +98,7 @@ def release(folder: Path, seed: int) -> Release:
         "available": available,
         "popularity": random.integers(0, 4, (len(MARKETS), contents)).astype(np.float32),
         "trend": random.integers(0, 4, (len(MARKETS), contents)).astype(np.float32),
+        "worth": worth,
         "exposures": random.integers(0, 4, (len(MARKETS), contents)).astype(np.float32),
         "popularity_world": random.integers(0, 9, contents).astype(np.float32),
         "created_at": opens,

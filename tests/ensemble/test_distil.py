@@ -71,6 +71,10 @@ def undivided(small_world_dataset, small_build, tmp_path_factory) -> Built:
     return build_release(clicks(small_world_dataset, folder, "given"), folder / "build", config)
 
 
+def test_where_only_positives_were_logged_nothing_is_known_of_worth(stacked):
+    assert np.isnan(stacked.array("worth.npy")).all()
+
+
 def test_the_weights_are_in_the_release_and_the_graph_reads_what_they_need(stacked):
     weights = stacked.array(FILE)
     assert len(weights) == 2 * len(SIGNALS) + 1

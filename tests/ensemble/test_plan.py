@@ -282,8 +282,8 @@ def test_what_a_slot_does_not_declare_is_not_written(tmp_path):
         ({}, QUOTAS),
         ({"retrieved": 900}, QUOTAS),
         ({"quotas": {"live": 0}}, QUOTAS | {"live": 0}),
-        ({"retrieved": 200}, dict(zip(QUOTAS, (64, 48, 24, 32, 16, 8, 8)))),
-        ({"quotas": {"fresh": 290}}, dict(zip(QUOTAS, (80, 60, 30, 290, 20, 10, 10)))),
+        ({"retrieved": 200}, dict(zip(QUOTAS, (24, 48, 24, 32, 16, 8, 8, 40)))),
+        ({"quotas": {"fresh": 290}}, dict(zip(QUOTAS, (30, 60, 30, 290, 20, 10, 10, 50)))),
         ({"quotas": {"fresh": 500}}, dict.fromkeys(QUOTAS, 0) | {"fresh": 500}),
     ],
 )

@@ -132,6 +132,7 @@ def test_candidates_are_what_a_search_one_by_one_finds(worlds, world, seed, rows
     release = worlds(world)
     stage, plan = Retrieval(release), Plan.of(release)
     vectors, trend = release.array("content_vectors.npy"), release.array("trend.npy")
+    worth = release.array("worth.npy")
     exposures, opens = release.array("exposures.npy"), release.array("created_at.npy")
     rooms, seller = release.array("text_kind.npy") == "live", release.array("seller_code.npy")
     request = ask(release, seed, rows)
@@ -157,6 +158,9 @@ def test_candidates_are_what_a_search_one_by_one_finds(worlds, world, seed, rows
             "live": [c for c in newest if rooms[c]][:size],
             "followed": [c for c in newest if seller[c] in followed][:size],
             "cart": [c for c in dict.fromkeys(request["recent"][row, ::-1].tolist()) if c in may],
+            "worth": sorted(
+                (c for c in may if not np.isnan(worth[market, c])), key=lambda c: (-worth[market, c], c)
+            )[:size],
         }
         heads = [c for name, found in by_channel.items() for c in found[: plan.config.quotas[name]]]
         rests = [c for name, found in by_channel.items() for c in found[plan.config.quotas[name] :]]

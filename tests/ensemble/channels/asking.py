@@ -19,6 +19,7 @@ def shelf(contents: int, index: MarketIndex | None = None, **given: object) -> S
         "ends": np.full(contents, NEVER),
         "popularity": np.zeros(contents, np.float32),
         "trend": np.zeros(contents, np.float32),
+        "worth": np.full(contents, np.nan, np.float32),
         "fresh": np.zeros(contents, bool),
         "seller": np.full(contents, -1),
         "kind": np.zeros(contents, np.int8),
