@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from ensemble.appraisal import with_worth
 from ensemble.blending import kinds_sold
 from ensemble.distil import with_preranker, with_stacking
 from ensemble.export import item_graphs, write_release
 from ensemble.plan import CascadeConfig
 from ensemble.release import MANIFEST, Release
-from ensemble.worth import with_worth
 from market.dataset import Dataset
 from market.folders import FolderInUse, expect_own, held, only_user, replace, tidy, unfinished
 from market.kinds import KINDS

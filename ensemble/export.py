@@ -153,7 +153,7 @@ def _write_contents(release: ReleaseWriter, data: TrainingSet, plan: Plan) -> No
     release.array("popularity_world.npy", data.latest.sum(axis=0))
     release.array("conversion.npy", conversions(examples))
     release.array("trend.npy", market_trends(examples, plan.config))
-    # As long as nobody has asked the ranker; see `ensemble.worth`.
+    # As long as nobody has asked the ranker; see `ensemble.appraisal`.
     release.array("worth.npy", np.full(examples.available.shape, np.nan, np.float32))
     release.array("exposures.npy", exposures(examples))
     if data.seasons is not None:

@@ -8,7 +8,7 @@ from ensemble.channels import MarketQueries, first_eligible
 
 
 def worth(asked: MarketQueries, count: int) -> np.ndarray:
-    """Contents of the highest `ensemble.worth.market_worth`, as `ensemble.channels.Source` says.
+    """Contents of the highest `ensemble.appraisal.market_worth`, as `ensemble.channels.Source` says.
 
     The other channels go by what people want, clicks far more often than orders; this one by the value that
     the slate goes by.

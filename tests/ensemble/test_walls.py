@@ -47,7 +47,7 @@ MAY_IMPORT = {
 }
 """Package → packages of ours that it may import."""
 
-BUILDERS = {"export.py", "build.py", "distil.py"}
+BUILDERS = {"export.py", "build.py", "distil.py", "appraisal.py"}
 """Files of `ensemble` that may import models and workflows as well."""
 
 MORE = {f"ensemble/{file}": {"models", "workflows"} for file in BUILDERS} | {"pasar/cli.py": {"benchmarks"}}

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ensemble import worth
+from ensemble import appraisal
+from ensemble.appraisal import FILE, PEOPLE, market_worth
 from ensemble.cascade import Cascade
 from ensemble.channels import Channel, Wishes
 from ensemble.distil import queries_of
 from ensemble.plan import Plan
-from ensemble.worth import FILE, PEOPLE, market_worth
 from models.two_tower import encode, train_two_tower
 from models.unseen import market_shares
 from tests.ensemble.asking import requests
@@ -36,7 +36,7 @@ def test_every_content_for_sale_that_runs_has_the_mean_value_to_the_drawn_people
     cascade.retrieval.moments = examples.moments
     vectors = release.array("content_vectors.npy")
     for market, shares in enumerate(market_shares(examples)):
-        rows = worth._drawn_queries(examples, shares, random)
+        rows = appraisal._drawn_queries(examples, shares, random)
         some = np.flatnonzero(~np.isnan(table[market]))[::40]
         values = []
         for row in rows:
@@ -58,7 +58,7 @@ def test_every_content_for_sale_that_runs_has_the_mean_value_to_the_drawn_people
 @pytest.mark.slow
 def test_blocks_do_not_matter_and_a_seed_draws_the_same_people(small_build, two_tower, monkeypatch):
     built, seed = small_build.built, small_build.config.seed
-    monkeypatch.setattr(worth, "BLOCK", 37)
+    monkeypatch.setattr(appraisal, "BLOCK", 37)
     again = market_worth(built.release, built.data, two_tower, seed)
     np.testing.assert_allclose(again, built.release.array(FILE), rtol=1e-5)
     others = market_worth(built.release, built.data, two_tower, seed + 1)
@@ -76,7 +76,7 @@ def log(markets: list[int]) -> SimpleNamespace:
 def test_people_are_of_the_markets_by_their_shares_however_many_queries_these_have():
     examples = log([0] * 900 + [1] * 90 + [2] * 10)
     drawn = [
-        examples.queries.market[worth._drawn_queries(examples, np.array([0, 0.5, 0.5]), random)]
+        examples.queries.market[appraisal._drawn_queries(examples, np.array([0, 0.5, 0.5]), random)]
         for random in map(np.random.default_rng, range(40))
     ]
     assert all(len(some) == PEOPLE for some in drawn)
@@ -88,8 +88,8 @@ def test_people_are_of_the_markets_by_their_shares_however_many_queries_these_ha
 
 def test_few_queries_are_all_drawn_and_a_market_of_none_asks_anybody():
     random = np.random.default_rng(0)
-    assert worth._drawn_queries(log([0, 1, 1]), np.array([0, 1.0]), random).tolist() == [4, 5]
-    assert worth._drawn_queries(log([1, 1]), np.array([1.0, 0]), random).tolist() == [3, 4]
+    assert appraisal._drawn_queries(log([0, 1, 1]), np.array([0, 1.0]), random).tolist() == [4, 5]
+    assert appraisal._drawn_queries(log([1, 1]), np.array([1.0, 0]), random).tolist() == [3, 4]
 
 
 @pytest.mark.slow
