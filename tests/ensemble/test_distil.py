@@ -88,7 +88,7 @@ def test_the_weights_are_in_the_release_and_the_graph_reads_what_they_need(stack
 
 def test_adjusting_says_that_the_stacking_learned_among_what_the_quotas_brought(stacked, tmp_path):
     config = Cascade(stacked).plan.config
-    fewer = replace(config, quotas=config.quotas | {"trending": config.quotas["trending"] + 1})
+    fewer = replace(config, quotas=config.quotas | {"trending": config.quotas["trending"] - 1})
     assert adjust(stacked.path, tmp_path / "a", fewer).learners == ("the pre-ranker", "the stacking")
     dearer = replace(config, weights=config.weights | {"click": 9.0})
     assert adjust(stacked.path, tmp_path / "b", dearer).learners == ("the pre-ranker",)
