@@ -34,12 +34,13 @@ def with_worth(draft: Release, target: Path, data: TrainingSet, two_tower: Any, 
 
 def market_worth(release: Release, data: TrainingSet, two_tower: Any, seed: int) -> np.ndarray:
     """Mean value of each content to people of each market (USD), float32[M, N]; NaN where it is not sold, or
-    had ended when the models' rows did.
+    had ended when the models' rows did. What is sold out by the end of the log may come again, and has one.
 
     The ranker is asked at that moment for the people of drawn training queries, with the histories they had
     then. For a market without a log they are of its neighbours, and its contents are ranked as it reads them.
     """
-    examples, vectors = data.examples, release.array("content_vectors.npy")
+    examples = data.examples
+    vectors, ended_at = release.array("content_vectors.npy"), release.array("ended_at.npy")
     cascade = Cascade(release, threads=2)
     cascade.retrieval.moments = examples.moments
     now = max(examples.learned_until, 0)
@@ -49,7 +50,7 @@ def market_worth(release: Release, data: TrainingSet, two_tower: Any, seed: int)
         rows = _drawn_queries(examples, shares[market], random)
         asked = queries_of(data, rows, encode(two_tower.query_encoder, data.query_arrays(rows), BATCH))
         asked |= {"market_index": np.full(len(rows), market), "time": np.full(len(rows), now)}
-        running = shelf.rows[shelf.ends > now]
+        running = shelf.rows[ended_at[shelf.rows] > now]
         for start in range(0, len(running), BLOCK):
             some = running[start : start + BLOCK]
             candidates = some[None].repeat(len(rows), axis=0)
