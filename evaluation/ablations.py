@@ -5,16 +5,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
+from ensemble.build import BuildConfig, Built, build_release
 from ensemble.channels import Channel
 from ensemble.release import Release
+from evaluation.adaptation import build_alone, build_blind, each_its_own
 from evaluation.closed_loop import Player, Policy, Requests, play
 from evaluation.replay import ranking_and_ranker
 from evaluation.runs import Row
+from market.dataset import Dataset
 from market.world import World
 from models.batches import TrainingSet
+from models.training import Progress, quiet
 from workflows.examples import Examples
 
 FULL = "cascade"
@@ -108,6 +114,7 @@ def ablate(
     interval that says whether the part matters.
 
     Args:
+        seed: of what exploration draws.
         others: policies beside the ablations, by name, such as those of `evaluation.adaptation`.
     """
 
@@ -121,3 +128,41 @@ def ablate(
     policies |= {name: player(change).cascade_slate for name, change in ABLATIONS.items()}
     policies |= others or {}
     return play(world, policies, requests, data_set=examples.name, seed=seed)
+
+
+def ablate_training(
+    built: Built,
+    dataset: Dataset,
+    world: World,
+    requests: Requests,
+    config: BuildConfig,
+    folder: Path,
+    *,
+    markets: bool,
+    seed: int,
+    progress: Progress = quiet,
+    step: Callable[[str], None] = lambda name: None,
+) -> list[Row]:
+    """Rows of `ablate` for a build and for others of the same data set and seed that lack what only training
+    can leave out: "without the moments of rooms", "no market adaptation", "one model a market".
+
+    Args:
+        config: that `built` was built with.
+        folder: where the others are built.
+        markets: whether to build the last two.
+        seed: of what exploration draws; of trainings that are compared the same. The rows have the builds'.
+    """
+    player = partial(Player, world=world, begin=requests.begin, seed=seed)
+    examples = built.data.examples
+    step("rooms without their moments")
+    untold = build_release(dataset, folder / "rooms", config, see=blind_to_moments, progress=progress)
+    told_nothing = player(untold.release, without_moments(examples))
+    others: dict[str, Policy] = {"without the moments of rooms": told_nothing.cascade_slate}
+    if markets:
+        blind = build_blind(dataset, folder / "blind", config, progress=progress, step=step)
+        own = build_alone(dataset, folder / "alone", config, progress=progress, step=step)
+        others["no market adaptation"] = player(blind.release, examples).cascade_slate
+        others["one model a market"] = each_its_own(own, examples, world, requests.begin, seed=seed)
+    step("play, once for each ablation")
+    rows = ablate(built.release, examples, world, requests, seed=seed, others=others)
+    return [replace(row, seed=config.seed) for row in rows]

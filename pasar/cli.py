@@ -857,49 +857,49 @@ def ablate(
     markets: Annotated[
         bool, typer.Option(help="Also build a release that is blind to markets, and one for each market.")
     ] = True,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(help="Of the builds, [build]'s by default; more give means over trainings."),
+    ] = None,
     json_file: RowsOption = None,
     config: ConfigOption = None,
 ) -> None:
     """What each part of the cascade is worth in the simulated world, with confidence intervals."""
-    from ensemble.build import build_release
-    from evaluation.ablations import FULL, ablate, blind_to_moments, without_moments
-    from evaluation.adaptation import build_alone, build_blind, each_its_own
-    from evaluation.closed_loop import Player, held_out_requests
+    import dataclasses
+
+    from evaluation.ablations import FULL, ablate_training
+    from evaluation.closed_loop import held_out_requests
     from market.world import World
     from pasar.settings import load
-    from pasar.show import console, reporter, working
+    from pasar.show import console, reporter
     from pasar.tables import compared_table
     from workflows.examples import TEST, VALID
 
     settings = load(config)
+    play = settings.build.seed
+    builds = [dataclasses.replace(settings.build, seed=each) for each in dict.fromkeys(seed or [play])]
     dataset = _simulate(settings.world, out / "data", overwrite=True)
-    built = _build(dataset, out, settings.build)
-    examples, seed, world = built.data.examples, settings.build.seed, World(settings.world)
-    asked = held_out_requests(examples, requests, seed=seed, split=VALID if validation else TEST)
-    others: dict[str, Any] = {}
-    with reporter() as report:
-        report.step("rooms without their moments")
-        untold = build_release(
-            dataset, out / "rooms", settings.build, see=blind_to_moments, progress=report.training
-        )
-    player = Player(untold.release, without_moments(examples), world, asked.begin, seed=seed)
-    others["without the moments of rooms"] = player.cascade_slate
-    if markets:
+    world, rows = World(settings.world), []
+    split, days = (VALID, "validation") if validation else (TEST, "test")
+    for build in builds:
+        folder = out / f"seed-{build.seed}"
+        built = _build(dataset, folder, build)
+        asked = held_out_requests(built.data.examples, requests, seed=play, split=split)
         with reporter() as report:
-            blind = build_blind(
-                dataset, out / "blind", settings.build, progress=report.training, step=report.step
+            rows += ablate_training(
+                built,
+                dataset,
+                world,
+                asked,
+                build,
+                folder,
+                markets=markets,
+                seed=play,
+                progress=report.training,
+                step=report.step,
             )
-            own = build_alone(
-                dataset, out / "alone", settings.build, progress=report.training, step=report.step
-            )
-        player = Player(blind.release, examples, world, asked.begin, seed=seed)
-        others["no market adaptation"] = player.cascade_slate
-        others["one model a market"] = each_its_own(own, examples, world, asked.begin, seed=seed)
-    with working(f"playing {len(asked):,} requests, once for each ablation"):
-        rows = ablate(built.release, examples, world, asked, seed=seed, others=others)
-    days = "validation" if validation else "test"
+        _write_rows(json_file, rows)
     console.print(compared_table(f"{len(asked):,} requests of the {days} days", rows, FULL))
-    _write_rows(json_file, rows)
 
 
 @app.command("cold-market")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from rich.table import Table
 
+from evaluation.metrics import interval
 from evaluation.readout import Figure, Readout
 from evaluation.runs import ALL, Row
 from pasar.show import rows_table
@@ -53,18 +55,32 @@ def played_table(rows: Sequence[Row], requests: int) -> Table:
 
 
 def compared_table(title: str, rows: Sequence[Row], base: str) -> Table:
-    """What slates are worth, and the differences from the policy `base`."""
+    """What slates are worth, and the differences from the policy `base`.
+
+    Of one training the intervals are over people, of more (other seeds of the rows) over trainings.
+    """
     from evaluation.closed_loop import EXPECTED
 
-    found = {(row.system, row.metric): row for row in rows if row.market == ALL}
-    table = []
-    for system in dict.fromkeys(row.system for row in rows):
-        figures = [found[system, EXPECTED], found.get((system, f"{EXPECTED} over {base}"))]
-        table.append(
-            [system, *(f"{f.value:+.3f} ({f.low:+.3f} to {f.high:+.3f})" if f else "" for f in figures)]
-        )
+    trainings = len({row.seed for row in rows})
+
+    def figure(system: str, metric: str) -> str:
+        found = [row for row in rows if (row.market, row.system, row.metric) == (ALL, system, metric)]
+        if not found:
+            return ""
+        value, low, high = found[0].value, found[0].low, found[0].high
+        if len(found) > 1:
+            value, low, high = interval(np.array([row.value for row in found]))
+        return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
+
+    table = [
+        [system, figure(system, EXPECTED), figure(system, f"{EXPECTED} over {base}")]
+        for system in dict.fromkeys(row.system for row in rows)
+    ]
+    over = "people" if trainings == 1 else f"{trainings} trainings"
     return rows_table(
-        f"{title}, {EXPECTED} of a slate, 95 % intervals", ["policy", "of its own", f"over {base}"], table
+        f"{title}, {EXPECTED} of a slate, 95 % intervals over {over}",
+        ["policy", "of its own", f"over {base}"],
+        table,
     )
 
 

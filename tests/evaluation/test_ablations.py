@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import evaluation.ablations
 from ensemble.adjust import adjust
 from ensemble.channels import Channel
-from evaluation.ablations import ABLATIONS, FULL, ablate, blind_to_moments
+from evaluation.ablations import ABLATIONS, FULL, ablate, ablate_training, blind_to_moments
 from evaluation.closed_loop import EXPECTED, Asked, Player, held_out_requests
 from evaluation.replay import ranking_and_ranker
 from evaluation.runs import ALL
@@ -136,6 +137,51 @@ def test_every_ablation_is_played_beside_the_whole_cascade(small_build, small_re
         if row.metric == f"{EXPECTED} over {FULL}":
             assert row.value == pytest.approx(own[row.system] - own[FULL], abs=1e-9)
             assert row.low <= row.value <= row.high
+
+
+def test_what_training_leaves_out_is_built_as_the_release_and_played_on_the_same_requests(
+    small_build, small_release, small_world_dataset, world, monkeypatch, tmp_path
+):
+    built, asked = small_build.built, {}
+
+    def same(name, made):
+        def build(dataset, folder, config, **told):
+            asked[name] = dataset, folder, config, told.get("see")
+            return made
+
+        monkeypatch.setattr(evaluation.ablations, name, build)
+
+    same("build_release", built)
+    same("build_blind", built)
+    same("build_alone", dict.fromkeys(SMALL_WORLD.markets, built))
+    examples, config = built.data.examples, replace(small_build.config, seed=9)
+    requests = held_out_requests(examples, 60, seed=1)
+    rows = ablate_training(
+        built, small_world_dataset, world, requests, config, tmp_path, markets=True, seed=1
+    )
+    assert {row.seed for row in rows} == {9}
+    assert {name: (folder.name, see) for name, (_, folder, _, see) in asked.items()} == {
+        "build_release": ("rooms", blind_to_moments),
+        "build_blind": ("blind", None),
+        "build_alone": ("alone", None),
+    }
+    assert all(told[0] is small_world_dataset and told[2] is config for told in asked.values())
+    plain = ablate(small_release, examples, world, requests, seed=1)
+    value, own = (
+        {row.system: row.value for row in table if (row.market, row.metric) == (ALL, EXPECTED)}
+        for table in (rows, plain)
+    )
+    assert value.items() >= own.items()
+    # As good as the whole one, which stands for them here.
+    assert value["no market adaptation"] == value["one model a market"] == value[FULL]
+    assert value["without the moments of rooms"] != value[FULL]
+    few = ablate_training(
+        built, small_world_dataset, world, requests, config, tmp_path, markets=False, seed=1
+    )
+    assert {row.system for row in rows} - {row.system for row in few} == {
+        "no market adaptation",
+        "one model a market",
+    }
 
 
 def test_a_model_that_is_blind_to_moments_reads_none_of_a_room_and_all_else(small_training_set):
