@@ -277,7 +277,8 @@ class _Reader:
             rows = self._without(rows, ~wanted(rows, self.columns), UNWANTED)
         self.taken.rows += len(rows)
         self._people.append(rows[["user_id", "market"]].drop_duplicates("user_id"))
-        first = (rows[REQUEST] != rows[REQUEST].shift()).any(axis=1)
+        # Shifted numbers would be floats, among which large ones that are near are equal.
+        first = ~rows.duplicated(REQUEST)
         rows = rows.assign(request_id=self.number - 1 + first.cumsum())
         self.number += int(first.sum())
         absent = {name: _NOTHING[name] for name in self.columns if name not in rows}

@@ -136,6 +136,12 @@ def test_requests_are_numbered_on_whatever_numbers_clients_gave(tmp_path, most, 
     assert made.impressions()["request_id"].tolist()[2:] == [first, first, first + 1, first + 2, first + 3]
 
 
+def test_large_numbers_that_are_near_name_different_requests(tmp_path):
+    base = write(tmp_path / "base", impressions=[part([T - 9, T], request_id=[3, 4])])
+    made, _ = grown(base, tmp_path, *(one(2**60 + k, T + 5) for k in range(3)))
+    assert made.impressions()["request_id"].tolist()[2:] == [5, 6, 7]
+
+
 def test_requests_of_later_times_never_get_a_number_again(tmp_path):
     """Where the data set's own are hashes, those that were given here are counted on."""
     base = write(tmp_path / "base", impressions=[part([T - 9, T], request_id=[-5, 2**63 - 1])])
