@@ -192,7 +192,11 @@ def rewrite(path: Path, body: bytes) -> None:
             made.write(body)
             made.flush()
             os.fsync(made.fileno())
-        shutil.copymode(path, name)  # who may append may go on
+        of = path.stat()  # who may append may go on, whoever rewrites
+        for user, group in ((-1, of.st_gid), (of.st_uid, -1)):
+            with contextlib.suppress(PermissionError):  # root alone gives files to others
+                os.chown(name, user, group)
+        shutil.copymode(path, name)
         os.rename(name, path)
     except BaseException:
         os.unlink(name)

@@ -264,6 +264,15 @@ def test_a_compaction_leaves_the_journal_to_whom_it_was_open(journal, mode):
     assert stat.S_IMODE(journal.path.stat().st_mode) == mode
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone gives files to others")
+def test_a_journal_that_root_compacts_stays_its_owners(journal):
+    journal.append([viewers("a", 1)])
+    os.chown(journal.path, 4321, 1234)
+    journal.compact()
+    status = journal.path.stat()
+    assert (status.st_uid, status.st_gid) == (4321, 1234)
+
+
 def test_a_compaction_that_fails_takes_nothing_back(tmp_path, monkeypatch, caplog):
     journal = Journal(tmp_path, compact_bytes=1)
 
