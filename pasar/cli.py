@@ -294,9 +294,11 @@ def forget(
     kept = None if log is None else FeedbackLog.open(log)
     found: set[str] = set()
     if data is not None and out is not None:
+        in_place = data.resolve() == out.resolve()
         made, found = forget(Dataset.open(data), asked, out, overwrite=overwrite)
         _describe(made)
-        say(f"{len(found):,} users are not in it; {data} has them until you delete it")
+        left = "" if in_place else f"; {data} has them until you delete it"
+        say(f"{len(found):,} users are not in it{left}")
     if kept is not None:
         with counted("forgetting") as tell:
             there = kept.forget(asked, tell)

@@ -730,6 +730,16 @@ def test_people_are_forgotten_and_those_who_were_nowhere_are_named(pasar, tmp_pa
         assert said in one_line(err)
 
 
+def test_nobody_is_told_to_delete_the_data_set_in_which_people_were_forgotten(pasar, tmp_path):
+    base = write(tmp_path / "base", impressions=[part([7000, 7100]), part([7200], user_id="u1")])
+    command = ["data", "forget", "--user", "u1", "--data", base.path, "--out", f"{base.path}/", "--overwrite"]
+    code, out, err = pasar(*command)
+    assert (code, err) == (0, "")
+    assert "1 users are not in it" in out
+    assert "until you delete it" not in out
+    assert Dataset.open(base.path).users()["user_id"].tolist() == ["u0", "u2"]
+
+
 def test_a_log_tells_what_one_release_was_worth_over_another(pasar, tmp_path):
     records = []
     for number in range(40):
