@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
-from evaluation.metrics import by_cluster, mean_interval
+from evaluation.metrics import by_cluster, clustered_interval, mean_influence
 from evaluation.runs import ALL
 from feedback.impressions import REQUEST, join, outcomes_of, unread
 from feedback.log import HOUR_S
@@ -30,6 +30,8 @@ UNTOLD = "(not told)"
 """Release of requests whose client did not tell it."""
 _PERSON = ["market", "release", "over", "user_id"]
 _WEIGHT, _OLD, _NEW = "weight", "old", "new"
+_WIDE = "wide "
+"""Begins the columns of a difference by which its interval goes."""
 _PARTS = 64
 """Tables of sums that are held before they become one."""
 
@@ -112,8 +114,10 @@ def readout(
     zeros. The difference of two is that of a regression on the release with an effect of each hour of each
     market (the within estimator), so an hour counts by how many requests both had in it, n m / (n + m).
     Requests of one person are not independent, in either (Liang and Zeger, "Longitudinal data analysis using
-    generalized linear models", Biometrika 1986). Ratings are left out: who rates is no share of who was
-    shown.
+    generalized linear models", Biometrika 1986). The effect of an hour with few people follows them, so that
+    what they seem to deviate is a part of what they do; intervals make up for it (Bell and McCaffrey, "Bias
+    reduction in standard errors for linear regression with multi-stage samples", Survey Methodology 2002).
+    Ratings are left out: who rates is no share of who was shown.
 
     An hour of the log at a time is in memory, beside a row for each person of each release.
 
@@ -169,7 +173,7 @@ def _requests(records: Sequence[Event]) -> tuple[pd.DataFrame, int]:
 def _beside(requests: pd.DataFrame, releases: Sequence[str], over: str | None) -> Iterator[pd.DataFrame]:
     """What an hour's requests say of the difference of each two releases in each market, or of each from
     `over`, which comes first, a row each: the difference is the sum of a figure's column over that of the
-    weights."""
+    weights. The same with `_WIDE` are as large as they would be without an effect of the hour."""
     figures = _figures_of(requests)
     for market, here in requests.groupby("market", sort=False):
         present = [release for release in releases if (here["release"] == release).any()]
@@ -179,12 +183,16 @@ def _beside(requests: pd.DataFrame, releases: Sequence[str], over: str | None) -
             two = here[here["release"].isin((old, new))]
             is_new = (two["release"] == new).to_numpy(np.float64)
             apart, values = is_new - is_new.mean(), two[figures].to_numpy(np.float64)
-            yield pd.DataFrame(apart[:, None] * (values - values.mean(axis=0)), columns=figures).assign(
+            made = pd.DataFrame(apart[:, None] * (values - values.mean(axis=0)), columns=figures)
+            made[_WEIGHT] = apart**2
+            people = two["user_id"].nunique()
+            wide = (made * np.sqrt(people / max(people - 1, 1))).add_prefix(_WIDE)
+            yield pd.concat([made, wide], axis=1).assign(
                 market=market,
                 release=new,
                 over=old,
                 user_id=two["user_id"].to_numpy(),
-                **{_WEIGHT: apart**2, _OLD: 1 - is_new, _NEW: is_new},
+                **{_OLD: 1 - is_new, _NEW: is_new},
             )
 
 
@@ -197,14 +205,18 @@ def _all_figures(sums: pd.DataFrame, releases: Sequence[str]) -> Iterator[Figure
             rows = groups[over, release]
             person, people = pd.factorize(rows["user_id"])
             served = [by_cluster(rows[side].to_numpy(), person) for side in (_OLD, _NEW)]
-            weight = rows[_WEIGHT].to_numpy(np.float64)
+            total, wide = float(rows[_WEIGHT].sum()), _WIDE if over else ""
+            weight = rows[wide + _WEIGHT].to_numpy(np.float64)
             for figure in _figures_of(rows):
+                mean = float(rows[figure].sum()) / total
+                deviation = rows[wide + figure].to_numpy(np.float64) / weight - mean
+                influence = mean_influence(deviation, person, weight) * (weight.sum() / total)
                 yield Figure(
                     market,
                     release,
                     over,
                     figure,
-                    *mean_interval(rows[figure].to_numpy(np.float64) / weight, person, weight),
+                    *clustered_interval(mean, influence, person),
                     requests=int(np.sum(served)),
                     people=len(people),
                     both=int(np.logical_and(*served).sum()),

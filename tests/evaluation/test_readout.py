@@ -124,6 +124,20 @@ def test_intervals_hold_the_true_difference_as_often_as_they_say():
     assert {one.both for one in of} == {0}
 
 
+def test_intervals_of_hours_with_two_people_are_not_too_narrow():
+    random = np.random.default_rng(2)
+    records, experiments = [], 100
+    for market in range(experiments):
+        for hour in range(20):
+            for release in ("old", "new"):
+                came = {"watch_s": max(random.normal(20 + hour, 3), 0)}
+                user = f"{release}{random.integers(1000)}"
+                records += slate(user, release, BEGIN + hour * HOUR_S, f"m{market}", came=came)
+    made = read(records, over="old")
+    of = [found(made, "watch_s", "new", "old", f"m{market}") for market in range(experiments)]
+    assert 0.9 <= np.mean([one.low <= 0 <= one.high for one in of]) <= 0.99
+
+
 def test_each_two_releases_of_an_hour_are_compared_or_all_with_one():
     records = [r for i in range(9) for r in slate(f"u{i}", "cab"[i % 3], BEGIN + i)]
     pairs = {(f.release, f.over) for f in read(records).figures if f.over}
