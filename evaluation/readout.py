@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
-from evaluation.metrics import by_cluster, clustered_interval, mean_influence
+from evaluation.metrics import Interval, by_cluster, clustered_interval, mean_influence
 from evaluation.runs import ALL
 from feedback.impressions import REQUEST, join, outcomes_of, unread
 from feedback.log import HOUR_S
@@ -55,7 +55,8 @@ class Figure:
             difference from that one's mean.
         figure: "places" and "drawn" of the slate, and each outcome that was told of, in its own unit.
         value: a request.
-        low, high: ends of the interval; NaN where there is one person.
+        low, high: ends of the interval; NaN where there is one person, of a difference where either release
+            has one: nothing tells the release from that person.
         requests: behind the figure, of both releases where it is a difference.
         people: behind the figure.
         both: people whom a difference rests on and whom both releases served.
@@ -205,18 +206,20 @@ def _all_figures(sums: pd.DataFrame, releases: Sequence[str]) -> Iterator[Figure
             rows = groups[over, release]
             person, people = pd.factorize(rows["user_id"])
             served = [by_cluster(rows[side].to_numpy(), person) for side in (_OLD, _NEW)]
+            alone = bool(over) and min(map(np.count_nonzero, served)) == 1
             total, wide = float(rows[_WEIGHT].sum()), _WIDE if over else ""
             weight = rows[wide + _WEIGHT].to_numpy(np.float64)
             for figure in _figures_of(rows):
                 mean = float(rows[figure].sum()) / total
                 deviation = rows[wide + figure].to_numpy(np.float64) / weight - mean
                 influence = mean_influence(deviation, person, weight) * (weight.sum() / total)
+                made = clustered_interval(mean, influence, person)
                 yield Figure(
                     market,
                     release,
                     over,
                     figure,
-                    *clustered_interval(mean, influence, person),
+                    *(Interval(mean, np.nan, np.nan) if alone else made),
                     requests=int(np.sum(served)),
                     people=len(people),
                     both=int(np.logical_and(*served).sum()),

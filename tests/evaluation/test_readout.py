@@ -138,6 +138,16 @@ def test_intervals_of_hours_with_two_people_are_not_too_narrow():
     assert 0.9 <= np.mean([one.low <= 0 <= one.high for one in of]) <= 0.99
 
 
+def test_a_difference_that_rests_on_one_person_of_a_release_has_no_interval():
+    many = [r for i in range(9) for r in slate(f"u{i}", "old", came={"watch_s": float(i)})]
+    one = [r for _ in range(3) for r in slate("v1", "new", came={"watch_s": 5.0})]
+    single = found(read([*many, *one]), "watch_s", "new", "old")
+    assert (single.value, single.people) == (1, 10)
+    assert np.isnan([single.low, single.high]).all()
+    two = found(read([*many, *one, *slate("v2", "new", came={"watch_s": 7.0})]), "watch_s", "new", "old")
+    assert two.low < two.value < two.high
+
+
 def test_each_two_releases_of_an_hour_are_compared_or_all_with_one():
     records = [r for i in range(9) for r in slate(f"u{i}", "cab"[i % 3], BEGIN + i)]
     pairs = {(f.release, f.over) for f in read(records).figures if f.over}
