@@ -21,8 +21,9 @@ from feedback.records import parse
 class SplitClient:
     """Asks the server of each person, for an experiment that `pasar readout` reads.
 
-    Who is asked for where hangs on the user's id, the experiment's name and the shares alone. Of two servers,
-    one that gets a larger share keeps the people it has.
+    Who is asked for where hangs on the user's id, the experiment's name and the shares in their order alone,
+    so every process must name the servers in the same one. Of two servers, one that gets a larger share keeps
+    the people it has.
 
     Args:
         shares: what part of all people each server takes, by its gRPC address; they are
