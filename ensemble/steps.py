@@ -37,6 +37,8 @@ _TRITON = {
 }
 _NUMPY = {triton: np.dtype(name) for name, triton in _TRITON.items()} | {"STRING": STRING}
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_TENSOR = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+"""A tensor of raw features has the name of its column, which `market.tables` allows as much."""
 
 
 class WiringError(ValueError):
@@ -48,7 +50,8 @@ class TensorSpec:
     """One named tensor of a step's border.
 
     Attributes:
-        name: a Python identifier, since stages take their inputs as keyword arguments.
+        name: letters, digits, _, . and -; what a stage reads is a Python identifier, since it takes its
+            inputs as keyword arguments.
         dtype: a numeric or boolean numpy dtype; `object`, `str` or `bytes` for text. Text is an object array
             of `str` inside a stage and UTF-8 on the wire.
         shape: dimensions after the batch's, -1 for one that varies; () for a tensor of shape [B].
@@ -64,8 +67,8 @@ class TensorSpec:
     optional: bool = False
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise ValueError(f"tensor name {self.name!r} is not an identifier; use letters, digits and _")
+        if not _TENSOR.fullmatch(self.name):
+            raise ValueError(f"tensor name {self.name!r} is none; use letters, digits, _, . and -")
         dtype = np.dtype(self.dtype)
         dtype = STRING if dtype.kind in "OSU" else dtype
         if dtype.name not in _TRITON:

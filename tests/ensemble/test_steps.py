@@ -1,10 +1,12 @@
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble.errors import Code, RequestError
 from ensemble.steps import OnnxStep, StageStep, TensorSpec, WiringError, check_inputs, check_wiring
+from market.tables import validate_entities
 from tests.ensemble import toy
 
 DTYPES = [np.float32, np.int64, np.bool_, str]
@@ -97,7 +99,7 @@ def test_a_varying_dimension_fits_a_fixed_one_but_two_fixed_ones_must_agree():
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("no-dash", str), "not an identifier"),
+        (("no space", str), "use letters, digits"),
         (("x", np.complex64), "not one of"),
         (("x", str, (0,)), "a dimension is positive"),
         (("x", np.int64, (-1,), "none"), "give a pad of that dtype"),
@@ -106,6 +108,18 @@ def test_a_varying_dimension_fits_a_fixed_one_but_two_fixed_ones_must_agree():
 def test_a_tensor_that_cannot_be_served_is_refused_when_declared(arguments, text):
     with pytest.raises(ValueError, match=text):
         TensorSpec(*arguments)
+
+
+@pytest.mark.parametrize("column", ["x_age-band", "x_v1.2", "x_" + "n" * 198])
+def test_a_tensor_may_be_called_as_a_column_of_a_data_set_may_be(column):
+    users = pd.DataFrame({"user_id": ["ana"], "market": ["BR"], column: ["a"]})
+    contents = pd.DataFrame({"content_id": ["c"], "kind": ["video"], "markets": [["BR"]], column: ["b"]})
+    for table, frame in zip(("user", "hist_content"), validate_entities(users, contents, None)[:2]):
+        assert column in frame
+        raw = TensorSpec(f"raw_{table}_{column}", str)
+        made = StageStep("made", (TensorSpec("x", str),), (raw,))
+        read = OnnxStep("read", "read.onnx", (raw,), (TensorSpec("y", str),))
+        check_wiring([made, read], made.inputs, read.outputs)
 
 
 WANTED = (
