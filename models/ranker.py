@@ -114,9 +114,10 @@ def learned_tasks(examples: Examples, min_outcomes: int) -> tuple[str, ...]:
         if values is not None and np.count_nonzero(np.nan_to_num(np.asarray(values[rows]))) >= min_outcomes:
             tasks.append(task)
     if not tasks:
+        known = ", ".join(_column(task) for task in TASKS if task != "relevant")
         raise ValueError(
-            f"no outcome has {min_outcomes} training rows, so there is nothing to rank by; train on a longer "
-            "log or lower ranker.min_outcomes"
+            f"no outcome has {min_outcomes} training rows of those that are learned ({known}), so there is "
+            "nothing to rank by; log one of them, train on a longer log or lower ranker.min_outcomes"
         )
     return tuple(tasks)
 

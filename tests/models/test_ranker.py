@@ -67,6 +67,12 @@ def test_a_log_that_teaches_nothing_is_refused_with_the_remedy(small_examples):
         task_labels(examples, 100)
 
 
+def test_a_log_of_outcomes_that_no_task_learns_is_told_those_that_are(small_examples):
+    examples = with_outcomes(small_examples, share=flags(small_examples, TRAIN, 500))
+    with pytest.raises(ValueError, match=r"that are learned \(click, watch_s, like, .*\).*log one of them"):
+        task_labels(examples, 100)
+
+
 def test_where_positives_alone_were_logged_the_one_task_is_relevance(small_examples):
     labels = task_labels(replace(small_examples, feedback="positives"), 10**6)
     assert list(labels) == ["relevant"]
