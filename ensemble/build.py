@@ -16,7 +16,7 @@ import pandas as pd
 from ensemble.appraisal import with_worth
 from ensemble.blending import kinds_sold
 from ensemble.distil import with_preranker, with_stacking
-from ensemble.export import item_graphs, write_release
+from ensemble.export import item_graphs, shown_where, write_release
 from ensemble.plan import CascadeConfig
 from ensemble.release import MANIFEST, Release
 from market.dataset import Dataset
@@ -36,6 +36,7 @@ from models.stacking import StackingConfig
 from models.starts import FILE, Starts, after, from_nothing
 from models.training import Progress, quiet
 from models.two_tower import TwoTowerConfig, train_two_tower
+from models.unseen import known_markets
 from workflows.examples import TEST, VALID, Examples, SplitConfig, build_examples
 from workflows.features import SPACES, FeatureConfig, fit_features
 from workflows.kept import ANEW, code_of, read_kept, sources
@@ -166,7 +167,8 @@ def _build_release(
     learned = learned_tasks(examples, config.ranker.min_outcomes)
     if before is not None:
         expect_starts(data, config.ranker, work / "ranker", starts)
-    config.cascade.expect_worth(learned, examples.markets, kinds_sold(examples.available, kinds))
+    shown = kinds_sold(shown_where(examples, known_markets(examples)), kinds)
+    config.cascade.expect_worth(learned, examples.markets, shown)
     step("two-tower")
     two_tower, retrieval = train_two_tower(data, config.two_tower, work / "two_tower", config.seed, progress)
     step("ranker")

@@ -1,5 +1,7 @@
 """Weights under which nothing in a market is worth showing are refused before training and when loaded."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -122,4 +124,21 @@ def test_a_build_is_refused_before_it_trains(small_world_dataset, small_training
     off = dict.fromkeys(("click", "watch", "cart", "order"), 0)
     config = build.BuildConfig(cascade=CascadeConfig(weights_for={"GB": off}))
     with pytest.raises(ValueError, match="nothing in GB is worth showing"):
+        build.build_release(small_world_dataset, tmp_path / "build", config)
+
+
+def test_a_build_is_refused_before_it_trains_where_what_is_spoken_in_a_new_market_has_no_worth(
+    small_world_dataset, small_training_set, tmp_path, monkeypatch
+):
+    examples = small_training_set.examples
+    popularity = examples.popularity.copy()
+    popularity[examples.markets.index("GB")] = 0
+    language = np.where(examples.contents["kind"] == "video", "en", "id")
+    examples = replace(examples, popularity=popularity, contents=examples.contents.assign(language=language))
+    data = replace(small_training_set, examples=examples)
+    monkeypatch.setattr(build, "build_training_set", lambda *_, **__: data)
+    monkeypatch.setattr(build, "train_two_tower", None)
+    off = dict.fromkeys(("click", "watch", "cart", "order"), 0)
+    config = build.BuildConfig(cascade=CascadeConfig(weights_for={"GB.video": off}))
+    with pytest.raises(ValueError, match=r"nothing in GB is worth showing.*sold there \(video\)"):
         build.build_release(small_world_dataset, tmp_path / "build", config)
