@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 
 import faiss
@@ -20,6 +21,7 @@ import numpy as np
 
 from ensemble.channels import NONE, nearest
 from ensemble.release import Release, ReleaseError, ReleaseWriter
+from market.machine import cores
 
 FILE = "search.json"
 
@@ -46,6 +48,8 @@ _QUERY_BY_QUERY, _LIST_BY_LIST = 11, 13
 #: holds.
 _QUERIES_A_LIST, _CODES_A_QUERY = 1.5, 12_000
 _CODES_AT_ONCE = 32
+#: Places of so many are marked at once (bytes).
+_MARKS = 2**25
 #: `madvise`: put what lies here into a huge page now. Linux 6.1 and later.
 _COLLAPSE, _HUGE_PAGE = 25, 2**21
 
@@ -95,6 +99,18 @@ class _Scan:
         """uint8[bytes]."""
         self.lists.implem = _QUERY_BY_QUERY  # the last search's otherwise
         return faiss.serialize_index(self.lists)
+
+
+def _proposed(scan: _Scan, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, tuple]:
+    """The best of a scan by its own scores: places int64[b, count], -1 for what equals the last and where
+    there are fewer; the scores float32[b, count]; addresses of the queries float32[b, D] and of both."""
+    rows = len(queries)
+    places, scores = np.empty((rows, count), np.int64), np.empty((rows, count), np.float32)
+    asked, found, made = map(faiss.swig_ptr, (queries, places, scores))
+    scan(rows, asked, count, made, found)
+    # Which of those that equal the last are kept depends on the order of the scan, not so of better ones.
+    np.copyto(places, -1, where=scores == scores[:, -1:])
+    return places, scores, (asked, found, made)
 
 
 class MarketIndex:
@@ -147,7 +163,6 @@ class MarketIndex:
         exact = cls(vectors, None, None)
         if len(vectors) <= EXACT_UP_TO or len(queries) < LEAST_QUERIES:
             return exact
-        faiss.omp_set_num_threads(1)
         pick = np.random.default_rng(seed).permutation(len(queries))[:MOST_QUERIES]
         queries = np.ascontiguousarray(queries[np.sort(pick)], np.float32)
         sample = _Sample.of(exact, queries, min(k, len(exact)), recall)
@@ -158,13 +173,13 @@ class MarketIndex:
         # The less clustered the vectors are, the more lists have to be scanned, and the fewer pay.
         while lists >= FEWEST_LISTS:
             scan = _filled(exact.vectors, lists, queries, seed)
-            tuning, cost = _tune(exact, scan, first)
+            tuning, cost = _tune(scan, first)
             if tuning is None or cost >= price:
                 break
             tried.append((scan, tuning))
             price, lists = cost, lists // 2
         for scan, tuning in reversed(tried):
-            settled = tuning if len(queries) <= FIRST_QUERIES else _settle(exact, scan, sample, tuning)
+            settled = tuning if len(queries) <= FIRST_QUERIES else _settle(scan, sample, tuning)
             if settled:
                 return cls(vectors, scan, settled)
         return exact
@@ -257,13 +272,8 @@ class MarketIndex:
         """
         faiss.omp_set_num_threads(1)
         queries = np.ascontiguousarray(queries, np.float32)
-        rows, count = len(queries), min(int(k * refine), len(self))
-        places, scores = np.empty((rows, count), np.int64), np.empty((rows, count), np.float32)
-        asked, found, made = map(faiss.swig_ptr, (queries, places, scores))
-        scan(rows, asked, count, made, found)
-        # Which of those that equal the last are kept depends on the order of the scan, not so of better ones.
-        np.copyto(places, -1, where=scores == scores[:, -1:])
-        faiss.fvec_inner_products_by_idx(made, asked, self._pointer, found, queries.shape[1], rows, count)
+        places, scores, (asked, found, made) = _proposed(scan, queries, min(int(k * refine), len(self)))
+        faiss.fvec_inner_products_by_idx(made, asked, self._pointer, found, queries.shape[1], *places.shape)
         # Complex numbers are sorted by their real parts and, where these are equal, by the others.
         pairs = np.empty(places.shape, np.complex128)
         pairs.real, pairs.imag = -scores, places
@@ -325,6 +335,7 @@ def _filled(vectors: np.ndarray, lists: int, queries: np.ndarray, seed: int) -> 
     )
     scan.by_residual = True
     scan.cp.seed = scan.pq.cp.seed = seed
+    faiss.omp_set_num_threads(1)  # what is learned shall not depend on the machine's cores
     scan.train(vectors)
     # A scan list by list goes by their numbers. The sooner it meets the best, the fewer others it keeps, so
     # those nearest to all queries come first.
@@ -370,8 +381,9 @@ class _Sample:
         """The sample of these queries."""
         # A block at a time: the scores of all queries and contents at once would not fit.
         blocks = np.array_split(queries, -(-len(queries) // 32))
-        truth = np.sort(np.concatenate([exact.exact(block, k) for block in blocks]), axis=1)
-        return cls(queries, truth, recall)
+        with ThreadPoolExecutor(cores()) as pool:
+            found = list(pool.map(lambda block: exact.exact(block, k), blocks))
+        return cls(queries, np.concatenate(found), recall)
 
     def first(self, count: int) -> _Sample:
         """The first so many queries."""
@@ -383,7 +395,7 @@ def _list_cost(scan: faiss.IndexIVFPQFastScan) -> float:
     return scan.ntotal / scan.nlist + _CODES_AT_ONCE / 2 + LIST_COST
 
 
-def _tune(exact: MarketIndex, scan: faiss.IndexIVFPQFastScan, sample: _Sample) -> tuple[Tuning | None, float]:
+def _tune(scan: faiss.IndexIVFPQFastScan, sample: _Sample) -> tuple[Tuning | None, float]:
     """The cheapest search that reaches a sample's recall, None where no scan of all codes does; its cost."""
     k, lists = sample.truth.shape[1], int(scan.nlist)
     best, price = None, np.inf
@@ -391,7 +403,7 @@ def _tune(exact: MarketIndex, scan: faiss.IndexIVFPQFastScan, sample: _Sample) -
         fixed = CENTRE_COST * lists + REFINE_COST * refine * k
         # Fewer candidates need no fewer lists, and more lists than this cost more than the best.
         most = int(min((price - fixed) / _list_cost(scan), lists))
-        found = _fewest(exact, scan, sample, refine, best.probes if best else 1, most)
+        found = _fewest(scan, sample, refine, best.probes if best else 1, most)
         if found:
             best, price = found, found.probes * _list_cost(scan) + fixed
         if best is None:
@@ -399,18 +411,15 @@ def _tune(exact: MarketIndex, scan: faiss.IndexIVFPQFastScan, sample: _Sample) -
     return best, price
 
 
-def _settle(
-    exact: MarketIndex, scan: faiss.IndexIVFPQFastScan, sample: _Sample, tuning: Tuning
-) -> Tuning | None:
+def _settle(scan: faiss.IndexIVFPQFastScan, sample: _Sample, tuning: Tuning) -> Tuning | None:
     """What `_tune` found with fewer queries, with the lists that reach this sample's recall; None where no
     number of lists does."""
     lists = int(scan.nlist)
-    near = _fewest(exact, scan, sample, tuning.refine, tuning.probes // 2 + 1, min(2 * tuning.probes, lists))
-    return near or _fewest(exact, scan, sample, tuning.refine, 1, lists)
+    near = _fewest(scan, sample, tuning.refine, tuning.probes // 2 + 1, min(2 * tuning.probes, lists))
+    return near or _fewest(scan, sample, tuning.refine, 1, lists)
 
 
 def _fewest(
-    exact: MarketIndex,
     scan: faiss.IndexIVFPQFastScan,
     sample: _Sample,
     refine: float,
@@ -419,9 +428,12 @@ def _fewest(
 ) -> Tuning | None:
     """The fewest lists from `least` to `most` that reach a sample's recall; None where `most` do not."""
     k, found = sample.truth.shape[1], None
+    count = min(int(k * refine), scan.ntotal)
+    faiss.omp_set_num_threads(cores())
     while least <= most:
         probes = (least + most) // 2
-        hits = shares(exact._scanned(_Scan(scan, probes), sample.queries, k, refine), sample.truth)
+        # What is nearest of all is first when the candidates are scored anew, so being among them is enough.
+        hits = shares(_proposed(_Scan(scan, probes), sample.queries, count)[0], sample.truth)
         if hits.mean() - 2 * hits.std() / np.sqrt(len(hits)) >= sample.recall:
             found, most = Tuning(k, probes, refine, float(hits.mean())), probes - 1
         else:
@@ -430,7 +442,12 @@ def _fewest(
 
 
 def shares(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Share of each row of `truth` int64[b, k] that the same row of `found` int64[b, j] holds: float64[b]."""
-    offset = np.arange(len(truth))[:, None] * (max(int(truth.max()), int(found.max())) + 1)
-    inside = np.isin(truth + offset, np.where(found >= 0, found + offset, -1))
-    return inside.mean(axis=1)
+    """Share of each row of `truth` int64[b, k] that the same row of `found` int64[b, j] holds, where -1 is
+    nothing: float64[b]."""
+    made = np.empty(len(truth))
+    last = max(int(truth.max(initial=0)), int(found.max(initial=0))) + 1
+    for rows in np.array_split(np.arange(len(truth)), -(-len(truth) * last // _MARKS)):
+        each, held = np.arange(len(rows))[:, None], np.zeros((len(rows), last + 1), bool)
+        held[each, found[rows]] = True  # -1 marks the last column, of no place
+        made[rows] = held[each, truth[rows]].mean(axis=1)
+    return made
