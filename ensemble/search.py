@@ -430,14 +430,15 @@ def _fewest(
     k, found = sample.truth.shape[1], None
     count = min(int(k * refine), scan.ntotal)
     faiss.omp_set_num_threads(cores())
+    probes = least  # which mostly do, where they did for more candidates
     while least <= most:
-        probes = (least + most) // 2
         # What is nearest of all is first when the candidates are scored anew, so being among them is enough.
         hits = shares(_proposed(_Scan(scan, probes), sample.queries, count)[0], sample.truth)
         if hits.mean() - 2 * hits.std() / np.sqrt(len(hits)) >= sample.recall:
             found, most = Tuning(k, probes, refine, float(hits.mean())), probes - 1
         else:
             least = probes + 1
+        probes = (least + most) // 2
     return found
 
 
