@@ -351,7 +351,10 @@ def _build(dataset: Any, out: Path, config: Any, before: Path | None = None) -> 
         report.step("report")
         rows = offline_report(built.release, built.data, queries_per_market=1000, seed=config.seed)
         write_rows(out / "report.json", rows)
-    console.print(report_table(rows))
+    if rows:
+        console.print(report_table(rows))
+    else:
+        warn("nothing in the test part of the log was wanted, so the report is empty")
     for text in without_effect(built.release):
         warn(text)
     say(f"release {out / 'release'} in {clock.monotonic() - start:.0f} s; report {out / 'report.json'}")

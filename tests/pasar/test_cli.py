@@ -256,6 +256,19 @@ def test_build_reports_every_market_and_says_nothing_else(command_build):
 
 
 @pytest.mark.slow
+def test_a_build_that_nothing_can_be_asked_of_says_so(
+    pasar, small_build, small_world_dataset, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("ensemble.build.build_release", lambda *_, **__: small_build.built)
+    monkeypatch.setattr("evaluation.report.offline_report", lambda *_, **__: [])
+    (tmp_path / "build").mkdir()
+    code, out, err = pasar("build", "--data", small_world_dataset.path, "--out", tmp_path / "build")
+    assert code == 0
+    assert "so the report is empty" in " ".join(err.split())
+    assert "Held-out outcomes" not in out
+
+
+@pytest.mark.slow
 def test_a_build_goes_on_from_the_one_it_is_given_and_says_where_nothing_is_new(
     pasar, small_build, small_world_dataset, tmp_path
 ):
