@@ -177,7 +177,8 @@ def _beside(requests: pd.DataFrame, releases: Sequence[str], over: str | None) -
     weights. The same with `_WIDE` are as large as they would be without an effect of the hour."""
     figures = _figures_of(requests)
     for market, here in requests.groupby("market", sort=False):
-        present = [release for release in releases if (here["release"] == release).any()]
+        served = set(here["release"])
+        present = [release for release in releases if release in served]
         for old, new in combinations(present, 2):
             if over not in (None, old):
                 continue
