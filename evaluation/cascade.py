@@ -23,7 +23,7 @@ from market.outcomes import POSITIVE_OUTCOMES
 from market.watch_time import WatchTime
 from models.seasons import latest_events
 from models.training import quiet
-from workflows.examples import TRAIN, UNFINISHED_OUTCOMES, Examples
+from workflows.examples import TRAIN, UNFINISHED_OUTCOMES, VALID, Examples
 from workflows.habits import followed_sellers
 
 #: Contents beyond the candidates rank below every candidate, in the two-tower's order: their cosines, times a
@@ -83,10 +83,16 @@ class Released:
         """
         events = [name for name in POSITIVE_OUTCOMES if name in task.train.outcomes]
         ends = [name for name in events if name not in UNFINISHED_OUTCOMES]
+        # Taken out of the release's histories, validation rows would leave them short, and where one repeats
+        # a training row it would stay; the first validation query knows the training rows and no other.
+        queries, asked = examples.queries, examples.queries.rows(VALID)
+        user, first = np.unique(queries.user[asked], return_index=True)
+        history = np.array(self.known.history)
+        history[user] = queries.history[asked][first]
         learned = replace(examples, pairs=examples.pairs.part(TRAIN))
         plan = self.cascade.plan
         return _Past(
-            _without(self.known.history, task.validation(*events)),
+            history,
             _without(self.known.seen, task.validation(*ends)),
             None if self.known.since is None else latest_events(learned, plan.as_of),
             followed_sellers(learned, seller),
