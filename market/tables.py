@@ -372,6 +372,7 @@ def _entities(
     times = contents.filter(["created_at", "ended_at"])
     if len(times.columns) == 2 and all(map(is_numeric_dtype, times.dtypes)):
         early = (times["ended_at"] < times["created_at"]).fillna(False)
+        early &= np.isfinite(times.astype(np.float64)).all(axis=1)  # what is not is no time, which is told of
         if early.any():
             ended, created = (int(times.loc[early, name].iloc[0]) for name in ("ended_at", "created_at"))
             remedy = f"before its `created_at`, {created}; correct one of them, or leave the end null."

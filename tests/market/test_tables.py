@@ -291,6 +291,8 @@ def test_what_ended_before_it_was_created_is_refused(dtype):
         validate(tables(contents=known))
     problem = only_problem_of(contents=contents().assign(created_at=["200", "300"], ended_at=ended))
     assert problem.column == "created_at"
+    problem = only_problem_of(contents=contents().assign(created_at=[np.inf, 300], ended_at=ended))
+    assert (problem.column, problem.rows) == ("created_at", 1)
 
 
 def test_impressions_without_any_outcome_are_refused():
