@@ -83,16 +83,10 @@ class Released:
         """
         events = [name for name in POSITIVE_OUTCOMES if name in task.train.outcomes]
         ends = [name for name in events if name not in UNFINISHED_OUTCOMES]
-        # Taken out of the release's histories, validation rows would leave them short, and where one repeats
-        # a training row it would stay; the first validation query knows the training rows and no other.
-        queries, asked = examples.queries, examples.queries.rows(VALID)
-        user, first = np.unique(queries.user[asked], return_index=True)
-        history = np.array(self.known.history)
-        history[user] = queries.history[asked][first]
         learned = replace(examples, pairs=examples.pairs.part(TRAIN))
         plan = self.cascade.plan
         return _Past(
-            history,
+            _training_history(examples, _without(self.known.history, task.validation(*events))),
             _without(self.known.seen, task.validation(*ends)),
             None if self.known.since is None else latest_events(learned, plan.as_of),
             followed_sellers(learned, seller),
@@ -137,6 +131,27 @@ class _Past(NamedTuple):
     since: np.ndarray | None
     sellers: np.ndarray
     tired: dict[str, np.ndarray]
+
+
+def _training_history(examples: Examples, left: np.ndarray) -> np.ndarray:
+    """Each user's latest events in the training part, int32[U, L].
+
+    A user's first validation query knows these and no other, if all come before it.
+
+    Args:
+        left: int32[U, L], what validation rows leave of the latest events of all, which may be fewer than
+            there are; for whom there is no such query.
+    """
+    queries, made = examples.queries, left.copy()
+    learned_from, asked = queries.rows(TRAIN), queries.rows(VALID)
+    latest = np.full(len(made), np.iinfo(np.int64).min)
+    np.maximum.at(latest, queries.user[learned_from], queries.time[learned_from])
+    order = np.lexsort((queries.time[asked], queries.user[asked]))
+    user, place = np.unique(queries.user[asked][order], return_index=True)
+    first = order[place]
+    after = queries.time[asked][first] >= latest[user]
+    made[user[after]] = queries.history[asked][first[after]]
+    return made
 
 
 def _without(histories: np.ndarray, wanted: sp.csr_matrix) -> np.ndarray:

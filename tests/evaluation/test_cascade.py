@@ -1,17 +1,19 @@
 """Pasar's two systems score every content, and candidates score as in the full ranking."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import evaluation.cascade
-from evaluation.cascade import BELOW, FullCascade, Released, TwoTower
+from evaluation.cascade import BELOW, FullCascade, Released, TwoTower, _training_history
 from evaluation.command import load_tables
 from evaluation.protocols import benchmarks, parts
 from market.outcomes import OUTCOMES
 from supply.fatigue import FatigueConfig
+from workflows.examples import TRAIN, VALID
 
 pytestmark = pytest.mark.slow
 
@@ -87,6 +89,18 @@ def test_validation_rows_are_history_only_where_the_name_says_so(released, task)
     told = FullCascade(released, known=True)
     assert told.name == "cascade, validation known"
     assert (told.score(users) != FullCascade(released).score(users)).any()
+
+
+def test_a_training_history_is_what_the_first_validation_query_knows_if_no_training_row_comes_later():
+    user = np.array([0, 0, 1, 1, 0, 0, 1, 2])
+    time = np.array([1, 2, 1, 9, 8, 5, 5, 4])
+    history = np.array([[-1, -1]] * 4 + [[6, 5], [3, 4], [7, -1], [-1, -1]], np.int32)
+    parts = {TRAIN: slice(0, 4), VALID: slice(4, 8)}
+    queries = SimpleNamespace(user=user, time=time, history=history, rows=parts.__getitem__)
+    left = np.array([[4, -1], [7, 8], [-1, -1], [1, 2]], np.int32)
+    made = _training_history(SimpleNamespace(queries=queries), left)
+    # Of user 1 a training row comes after the validation row; user 3 has none.
+    assert made.tolist() == [[3, 4], [7, 8], [-1, -1], [1, 2]]
 
 
 def test_nothing_that_validation_rows_alone_say_is_known_without_them(small_world_dataset, plain_config):
