@@ -203,10 +203,10 @@ class Meter:
     ) -> None:
         self._family, self._tallies = family, tallies
         self._families, self._series = dict[str, Any](), dict[tuple[str, tuple[str, ...]], Any]()
-        self._made = None
+        self._made, self._created = None, math.nan
         if release is not None:
             self._made = self._one(MADE, (release.name, version), family.GAUGE)
-            self._made.set(datetime.fromisoformat(release.created).timestamp())
+            self._created = datetime.fromisoformat(release.created).timestamp()
         self._ended = threading.Event()
         for tally in tallies:
             tally.open()
@@ -223,11 +223,14 @@ class Meter:
         """Tell the last, and that the release is served no more."""
         self._ended.set()
         self._thread.join()
+        self._created = math.nan
         self._tell()
-        if self._made is not None:
-            self._made.set(math.nan)
 
     def _tell(self) -> None:
+        # Each time: where Triton drops one version of a step it loads the others anew, and the process that a
+        # new one took over from ends last.
+        if self._made is not None:
+            self._made.set(self._created)
         for tally in self._tallies:
             for (counter, labels), grown in tally.take().items():
                 series = self._one(counter, labels, self._family.COUNTER)

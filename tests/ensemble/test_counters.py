@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -271,6 +272,23 @@ def test_a_meter_tells_in_turns():
     assert told.wait(60)
     meter.release()
     assert prometheus.series[REFUSED.name, ("code", "INTERNAL"), ("step", "pick")] == 1
+
+
+def test_a_release_that_another_process_goes_on_serving_is_told_of_when_one_ends():
+    made = (MADE.name, ("release", "nightly"), ("version", "3"))
+    release = SimpleNamespace(name="nightly", created="2026-03-02T00:00:00+00:00")
+    prometheus, shared = Prometheus(), Prometheus()
+    old = Meter(prometheus, [], release, "3", every_s=60)
+    shared.series = prometheus.series
+    del prometheus.series[made]
+    new = Meter(shared, [], release, "3", every_s=0.01)
+    old.release()
+    until = time.monotonic() + 60
+    while math.isnan(prometheus.series[made]) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert prometheus.series[made] == 1_772_409_600
+    new.release()
+    assert math.isnan(prometheus.series[made]), "it is served no more"
 
 
 def test_no_series_is_let_go_of_when_the_meter_is_or_the_process_ends():
