@@ -64,8 +64,8 @@ def write_repository(
         max_batch: rows that one run of a step may hold.
         delay_us: microseconds a request may wait for others to share its run.
         queue_ms: milliseconds a request may wait for a step's process before it is refused, or less where it
-            says so; 0 for ever.
-        instances: processes of each Python step.
+            says so; 0 for ever. Requests for a graph that is a step wait as long as need be.
+        instances: processes of each Python step; with `queue_ms` at least 2, see `expect_processes`.
         threads: ONNX Runtime's threads in each graph's instance; graphs inside a Python step have one.
         stages: "module:function" called as `function(step name, release, **options)`, returning the stage.
         python_path: folder to import that module from, where it is not installed.
@@ -76,7 +76,9 @@ def write_repository(
         WiringError: the steps do not fit together.
         ReleaseError: the release is damaged or lacks a step's graph.
         RepositoryError: `path` exists already.
+        ValueError: as `expect_processes`.
     """
+    expect_processes(instances, queue_ms)
     check_wiring(steps, request, reply)
     release = _verified(release_path, steps)
     target = Path(path)
@@ -87,11 +89,16 @@ def write_repository(
     temporary.mkdir()
     try:
         for step in (*steps, *beside):
-            config = _step_config(step, max_batch, delay_us, queue_ms)
+            config = _step_config(step, max_batch, delay_us)
             if isinstance(step, OnnxStep):
                 _set(config, intra_op_thread_count=str(threads), inter_op_thread_count="1")
             else:
                 config.instance_group[0].count = instances
+                if queue_ms:
+                    policy = config.dynamic_batching.default_queue_policy
+                    policy.timeout_action = pb.ModelQueuePolicy.REJECT
+                    policy.default_timeout_microseconds = 1000 * queue_ms
+                    policy.allow_timeout_override = True
                 _set(config, stages=stages)
                 _set(config, **{f"{OPTION}{name}": said for name, said in (options or {}).items()})
                 if python_path is not None:
@@ -104,6 +111,23 @@ def write_repository(
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def expect_processes(instances: int, queue_ms: int) -> None:
+    """Refuse one process whose queue has a limit.
+
+    Under a limit Triton's batcher asks whether a process is free when a request comes. One that came while
+    the only process ran waits for the next to come, or half a second. With two, three, four and eight
+    processes none was ever seen to wait.
+
+    Raises:
+        ValueError: says what to change.
+    """
+    if queue_ms and instances == 1:
+        raise ValueError(
+            "one process cannot have a limit of queue_ms: Triton would let requests wait half a second while "
+            "it is free; take instances of 2 or more, or queue_ms = 0"
+        )
 
 
 def add_version(
@@ -236,18 +260,13 @@ def _verified(release_path: str | os.PathLike[str], steps: Sequence[Step]) -> Re
     return release
 
 
-def _step_config(step: Step, max_batch: int, delay_us: int, queue_ms: int) -> pb.ModelConfig:
+def _step_config(step: Step, max_batch: int, delay_us: int) -> pb.ModelConfig:
     onnx = isinstance(step, OnnxStep)
     config = pb.ModelConfig(
         name=step.name, backend="onnxruntime" if onnx else "python", max_batch_size=max_batch
     )
     config.version_policy.all.SetInParent()
     config.dynamic_batching.max_queue_delay_microseconds = delay_us
-    if queue_ms:
-        policy = config.dynamic_batching.default_queue_policy
-        policy.timeout_action = pb.ModelQueuePolicy.REJECT
-        policy.default_timeout_microseconds = 1000 * queue_ms
-        policy.allow_timeout_override = True
     kind = pb.ModelInstanceGroup.KIND_AUTO if onnx else pb.ModelInstanceGroup.KIND_CPU
     config.instance_group.add(count=1, kind=kind)
     _add_tensors(config, step.inputs, step.outputs)
@@ -330,7 +349,7 @@ def _check_same(
 ) -> None:
     """Refuse a cascade of other borders: one configuration serves all versions of a step."""
     same = [(_feed_config(steps, request, reply, 0, 0, release), feed)]
-    same += [(_step_config(step, 0, 0, 0), read_config(target, step.name)) for step in steps]
+    same += [(_step_config(step, 0, 0), read_config(target, step.name)) for step in steps]
     for new, old in same:
         changed = list(new.input) != list(old.input) or list(new.output) != list(old.output)
         # A client that asked for the tasks once names probabilities by them from then on.

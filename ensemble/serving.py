@@ -12,7 +12,7 @@ from ensemble.blending import Blend
 from ensemble.cascade import served_steps
 from ensemble.plan import Plan
 from ensemble.release import Release
-from ensemble.repository import CONFIG, write_repository
+from ensemble.repository import CONFIG, expect_processes, write_repository
 from ensemble.server import TritonServer
 from ensemble.stages.events import Events
 from ensemble.stages.feedback import Feedback
@@ -42,7 +42,7 @@ class ServeConfig:
         one_process: run all steps of a request in one process, the fastest way on a CPU; false makes each
             step a model of its own, as a GPU host needs, where Triton runs the graphs itself.
         instances: processes of each Python step (processes); 0 takes one for each core where a process runs
-            all steps, else one.
+            all steps, but at least two, else two. One alone can have no limit of `queue_ms`.
         threads: ONNX Runtime's threads for each graph that is a model of its own (threads).
         startup_deadline_s: time until every step must be ready, of a release that is taken later, too
             (seconds).
@@ -67,6 +67,12 @@ class ServeConfig:
         expect(self, "serve", "max_batch threads", least=1)
         expect(self, "serve", "delay_us queue_ms instances", least=0)
         expect(self, "serve", "startup_deadline_s", above=0)
+        expect_processes(self.instances, self.queue_ms)
+
+    @property
+    def processes(self) -> int:
+        """Processes of each Python step."""
+        return self.instances or (max(cores(), 2) if self.one_process else 2)
 
 
 @contextlib.contextmanager
@@ -114,7 +120,6 @@ def serve_release(
     if feedback is not None:
         FeedbackLog(feedback).expect_writable()
         options["feedback"] = str(feedback.resolve())
-    processes = cores() if settings.one_process else 1
     with only_user(run, elsewhere):
         tidy(repository)
         expect_own(repository, f"*/{CONFIG}", elsewhere)
@@ -128,7 +133,7 @@ def serve_release(
             max_batch=settings.max_batch,
             delay_us=settings.delay_us,
             queue_ms=settings.queue_ms,
-            instances=settings.instances or processes,
+            instances=settings.processes,
             threads=settings.threads,
             beside=[step for step, has in ((Events.step(), state), (Feedback.step(), feedback)) if has],
             options=options,

@@ -51,11 +51,21 @@ def test_the_limits_asked_for_are_in_the_configurations(repo):
         assert config.max_batch_size == 8
         assert config.dynamic_batching.max_queue_delay_microseconds == 70
         policy = config.dynamic_batching.default_queue_policy
-        assert policy == pb.ModelQueuePolicy(
-            timeout_action="REJECT", default_timeout_microseconds=9000, allow_timeout_override=True
+        assert policy == (
+            pb.ModelQueuePolicy()
+            if name == "query"  # has one process, which may have no limit
+            else pb.ModelQueuePolicy(
+                timeout_action="REJECT", default_timeout_microseconds=9000, allow_timeout_override=True
+            )
         )
     assert read_config(repo, "pick").instance_group[0].count == 2
     assert read_config(repo, "query").parameters["intra_op_thread_count"].string_value == "3"
+
+
+def test_one_process_whose_queue_has_a_limit_is_refused(release, tmp_path):
+    with pytest.raises(ValueError, match="take instances of 2 or more, or queue_ms = 0"):
+        write_repository(tmp_path / "repo", release, *CASCADE, queue_ms=1)
+    assert not (tmp_path / "repo").exists()
 
 
 def test_only_tensors_that_are_read_leave_a_step(release, tmp_path):

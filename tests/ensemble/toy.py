@@ -77,6 +77,8 @@ def _user_state(user_id):
         return {"state": np.zeros((len(user_id), 4), np.float32)}
     if "sleeps" in user_id:
         time.sleep(0.5)
+    if "naps" in user_id:
+        time.sleep(0.1)
     if "dies" in user_id:
         os._exit(1)
     return {"state": np.array([[len(user), ord(user[0]) % 7, 1] for user in user_id], np.float32)}

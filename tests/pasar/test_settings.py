@@ -62,6 +62,26 @@ def test_a_knob_changes_alone(tmp_path):
     assert settings.build.two_tower == schema()["build"]().two_tower
 
 
+@pytest.mark.parametrize(
+    ("cores", "knobs", "processes"),
+    [
+        (8, {}, 8),
+        (1, {}, 2),
+        (8, {"one_process": False}, 2),
+        (8, {"instances": 3}, 3),
+        (8, {"instances": 1, "queue_ms": 0}, 1),
+    ],
+)
+def test_a_step_has_two_processes_or_requests_wait_for_ever(monkeypatch, cores, knobs, processes):
+    monkeypatch.setattr("ensemble.serving.cores", lambda: cores)
+    assert ServeConfig(**knobs).processes == processes
+
+
+def test_one_process_whose_queue_has_a_limit_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match="take instances of 2 or more, or queue_ms = 0"):
+        load_serve(written(tmp_path, "[serve]\ninstances = 1\n"))
+
+
 def test_the_file_of_the_working_folder_is_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_serve() == ServeConfig()
