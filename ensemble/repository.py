@@ -117,8 +117,8 @@ def expect_processes(instances: int, queue_ms: int) -> None:
     """Refuse one process whose queue has a limit.
 
     Under a limit Triton's batcher asks whether a process is free when a request comes. One that came while
-    the only process ran waits for the next to come, or half a second. With two, three, four and eight
-    processes none was ever seen to wait.
+    the only process ran waits for the next to come, or half a second. With two processes that happens to two
+    in 200,000, where nobody else asks; see docs/performance.md.
 
     Raises:
         ValueError: says what to change.
